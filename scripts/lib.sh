@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# What every script here shares: where things are, how progress and failure are reported, and how a
+# command is run where the tools are.
+
+set -euo pipefail
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+: "${NBD_CACHE:=${XDG_CACHE_HOME:-$HOME/.cache}/nbd-rust}"
+export TOP NBD_CACHE
+
+SUITE=trixie
+KERNEL_SERIES=7.3
+MIRROR=${NBD_MIRROR:-http://deb.debian.org/debian}
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# run_step TITLE CMD...: run a long command with its output in a log, and show that it is alive.
+run_step() {
+	local title=$1 log start pid last=0 now rc=0
+	shift
+	mkdir -p "$NBD_CACHE/log"
+	log=$NBD_CACHE/log/$(printf '%s' "$title" | tr -cs 'a-zA-Z0-9' '-')$$.log
+	start=$SECONDS
+	say "    $title ..."
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 1
+		now=$((SECONDS - start))
+		if [ $((now - last)) -ge 20 ]; then
+			last=$now
+			printf '    %s: %d s, %s\n' "$title" "$now" \
+				"$(tail -n 1 "$log" | tr -d '\r' | cut -c 1-80)"
+		fi
+	done
+	wait "$pid" || rc=$?
+	if [ "$rc" -ne 0 ]; then
+		tail -n 25 "$log" >&2
+		die "$title failed (exit $rc); the whole log is $log"
+	fi
+	say "    $title: done in $((SECONDS - start)) s"
+	rm -f "$log"
+}
+
+# What the root is made from; a change of any of it makes a new root.
+root_packages() { sed 's/#.*//' "$TOP/scripts/packages" | tr -s ' \n' '\n\n' | sed '/^$/d'; }
+root_key() { { echo "$SUITE $KERNEL_SERIES 1"; root_packages; } | sha256sum | cut -c 1-12; }
+
+# Debian 13 with every package present needs no root of our own.
+host_is_native() {
+	[ "${NBD_NATIVE:-auto}" != no ] || return 1
+	# shellcheck disable=SC1091
+	[ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = "$SUITE" ] || return 1
+	local p
+	for p in $(root_packages) "linux-source-$KERNEL_SERIES"; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || return 1
+	done
+	compgen -G "/usr/src/linux-headers-$KERNEL_SERIES.*-amd64" >/dev/null
+}
+
+if host_is_native; then ROOT=/; else ROOT=$NBD_CACHE/root-$(root_key); fi
+export ROOT
+
+# The kernel release that the root has, as the headers package states it.
+stock_release() {
+	local d best=
+	for d in "$ROOT"/usr/src/linux-headers-"$KERNEL_SERIES".*-amd64; do
+		[ -e "$d/include/config/kernel.release" ] && best=$(cat "$d/include/config/kernel.release")
+	done
+	[ -n "$best" ] || die "no linux-headers-$KERNEL_SERIES.*-amd64 in $ROOT: run scripts/setup"
+	echo "$best"
+}
+
+source_version() {
+	dpkg-query --root="$ROOT" -W -f '${Version}' "linux-source-$KERNEL_SERIES" 2>/dev/null ||
+		die "no linux-source-$KERNEL_SERIES in $ROOT: run scripts/setup"
+}
+
+stock_kdir() { echo "$NBD_CACHE/kernel-$(stock_release)-$(source_version | sha256sum | cut -c 1-8)"; }
+debug_kdir() {
+	local key
+	key=$({ source_version; cat "$TOP/.config.fragment"; } | sha256sum | cut -c 1-12)
+	echo "$NBD_CACHE/kernel-debug-$key"
+}
+
+# in_root CMD...: run a command where the tools are, with this checkout and the cache at their own paths.
+in_root() {
+	if [ "$ROOT" = / ]; then
+		"$@"
+		return
+	fi
+	[ -d "$ROOT" ] || die "no Debian root at $ROOT: run scripts/setup"
+	# shellcheck disable=SC2016
+	unshare --mount --propagation private -- bash -c '
+		set -e
+		root=$1 cwd=$2; shift 2
+		mount --rbind /dev "$root/dev"
+		mount --rbind /sys "$root/sys"
+		mount -t proc proc "$root/proc"
+		mount -t tmpfs tmpfs "$root/tmp"
+		mount -t tmpfs tmpfs "$root/run"
+		for d in "$TOP" "$NBD_CACHE" ${KDIR:+"$KDIR"}; do
+			mkdir -p "$root$d"
+			mount --bind "$d" "$root$d"
+		done
+		exec chroot "$root" /usr/bin/env -u LD_LIBRARY_PATH \
+			PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+			sh -c "cd \"\$0\" && exec \"\$@\"" "$cwd" "$@"
+	' in_root "$ROOT" "$PWD" "$@"
+}
