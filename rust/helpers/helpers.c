@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Shims for static inline functions and macros that Rust cannot call. Out of
+ * tree they form one object; each file becomes a part of the kernel's
+ * rust/helpers/ file of the same name.
+ */
+
+#include <linux/compiler_types.h>
+
+#define __rust_helper
+
+#include "blk.c"
+#include "cred.c"
+#include "mm.c"
+#include "net.c"
+#include "ratelimit.c"
+#include "task.c"

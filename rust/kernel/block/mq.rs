@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! blk-mq for drivers that talk to something slow and unreliable.
+//!
+//! It differs from the kernel crate's `block::mq` in what such a driver needs: data of its own in
+//! each request, a queue function that may sleep, timeouts, requeueing, and requests that a sender
+//! and a receiver use at the same time. A request that the driver holds is in one of four hands,
+//! each a type:
+//!
+//! - [`OwnedRequest`]: the driver alone has it; it is not known to anyone by tag.
+//! - [`ActiveRequest`](request::ActiveRequest): published under a tag and a cookie, and kept from finishing while the
+//!   value lives.
+//! - no value at all: published, waiting for whoever answers to it.
+//! - [`Claim`]: the one right to decide what becomes of it.
+//!
+//! A published request finishes when its fate is decided and nobody uses it any more, whichever
+//! comes last, so that the reply may overtake the end of the send and no request can be finished
+//! twice.
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+pub(crate) mod gen_disk;
+pub(crate) mod operations;
+pub(crate) mod request;
+pub(crate) mod request_list;
+
+pub(crate) use gen_disk::{DiskBuilder, DiskOperations, GenDisk, RegisteredDisk};
+pub(crate) use operations::{Operations, TimeoutAction};
+pub(crate) use request::{Claim, Op, OwnedRequest, Request, StartedRequest};
+pub(crate) use request_list::RequestList;

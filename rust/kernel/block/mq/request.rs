@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests and the hands they are in.
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+use super::Operations;
+use crate::kernel::{bindings as helpers, block::BlkStatus};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    bindings,
+    sync::atomic::{Acquire, Atomic, Full, Release},
+    types::Opaque, //
+};
+
+/// What becomes of a published request once nobody uses it any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Not decided: the request goes on waiting.
+    Open,
+    /// Back to the block layer's queue, to be handed to the driver again.
+    Requeue,
+    /// Finished with this status.
+    End(BlkStatus),
+}
+
+/// The state of a request, packed into one atomic word.
+#[derive(Clone, Copy)]
+struct Phase {
+    /// Published: may be claimed.
+    live: bool,
+    /// A [`Claim`] exists or has decided.
+    claimed: bool,
+    fate: Fate,
+    /// [`ActiveRequest`]s and undecided [`Claim`]s.
+    users: u8,
+    /// Counts publications, so that a reply to an earlier one is known as such.
+    cookie: u32,
+}
+
+impl Phase {
+    const IDLE: u64 = 0;
+
+    fn pack(self) -> u64 {
+        let (kind, status) = match self.fate {
+            Fate::Open => (0u64, 0u8),
+            Fate::Requeue => (1, 0),
+            Fate::End(status) => (2, status.into_raw()),
+        };
+        u64::from(self.live)
+            | u64::from(self.claimed) << 1
+            | kind << 2
+            | u64::from(self.users) << 8
+            | u64::from(status) << 16
+            | u64::from(self.cookie) << 32
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self {
+            live: word & 1 != 0,
+            claimed: word & 2 != 0,
+            fate: match (word >> 2) & 3 {
+                0 => Fate::Open,
+                1 => Fate::Requeue,
+                _ => Fate::End(BlkStatus::from_raw((word >> 16) as u8)),
+            },
+            users: (word >> 8) as u8,
+            cookie: (word >> 32) as u32,
+        }
+    }
+}
+
+/// What the driver keeps behind each `struct request`.
+pub(super) struct Pdu<T: Operations> {
+    phase: Atomic<u64>,
+    data: T::RequestData,
+}
+
+impl<T: Operations> Pdu<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Atomic::new(Phase::IDLE),
+            data: T::new_request_data(),
+        }
+    }
+}
+
+/// A `struct request` of a disk of `T`, in whosever hands.
+///
+/// # Invariants
+///
+/// The request was allocated by a tag set of `T`, so that its private data is an initialised
+/// [`Pdu<T>`], and stays allocated for as long as the reference lives.
+#[repr(transparent)]
+pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
+
+// SAFETY: A shared reference only gives access to the private data, which is `Sync`.
+unsafe impl<T: Operations> Sync for Request<T> {}
+
+impl<T: Operations> Request<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`] for `'a`.
+    pub(super) unsafe fn from_raw<'a>(rq: *mut bindings::request) -> &'a Self {
+        // SAFETY: The type is transparent and the caller promises the rest.
+        unsafe { &*rq.cast() }
+    }
+
+    fn as_raw(&self) -> *mut bindings::request {
+        self.0.get()
+    }
+
+    fn pdu(&self) -> &Pdu<T> {
+        // SAFETY: By the type invariant the private data of the request is a live `Pdu<T>`.
+        unsafe { &*bindings::blk_mq_rq_to_pdu(self.as_raw()).cast() }
+    }
+
+    /// The driver's own data of this request. It outlives the request's I/O: what it says of an
+    /// earlier one is stale until the driver writes it anew.
+    pub(crate) fn data(&self) -> &T::RequestData {
+        &self.pdu().data
+    }
+
+    /// Whether the request is published and nobody has claimed it. Only a hint: it may have
+    /// changed by the time the caller looks at the result.
+    pub(crate) fn is_unclaimed(&self) -> bool {
+        let phase = Phase::unpack(self.pdu().phase.load(Acquire));
+        phase.live && !phase.claimed
+    }
+
+    /// Claims the request if it is published under `cookie` and nobody else has claimed it.
+    /// Does not sleep.
+    pub(crate) fn claim(&self, cookie: u32) -> Option<Claim<T>> {
+        self.claim_if(|phase| phase.cookie == cookie)
+    }
+
+    /// Claims the request if it is published, whatever its cookie. Does not sleep.
+    pub(crate) fn claim_any(&self) -> Option<Claim<T>> {
+        self.claim_if(|_| true)
+    }
+
+    fn claim_if(&self, wanted: impl Fn(&Phase) -> bool) -> Option<Claim<T>> {
+        self.update(|mut phase| {
+            if !phase.live || phase.claimed || !wanted(&phase) {
+                return None;
+            }
+            phase.claimed = true;
+            phase.users = phase.users.checked_add(1)?;
+            Some(phase)
+        })?;
+        // INVARIANT: The update set `claimed` on a live request and counted a user.
+        Some(Claim(StartedRequest(NonNull::from(self).cast(), PhantomData)))
+    }
+
+    /// Replaces the phase by `f` of it, until nobody interferes; `None` leaves it alone.
+    fn update(&self, f: impl Fn(Phase) -> Option<Phase>) -> Option<Phase> {
+        let word = &self.pdu().phase;
+        let mut old = word.load(Acquire);
+        loop {
+            let new = f(Phase::unpack(old))?;
+            match word.cmpxchg(old, new.pack(), Full) {
+                Ok(_) => return Some(new),
+                Err(current) => old = current,
+            }
+        }
+    }
+
+    /// Drops one user, with `fate` if the user was one that decides, and finishes the request if
+    /// that was the last thing it waited for.
+    ///
+    /// # Safety
+    ///
+    /// The caller must own one count of `users`, and with `Some(fate)` also the claim; both are
+    /// used up. `self` may be gone afterwards.
+    unsafe fn put_user(&self, fate: Option<Fate>) {
+        let Some(phase) = self.update(|mut phase| {
+            phase.users = phase.users.saturating_sub(1);
+            if let Some(fate) = fate {
+                phase.fate = fate;
+            }
+            if phase.users == 0 && phase.fate != Fate::Open {
+                phase.live = false;
+            }
+            Some(phase)
+        }) else {
+            return;
+        };
+        if phase.live {
+            return;
+        }
+        // The request is no longer published, and of all users only this one saw it go: it is
+        // ours alone.
+        match phase.fate {
+            Fate::Open => {}
+            // SAFETY: The request was started and is owned by the driver, that is by us.
+            Fate::Requeue => unsafe { bindings::blk_mq_requeue_request(self.as_raw(), true) },
+            // SAFETY: As above.
+            Fate::End(status) => unsafe {
+                bindings::blk_mq_end_request(self.as_raw(), status.into_raw())
+            },
+        }
+    }
+}
+
+/// The operations that a driver can be asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Read into the request's segments.
+    Read,
+    /// Write the request's segments.
+    Write,
+    /// Make what was written durable.
+    Flush,
+    /// Forget the data.
+    Discard,
+    /// Write zeroes; there are no segments.
+    WriteZeroes,
+    /// An operation that this abstraction does not know.
+    Other,
+}
+
+/// A request that is in the driver's hands for as long as the value lives: the block layer does
+/// not change it, so that it can be read.
+///
+/// # Invariants
+///
+/// The request was started, and is neither ended nor requeued while the value lives.
+#[repr(transparent)]
+pub(crate) struct StartedRequest<T: Operations>(NonNull<bindings::request>, PhantomData<T>);
+
+// SAFETY: A started request may be used from any thread; what a shared reference gives access to
+// is either constant while the request is started, or `Sync`.
+unsafe impl<T: Operations> Send for StartedRequest<T> {}
+// SAFETY: As above.
+unsafe impl<T: Operations> Sync for StartedRequest<T> {}
+
+impl<T: Operations> Deref for StartedRequest<T> {
+    type Target = Request<T>;
+
+    fn deref(&self) -> &Request<T> {
+        // SAFETY: By the type invariant the request stays in the driver's hands, hence allocated.
+        unsafe { Request::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl<T: Operations> StartedRequest<T> {
+    /// The operation asked for.
+    pub(crate) fn op(&self) -> Op {
+        // SAFETY: The request is valid and `cmd_flags` is constant while it is started.
+        match unsafe { helpers::req_op(self.0.as_ptr()) } {
+            bindings::req_op_REQ_OP_READ => Op::Read,
+            bindings::req_op_REQ_OP_WRITE => Op::Write,
+            bindings::req_op_REQ_OP_FLUSH => Op::Flush,
+            bindings::req_op_REQ_OP_DISCARD => Op::Discard,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Op::WriteZeroes,
+            _ => Op::Other,
+        }
+    }
+
+    /// Position on the disk in sectors.
+    pub(crate) fn sector(&self) -> u64 {
+        // SAFETY: The request is valid and its position constant while it is started.
+        unsafe { helpers::blk_rq_pos(self.0.as_ptr()) }
+    }
+
+    /// Length in bytes; 0 for a flush.
+    pub(crate) fn bytes(&self) -> u32 {
+        // SAFETY: The request is valid and its length constant while it is started.
+        unsafe { helpers::blk_rq_bytes(self.0.as_ptr()) }
+    }
+
+    /// Whether the data must be durable before the request is finished.
+    pub(crate) fn is_fua(&self) -> bool {
+        // SAFETY: The request is valid and `cmd_flags` is constant while it is started.
+        unsafe { helpers::blk_rq_is_fua(self.0.as_ptr()) }
+    }
+
+    /// Whether zeroes must be allocated rather than punched out.
+    pub(crate) fn is_nounmap(&self) -> bool {
+        // SAFETY: The request is valid and `cmd_flags` is constant while it is started.
+        unsafe { helpers::blk_rq_is_nounmap(self.0.as_ptr()) }
+    }
+
+    /// The tag together with the hardware queue that it belongs to; see
+    /// [`QueueGuard::request`](super::gen_disk::QueueGuard::request).
+    pub(crate) fn unique_tag(&self) -> u32 {
+        // SAFETY: The request is valid and keeps its driver tag while it is started.
+        unsafe { bindings::blk_mq_unique_tag(self.0.as_ptr()) }
+    }
+
+    /// The cookie of the last publication; of this one, if the request is published.
+    pub(crate) fn cookie(&self) -> u32 {
+        Phase::unpack(self.pdu().phase.load(Acquire)).cookie
+    }
+
+    /// Calls `f` with each physically contiguous segment of the data until it returns `false`.
+    pub(crate) fn for_each_segment(&self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
+        // SAFETY: The request is valid, and its list of bios constant while it is started.
+        let mut next = unsafe { (*self.0.as_ptr()).bio };
+        while let Some(bio) = NonNull::new(next) {
+            // SAFETY: The bios of a started request stay allocated, and so do their vectors.
+            let (vecs, mut iter) = unsafe {
+                next = (*bio.as_ptr()).bi_next;
+                ((*bio.as_ptr()).bi_io_vec, (*bio.as_ptr()).bi_iter)
+            };
+            while iter.bi_size > 0 {
+                // SAFETY: `iter` came from the bio of `vecs` and has bytes left.
+                let segment = unsafe { helpers::mp_bvec_iter_bvec(vecs, iter) };
+                if !f(segment) {
+                    return;
+                }
+                // SAFETY: As above; `segment` ends within the current vector.
+                unsafe {
+                    helpers::bvec_iter_advance_single(vecs, &mut iter, segment.bv_len);
+                }
+            }
+        }
+    }
+}
+
+/// A request that the driver alone has. Dropping it fails the request.
+///
+/// # Invariants
+///
+/// The request was started, is not published, and has no other owner.
+pub(crate) struct OwnedRequest<T: Operations>(StartedRequest<T>);
+
+impl<T: Operations> OwnedRequest<T> {
+    /// Takes over a request from the block layer and starts it.
+    ///
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`], and the block layer must have handed it to
+    /// the driver, which has not started it.
+    pub(super) unsafe fn start(rq: NonNull<bindings::request>) -> Self {
+        // SAFETY: By the caller's promise.
+        unsafe { bindings::blk_mq_start_request(rq.as_ptr()) };
+        // INVARIANT: Started just above; what the driver does not have published, nobody else has.
+        Self(StartedRequest(rq, PhantomData))
+    }
+
+    /// Finishes the request. Does not sleep.
+    pub(crate) fn end(self, status: BlkStatus) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is started and ours alone, and `self` is gone.
+        unsafe { bindings::blk_mq_end_request(this.0 .0.as_ptr(), status.into_raw()) };
+    }
+
+    /// Publishes the request under a new cookie: from here on it can be found by its tag and
+    /// claimed. Does not sleep.
+    pub(crate) fn publish(self) -> ActiveRequest<T> {
+        let this = ManuallyDrop::new(self);
+        let rq = StartedRequest(this.0 .0, PhantomData);
+        let word = &rq.pdu().phase;
+        let phase = Phase {
+            live: true,
+            claimed: false,
+            fate: Fate::Open,
+            users: 1,
+            cookie: Phase::unpack(word.load(Acquire)).cookie.wrapping_add(1),
+        };
+        // Nobody changes the phase of a request that is not published.
+        word.store(phase.pack(), Release);
+        // INVARIANT: Live, with the one user that the value stands for.
+        ActiveRequest(rq)
+    }
+}
+
+impl<T: Operations> Deref for OwnedRequest<T> {
+    type Target = StartedRequest<T>;
+
+    fn deref(&self) -> &StartedRequest<T> {
+        &self.0
+    }
+}
+
+impl<T: Operations> Drop for OwnedRequest<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the request is started and ours alone.
+        unsafe { bindings::blk_mq_end_request(self.0 .0.as_ptr(), BlkStatus::IOERR.into_raw()) };
+    }
+}
+
+/// A published request that cannot finish while the value lives. Dropping it lets it finish, if
+/// its fate is decided, or leaves it waiting for whoever will claim it.
+///
+/// # Invariants
+///
+/// The request is live and the value stands for one count of its users.
+#[repr(transparent)]
+pub(crate) struct ActiveRequest<T: Operations>(StartedRequest<T>);
+
+impl<T: Operations> ActiveRequest<T> {
+    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
+        ManuallyDrop::new(self).0 .0
+    }
+
+    /// # Safety
+    ///
+    /// `rq` must come from [`Self::into_raw`], once.
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: The count that `into_raw` left behind is now that of this value.
+        Self(StartedRequest(rq, PhantomData))
+    }
+}
+
+impl<T: Operations> Deref for ActiveRequest<T> {
+    type Target = StartedRequest<T>;
+
+    fn deref(&self) -> &StartedRequest<T> {
+        &self.0
+    }
+}
+
+impl<T: Operations> Drop for ActiveRequest<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the value stands for one user.
+        unsafe { self.0.put_user(None) };
+    }
+}
+
+/// The right to decide what becomes of a published request, and until then to fill its data.
+/// Dropping it undecided fails the request.
+///
+/// # Invariants
+///
+/// The request is live and claimed, and the value stands for the claim and one user.
+pub(crate) struct Claim<T: Operations>(StartedRequest<T>);
+
+impl<T: Operations> Claim<T> {
+    /// Finishes the request with `status`, as soon as nobody uses it any more. Does not sleep.
+    pub(crate) fn end(self, status: BlkStatus) {
+        self.decide(Fate::End(status));
+    }
+
+    /// Hands the request back to be queued again, as soon as nobody uses it any more. Does not
+    /// sleep.
+    pub(crate) fn requeue(self) {
+        self.decide(Fate::Requeue);
+    }
+
+    fn decide(self, fate: Fate) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the value stands for the claim and one user; it is gone.
+        unsafe { this.0.put_user(Some(fate)) };
+    }
+}
+
+impl<T: Operations> Deref for Claim<T> {
+    type Target = StartedRequest<T>;
+
+    fn deref(&self) -> &StartedRequest<T> {
+        &self.0
+    }
+}
+
+impl<T: Operations> Drop for Claim<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the value stands for the claim and one user.
+        unsafe { self.0.put_user(Some(Fate::End(BlkStatus::IOERR))) };
+    }
+}

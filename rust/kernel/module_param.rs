@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Module parameters that user space can read in sysfs.
+//!
+//! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
+
+use core::cell::UnsafeCell;
+use kernel::{bindings, prelude::*};
+
+/// A parameter of C type `int`, in `/sys/module/*/parameters`, set when the module is loaded.
+pub(crate) struct IntParam(UnsafeCell<i32>);
+
+// SAFETY: The parameter code writes the value while the module is loaded, before any of its code
+// runs; afterwards only `adjust` does, which is unsafe.
+unsafe impl Sync for IntParam {}
+
+impl IntParam {
+    /// A parameter with a default.
+    pub(crate) const fn new(default: i32) -> Self {
+        Self(UnsafeCell::new(default))
+    }
+
+    /// The value.
+    pub(crate) fn get(&self) -> i32 {
+        // SAFETY: The value is aligned and valid; see the type.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    /// Replaces the value by the one in force, for user space to see.
+    pub(crate) fn adjust(&self, value: i32) {
+        // SAFETY: An aligned store of an int, which readers read with one load.
+        unsafe { self.0.get().write_volatile(value) };
+    }
+
+    /// For [`int_param!`](crate::int_param).
+    pub(crate) const fn as_ptr(&self) -> *mut c_void {
+        self.0.get().cast()
+    }
+}
+
+/// What the parameter code finds in the section `__param`.
+#[repr(transparent)]
+pub(crate) struct Registration(bindings::kernel_param);
+
+// SAFETY: Nobody writes it.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// For [`int_param!`](crate::int_param): a parameter readable by all in sysfs.
+    pub(crate) const fn new(
+        name: &'static CStr,
+        module: *mut bindings::module,
+        value: &'static IntParam,
+    ) -> Self {
+        Self(bindings::kernel_param {
+            name: name.as_ptr().cast(),
+            mod_: module,
+            ops: &raw const bindings::param_ops_int,
+            perm: 0o444,
+            level: -1,
+            flags: 0,
+            __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
+                arg: value.as_ptr(),
+            },
+        })
+    }
+}
+
+/// Declares a static [`IntParam`] and registers it with its description.
+#[macro_export]
+macro_rules! int_param {
+    ($(#[$doc:meta])* $name:ident, $cname:literal, $default:literal, $info:literal) => {
+        $(#[$doc])*
+        pub(crate) static $name: $crate::kernel::module_param::IntParam =
+            $crate::kernel::module_param::IntParam::new($default);
+
+        const _: () = {
+            #[link_section = "__param"]
+            #[used(compiler)]
+            static PARAM: $crate::kernel::module_param::Registration =
+                $crate::kernel::module_param::Registration::new(
+                    $cname,
+                    ::kernel::module::this_module::<$crate::NbdModule>().as_ptr(),
+                    &$name,
+                );
+
+            #[link_section = ".modinfo"]
+            #[used(compiler)]
+            static INFO: [u8; $info.len()] = *$info;
+        };
+    };
+}

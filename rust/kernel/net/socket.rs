@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sockets given by user space.
+//!
+//! C header: [`include/linux/net.h`](srctree/include/linux/net.h)
+
+use crate::kernel::{
+    bindings as helpers,
+    bvec::{BvecDest, BvecSource},
+    cred::KernelCreds,
+    mm::NoReclaim, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    error::to_result,
+    ffi,
+    fs::file::{File, LocalFile},
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Whether a call may wait for the peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Take what there is, or fail with `EAGAIN`.
+    No,
+    /// Wait for some.
+    Some,
+    /// Wait until all is there, unless the peer or a timeout of the socket ends the wait.
+    All,
+}
+
+/// A connected byte stream: a TCP or an `AF_UNIX` stream socket.
+///
+/// The value owns one reference to the socket's file, taken from user space's descriptor once and
+/// given back once.
+///
+/// # Invariants
+///
+/// `file` is the file of a stream socket whose `shutdown` works.
+pub(crate) struct Socket {
+    file: ARef<File>,
+}
+
+impl Socket {
+    /// Takes a reference to the socket behind descriptor `fd` of the current task.
+    ///
+    /// Fails with `EBADF` for a closed descriptor, `ENOTSOCK` for a file that is no socket, and
+    /// `EINVAL` for a socket of another kind.
+    pub(crate) fn from_fd(fd: u32) -> Result<Self> {
+        let file = LocalFile::fget(fd)?;
+        // SAFETY: The file is valid.
+        let sock = NonNull::new(unsafe { bindings::sock_from_file(file.as_ptr()) });
+        let sock = sock.ok_or(ENOTSOCK)?.as_ptr();
+        // SAFETY: The socket lives as long as its file.
+        if !unsafe { helpers::sock_is_stream(sock) } {
+            return Err(EINVAL);
+        }
+        // SAFETY: As above.
+        unsafe { helpers::sock_reclassify_block_io(sock) };
+        // SAFETY: Sockets have no file position, so that `fdget_pos` is never called on them.
+        // INVARIANT: Checked just above.
+        Ok(Self {
+            file: unsafe { LocalFile::assume_no_fdget_pos(file) },
+        })
+    }
+
+    fn as_raw(&self) -> *mut bindings::socket {
+        // SAFETY: The file is valid, and by the type invariant a socket's.
+        unsafe { bindings::sock_from_file(self.file.as_ptr()) }
+    }
+
+    /// Prepares the socket to carry block I/O: it may use memory reserves, and never waits for
+    /// memory that only block I/O can free.
+    pub(crate) fn set_block_io(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { helpers::sock_set_block_io(self.as_raw()) };
+    }
+
+    /// Ends both directions: the peer sees the end of the stream, and who waits in
+    /// [`Self::send`] or [`Self::receive`] returns. Sleeps only for the socket's lock.
+    pub(crate) fn shutdown(&self) {
+        // SAFETY: By the type invariant. A socket that is not connected any more needs none.
+        unsafe {
+            bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_RDWR)
+        };
+    }
+
+    /// Sends from `source`, and returns how many bytes were taken: at least one. Never raises
+    /// SIGPIPE. Sleeps.
+    ///
+    /// Fails with `EAGAIN` when nothing could be sent without waiting or within the socket's
+    /// timeout, and with `EPIPE` after [`Self::shutdown`].
+    pub(crate) fn send(&self, source: &BvecSource<'_>, wait: Wait) -> Result<usize> {
+        let _creds = KernelCreds::enter();
+        let _noreclaim = NoReclaim::enter();
+        let mut msg = bindings::msghdr {
+            // SAFETY: `source` is borrowed for longer than the message lives.
+            msg_iter: unsafe { source.iter() },
+            msg_flags: bindings::MSG_NOSIGNAL | Self::flags(wait),
+            ..bindings::msghdr::default()
+        };
+        // SAFETY: The socket is valid and the message complete.
+        match unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) } {
+            0 => Err(EPIPE),
+            sent => {
+                to_result(sent)?;
+                Ok(sent as usize)
+            }
+        }
+    }
+
+    /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
+    /// Sleeps.
+    ///
+    /// Fails with `EAGAIN` when nothing came without waiting or within the socket's timeout.
+    pub(crate) fn receive(&self, dest: &mut BvecDest<'_>, wait: Wait) -> Result<usize> {
+        let _creds = KernelCreds::enter();
+        let _noreclaim = NoReclaim::enter();
+        let flags = bindings::MSG_NOSIGNAL | Self::flags(wait);
+        let mut msg = bindings::msghdr {
+            // SAFETY: `dest` is borrowed for longer than the message lives.
+            msg_iter: unsafe { dest.iter() },
+            msg_flags: flags,
+            ..bindings::msghdr::default()
+        };
+        // SAFETY: The socket is valid and the message complete.
+        let received =
+            unsafe { bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int) };
+        to_result(received)?;
+        Ok(received as usize)
+    }
+
+    const fn flags(wait: Wait) -> u32 {
+        match wait {
+            Wait::No => bindings::MSG_DONTWAIT,
+            Wait::Some => 0,
+            Wait::All => bindings::MSG_WAITALL,
+        }
+    }
+}

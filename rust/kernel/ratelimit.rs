@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Limits on how often something is logged.
+//!
+//! C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
+
+use crate::kernel::bindings as helpers;
+use kernel::{bindings, prelude::*, types::Opaque};
+
+/// At most ten messages in five seconds, the kernel's default.
+#[pin_data]
+pub(crate) struct RateLimit {
+    #[pin]
+    state: Opaque<bindings::ratelimit_state>,
+}
+
+// SAFETY: The state has a lock of its own.
+unsafe impl Send for RateLimit {}
+// SAFETY: As above.
+unsafe impl Sync for RateLimit {}
+
+impl RateLimit {
+    /// A limit that nothing counted against yet.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The function initialises the whole of what it is given.
+            state <- Opaque::ffi_init(|slot| unsafe { helpers::ratelimit_state_init(slot) }),
+        })
+    }
+
+    /// Whether one more message may be logged now. How many were not is logged under `name`.
+    /// Does not sleep.
+    pub(crate) fn allow(&self, name: &CStr) -> bool {
+        // SAFETY: The state is initialised, and the name NUL-terminated.
+        unsafe { bindings::___ratelimit(self.state.get(), name.as_char_ptr()) != 0 }
+    }
+}

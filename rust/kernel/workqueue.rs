@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Workqueues of a driver's own.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use core::{ops::Deref, ptr::NonNull};
+use kernel::{bindings, ffi, prelude::*, workqueue::Queue};
+
+/// A workqueue that is destroyed when dropped, after what is queued has run.
+///
+/// It must not be dropped by one of its own work items.
+///
+/// # Invariants
+///
+/// The queue is valid and owned by the value.
+pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: A workqueue may be used from any thread.
+unsafe impl Send for OwnedQueue {}
+// SAFETY: As above.
+unsafe impl Sync for OwnedQueue {}
+
+impl OwnedQueue {
+    /// A queue not bound to a CPU, that makes progress when memory is short, for up to
+    /// `max_active` items at a time. Its name is `prefix` and `number`. Sleeps.
+    pub(crate) fn new_unbound_reclaim(
+        prefix: &'static CStr,
+        number: u32,
+        max_active: u32,
+    ) -> Result<Self> {
+        let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
+        // SAFETY: The format takes one string and one unsigned int.
+        let queue = unsafe {
+            bindings::alloc_workqueue_noprof(
+                c"%s%u".as_char_ptr(),
+                flags,
+                max_active as ffi::c_int,
+                prefix.as_char_ptr(),
+                number,
+            )
+        };
+        // INVARIANT: The queue is new.
+        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Waits until all that was queued before has run. Sleeps. Must not be called by one of the
+    /// queue's own work items.
+    pub(crate) fn flush(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+}
+
+impl Deref for OwnedQueue {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        // SAFETY: By the type invariant the queue is valid for as long as the value.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedQueue {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}

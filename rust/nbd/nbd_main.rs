@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network block devices: disks whose data a server keeps, at the other end of a socket.
+//!
+//! Three ways go through the driver, each in one direction:
+//!
+//! - submit: [`queue`] → [`session`] → [`connection`] → [`send`]
+//! - complete: [`receive`] → request by tag → completion
+//! - configure: [`ioctl`] → [`device`] → [`state`] → [`session`]
+
+mod connection;
+mod device;
+mod ioctl;
+#[path = "../kernel/lib.rs"]
+mod kernel;
+mod params;
+mod protocol;
+mod queue;
+mod receive;
+mod send;
+mod session;
+mod state;
+
+use self::kernel::{
+    block::{mq::RegisteredDisk, Major},
+    workqueue::OwnedQueue, //
+};
+use ::kernel::{prelude::*, sync::Arc};
+use device::{Device, DiskOps, Minors};
+
+module! {
+    type: NbdModule,
+    name: "nbd",
+    authors: ["The nbd.ko in Rust developers"],
+    description: "Network Block Device",
+    license: "GPL",
+    alias: ["block-major-43-*"],
+}
+
+int_param!(
+    /// Devices made when the module is loaded.
+    NBDS_MAX,
+    c"nbds_max",
+    16,
+    b"parm=nbds_max:number of network block devices to initialize (default: 16)\0parmtype=nbds_max:int\0"
+);
+int_param!(
+    /// Partitions per device, rounded up to one less than a power of two.
+    MAX_PART,
+    c"max_part",
+    16,
+    b"parm=max_part:number of partitions per device (default: 16)\0parmtype=max_part:int\0"
+);
+int_param!(
+    /// Hardware queues of the devices made when the module is loaded.
+    PRE_DEFINED_CONNECTIONS,
+    c"pre_defined_connections",
+    1,
+    b"parm=pre_defined_connections:number of connections that devices are prepared for (default: 1)\0parmtype=pre_defined_connections:int\0"
+);
+
+/// Log2 of the minors that one disk can have.
+const MAX_PART_SHIFT: u32 = 8;
+/// Log2 of the minors of a major number.
+const MINOR_BITS: u32 = 20;
+
+/// Whether devices have partitions.
+fn partitions() -> bool {
+    MAX_PART.get() > 0
+}
+
+/// The loaded module. Fields are dropped in order: first the disks, so that nobody can open one,
+/// then their number, then the queue that ended their sessions.
+struct NbdModule {
+    disks: KVec<RegisteredDisk<DiskOps>>,
+    _major: Major,
+    enders: Arc<OwnedQueue>,
+}
+
+impl ::kernel::Module for NbdModule {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let minors = minors()?;
+        let count = u32::try_from(NBDS_MAX.get()).map_err(|_| EINVAL)?;
+        if count > 1 << (MINOR_BITS - minors.shift) {
+            pr_err!(
+                "nbds_max={} is too large: there are minors for {} devices with max_part={}\n",
+                count,
+                1 << (MINOR_BITS - minors.shift),
+                MAX_PART.get()
+            );
+            return Err(EINVAL);
+        }
+        let hw_queues = match u32::try_from(PRE_DEFINED_CONNECTIONS.get()) {
+            Ok(queues) if queues >= 1 => queues,
+            _ => {
+                pr_err!("pre_defined_connections must be at least 1\n");
+                return Err(EINVAL);
+            }
+        };
+        let major = Major::register(device::MAJOR, c"nbd")?;
+        let enders = Arc::new(
+            OwnedQueue::new_unbound_reclaim(c"nbd-end", 0, 0)?,
+            GFP_KERNEL,
+        )?;
+        let mut module = Self {
+            disks: KVec::with_capacity(count as usize, GFP_KERNEL)?,
+            _major: major,
+            enders,
+        };
+        for index in 0..count {
+            let disk = Device::add(index, minors, hw_queues, module.enders.clone())?;
+            module.disks.push(disk, GFP_KERNEL)?;
+        }
+        Ok(module)
+    }
+}
+
+impl Drop for NbdModule {
+    fn drop(&mut self) {
+        // The module is unused, so that no session runs; but what ended the last one may not have
+        // returned yet.
+        self.enders.flush();
+        self.disks.clear();
+    }
+}
+
+/// Checks `max_part`, and makes user space see the value in force.
+fn minors() -> Result<Minors> {
+    let Ok(max_part) = u32::try_from(MAX_PART.get()) else {
+        pr_err!("max_part must not be negative\n");
+        return Err(EINVAL);
+    };
+    let shift = u32::BITS - max_part.leading_zeros();
+    if shift > MAX_PART_SHIFT {
+        pr_err!("max_part={} is too large: at most {}\n", max_part, (1 << MAX_PART_SHIFT) - 1);
+        return Err(EINVAL);
+    }
+    MAX_PART.adjust((1 << shift) - 1);
+    Ok(Minors { shift })
+}

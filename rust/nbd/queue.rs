@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The way of requests from the block layer into a session.
+
+use crate::{
+    connection::Connection,
+    device::Disk,
+    kernel::block::{
+        mq::{Operations, OwnedRequest, Request, TimeoutAction},
+        BlkStatus, //
+    },
+    device::DiskOps,
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{Atomic, Relaxed}, //
+};
+
+/// What the driver keeps of each request.
+pub(crate) struct RequestData {
+    /// The connection that the request was last pushed to. The publication of the request orders
+    /// it: who claims a request sees the connection that it was published for.
+    connection: Atomic<u64>,
+}
+
+impl RequestData {
+    pub(crate) fn set_connection(&self, connection: &Connection) {
+        self.connection.store(connection.id(), Relaxed);
+    }
+
+    pub(crate) fn is_on(&self, connection: &Connection) -> bool {
+        self.connection.load(Relaxed) == connection.id()
+    }
+}
+
+/// The driver for requests.
+pub(crate) struct Queue;
+
+#[vtable]
+impl Operations for Queue {
+    type RequestData = RequestData;
+    type Disk = DiskOps;
+
+    fn new_request_data() -> RequestData {
+        RequestData {
+            connection: Atomic::new(0),
+        }
+    }
+
+    fn queue_rq(disk: &Disk, hctx: u32, rq: OwnedRequest<Self>, last: bool) {
+        match disk.data().session() {
+            Some(session) => session.submit(hctx, rq, last),
+            None => rq.end(BlkStatus::IOERR),
+        }
+    }
+
+    fn commit_rqs(disk: &Disk, hctx: u32) {
+        if let Some(session) = disk.data().session() {
+            session.flush(hctx);
+        }
+    }
+
+    fn timeout(disk: &Disk, rq: &Request<Self>) -> TimeoutAction {
+        match disk.data().session() {
+            Some(session) => session.timed_out(rq),
+            // The end of the session finishes the request.
+            None => TimeoutAction::Rearm,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Turning bytes from a socket into finished requests.
+
+use crate::{
+    connection::Connection,
+    device::Disk,
+    kernel::{
+        block::{
+            mq::{Claim, Op},
+            BlkStatus, //
+        },
+        bvec::BvecBuf,
+        net::socket::{Socket, Wait}, //
+    },
+    protocol::{Reply, REPLY_LEN},
+    queue::Queue,
+};
+use kernel::{fmt, prelude::*};
+
+/// Pieces of one receive.
+const MAX_PIECES: usize = 256;
+
+/// Bytes read ahead: this many replies without payload cost one receive. What it holds of a
+/// payload is copied once more, so it is kept small.
+const READ_AHEAD: usize = 16 * REPLY_LEN;
+
+/// A payload longer than this is received without reading ahead behind it.
+const LONG_PAYLOAD: usize = 32 << 10;
+
+/// Why a connection cannot be read any further.
+pub(crate) enum ReceiveError {
+    /// The server closed it.
+    Closed,
+    /// The socket failed.
+    Socket(Error),
+    /// The server sent what is no reply.
+    NoReply,
+    /// The server replied to what was not asked on this connection, or twice.
+    Unexpected { tag: u32 },
+}
+
+impl fmt::Display for ReceiveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("closed by the server"),
+            Self::Socket(error) => write!(f, "receive failed ({})", error.to_errno()),
+            Self::NoReply => f.write_str("the server sent something that is not a reply"),
+            Self::Unexpected { tag } => {
+                write!(f, "the server sent a reply that nobody waits for (tag {tag:#x})")
+            }
+        }
+    }
+}
+
+/// The one who reads a connection's socket.
+pub(crate) struct Receiver {
+    vecs: BvecBuf,
+    ahead: KVec<u8>,
+    /// The bytes of `ahead` that were received and not looked at.
+    start: usize,
+    end: usize,
+}
+
+impl Receiver {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            vecs: BvecBuf::new(MAX_PIECES, 0)?,
+            ahead: KVec::from_elem(0, READ_AHEAD, GFP_KERNEL)?,
+            start: 0,
+            end: 0,
+        })
+    }
+
+    /// Serves replies until the connection ends, and says why it did. Sleeps.
+    pub(crate) fn run(&mut self, disk: &Disk, connection: &Connection) -> ReceiveError {
+        loop {
+            if let Err(error) = self.serve(disk, connection) {
+                return error;
+            }
+        }
+    }
+
+    /// Serves one reply.
+    fn serve(&mut self, disk: &Disk, connection: &Connection) -> Result<(), ReceiveError> {
+        let header = self.header(connection.socket())?;
+        let reply = Reply::decode(&header).map_err(|_| ReceiveError::NoReply)?;
+        let cookie = reply.cookie;
+        let unexpected = ReceiveError::Unexpected { tag: cookie.tag };
+
+        let Some(requests) = disk.hold_requests() else {
+            return Err(unexpected);
+        };
+        let Some(mut claim) = requests
+            .request(cookie.tag)
+            .filter(|rq| rq.data().is_on(connection))
+            .and_then(|rq| rq.claim(cookie.attempt))
+        else {
+            return Err(unexpected);
+        };
+        match reply.result {
+            Err(status) => claim.end(status),
+            Ok(()) => {
+                if claim.op() == Op::Read {
+                    if let Err(error) = self.payload(connection.socket(), &mut claim) {
+                        claim.requeue();
+                        return Err(error);
+                    }
+                }
+                claim.end(BlkStatus::OK);
+            }
+        }
+        Ok(())
+    }
+
+    fn buffered(&self) -> &[u8] {
+        self.ahead.get(self.start..self.end).unwrap_or(&[])
+    }
+
+    /// The next header, with as much behind it as there is and has room.
+    fn header(&mut self, socket: &Socket) -> Result<[u8; REPLY_LEN], ReceiveError> {
+        while self.end - self.start < REPLY_LEN {
+            self.ahead.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            let mut dest = self.vecs.dest();
+            dest.push_bytes(&mut self.ahead, self.end);
+            self.end += Self::some(socket.receive(&mut dest, Wait::Some))?;
+        }
+        let mut header = [0; REPLY_LEN];
+        for (to, from) in header.iter_mut().zip(self.buffered()) {
+            *to = *from;
+        }
+        self.start += REPLY_LEN;
+        Ok(header)
+    }
+
+    /// Fills the data of `claim`: first with what was read ahead, then from the socket.
+    fn payload(&mut self, socket: &Socket, claim: &mut Claim<Queue>) -> Result<(), ReceiveError> {
+        let len = claim.bytes() as usize;
+        let mut done = 0;
+        if self.start < self.end {
+            let Self {
+                vecs,
+                ahead,
+                start,
+                end,
+            } = self;
+            let mut dest = vecs.dest();
+            dest.push_request(claim, 0);
+            done = dest.fill(ahead.get(*start..*end).unwrap_or(&[]));
+            *start += done;
+        }
+        while done < len {
+            let mut dest = self.vecs.dest();
+            let whole = dest.push_request(claim, done);
+            // Nothing is left over from reading ahead, or the payload would be complete.
+            let wait = if whole && len - done <= LONG_PAYLOAD {
+                dest.push_bytes(&mut self.ahead, 0);
+                Wait::Some
+            } else {
+                Wait::All
+            };
+            done += Self::some(socket.receive(&mut dest, wait))?;
+            if done > len {
+                (self.start, self.end) = (0, done - len);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many bytes a receive brought; none if it only ran into a timeout of the socket's own.
+    fn some(received: Result<usize>) -> Result<usize, ReceiveError> {
+        match received {
+            Ok(0) => Err(ReceiveError::Closed),
+            Ok(bytes) => Ok(bytes),
+            Err(EAGAIN | EINTR | ERESTARTSYS) => Ok(0),
+            Err(error) => Err(ReceiveError::Socket(error)),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Turning queued requests into bytes on a socket.
+
+use crate::{
+    kernel::{
+        block::mq::{Op, RequestList},
+        bvec::BvecBuf,
+        net::socket::{Socket, Wait}, //
+    },
+    protocol::{encode_disconnect, encode_request, wire_len, REQUEST_LEN},
+    queue::Queue,
+};
+use kernel::prelude::*;
+
+/// Pieces of one send: what fits one page of vectors.
+const MAX_PIECES: usize = 256;
+
+/// Headers of one send.
+const MAX_HEADERS: usize = 32;
+
+/// How far a send came.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// All was sent.
+    Done,
+    /// The socket has no room, and the caller did not want to wait.
+    Blocked,
+}
+
+/// The one who writes to a connection's socket. There is one for each connection, so that a
+/// request that was sent in part is always continued where it stopped.
+pub(crate) struct Sender {
+    batch: RequestList<Queue>,
+    /// Bytes of the batch's first request that are sent.
+    sent: usize,
+    vecs: BvecBuf,
+}
+
+impl Sender {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            batch: RequestList::new(),
+            sent: 0,
+            vecs: BvecBuf::new(MAX_PIECES, MAX_HEADERS * REQUEST_LEN)?,
+        })
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Gives an idle sender requests to send.
+    pub(crate) fn load(&mut self, batch: RequestList<Queue>) {
+        self.batch = batch;
+        self.sent = 0;
+    }
+
+    /// Sends what was loaded. Several requests go out in one call of the socket, each with its
+    /// header and payload. Sleeps; waits for the peer only as `wait` says.
+    ///
+    /// After an error nothing more can be sent on the socket.
+    pub(crate) fn send(&mut self, socket: &Socket, wait: Wait) -> Result<Progress> {
+        while !self.batch.is_empty() {
+            let mut source = self.vecs.source();
+            let mut skip = self.sent;
+            for rq in self.batch.iter() {
+                let header = encode_request(rq);
+                let rest = header.get(skip..).unwrap_or(&[]);
+                if !rest.is_empty() && !source.push_copy(rest) {
+                    break;
+                }
+                if rq.op() == Op::Write
+                    && !source.push_request(rq, skip.saturating_sub(REQUEST_LEN))
+                {
+                    break;
+                }
+                skip = 0;
+            }
+            match socket.send(&source, wait) {
+                Ok(bytes) => self.advance(bytes),
+                Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => {
+                    return Ok(Progress::Blocked)
+                }
+                // A timeout of the socket's own is none of ours.
+                Err(EAGAIN) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Sends the message that ends a connection, after all requests. Does not wait for the peer:
+    /// a peer without room for it learns from the end of the stream.
+    pub(crate) fn send_disconnect(&mut self, socket: &Socket) -> Result {
+        let mut source = self.vecs.source();
+        source.push_copy(&encode_disconnect());
+        socket.send(&source, Wait::No).map(|_| ())
+    }
+
+    /// Lets go of the requests that are sent whole once `bytes` more are sent.
+    fn advance(&mut self, bytes: usize) {
+        self.sent += bytes;
+        while let Some(len) = self.batch.front().map(|rq| wire_len(rq)) {
+            if self.sent < len {
+                break;
+            }
+            self.sent -= len;
+            self.batch.pop_front();
+        }
+    }
+}

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A session: the time in which connections serve a device's requests.
+//!
+//! However a session ends, one path ends it, [`WorkItem::run`] of [`Session`]: it closes the
+//! connections, waits for their workers, finishes every request, and only then reports that the
+//! device is stopped.
+
+use crate::{
+    connection::Connection,
+    device::{Disk, Setup},
+    kernel::{
+        block::{
+            mq::{gen_disk::PidFile, Op, OwnedRequest, Request, TimeoutAction},
+            BlkStatus, //
+        },
+        workqueue::OwnedQueue, //
+    },
+    params::Params,
+    protocol::{is_supported, Flags},
+    queue::Queue,
+    receive::ReceiveError,
+    device::DiskOps,
+};
+use kernel::{
+    fmt, new_condvar, new_mutex, new_work,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Relaxed},
+        Arc, CondVar, CondVarTimeoutResult, Mutex,
+    },
+    task::Pid,
+    time::msecs_to_jiffies,
+    workqueue::{impl_has_work, Work, WorkItem}, //
+};
+
+/// How long a server may take to close its end after it was told to, in milliseconds.
+const GOODBYE_MS: u32 = 1000;
+
+/// Why a connection was lost.
+pub(crate) enum Loss {
+    Receive(ReceiveError),
+    Send(Error),
+    TimedOut,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Receive(error) => error.fmt(f),
+            Self::Send(error) => write!(f, "send failed ({})", error.to_errno()),
+            Self::TimedOut => f.write_str("timed out"),
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The last connection was lost.
+    Lost,
+    /// The last connection was lost because the server took too long.
+    TimedOut,
+    /// A user asked for it.
+    Requested,
+    /// The task that runs the session got a signal.
+    Interrupted,
+}
+
+impl Reason {
+    /// What `NBD_DO_IT` returns.
+    pub(crate) fn result(self) -> Result<i32> {
+        match self {
+            Self::Lost | Self::Requested => Ok(0),
+            Self::TimedOut => Err(ETIMEDOUT),
+            Self::Interrupted => Err(EINTR),
+        }
+    }
+
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Lost => "all connections were lost",
+            Self::TimedOut => "the server took too long",
+            Self::Requested => "disconnected on request",
+            Self::Interrupted => "its task got a signal",
+        }
+    }
+}
+
+/// Where a session is in its life.
+enum Life {
+    /// So many connections are open.
+    Live(u32),
+    /// As above, and the servers were told to close them.
+    Goodbye(u32),
+    /// The end is being made.
+    Ending(Reason),
+    /// All connections are closed, all requests finished.
+    Ended(Reason),
+}
+
+/// A session.
+#[pin_data]
+pub(crate) struct Session {
+    disk: ARef<Disk>,
+    /// The thread that asked for the session.
+    pid: Pid,
+    flags: Flags,
+    /// In seconds; 0 means that a slow server is never disconnected.
+    timeout: Atomic<u32>,
+    connections: KVec<Arc<Connection>>,
+    workers: Arc<OwnedQueue>,
+    /// The connection that the next request falls back to.
+    fallback: Atomic<u32>,
+    #[pin]
+    life: Mutex<Life>,
+    #[pin]
+    changed: CondVar,
+    /// While it exists, `/sys/block/nbdN/pid` does.
+    #[pin]
+    pid_file: Mutex<Option<PidFile<DiskOps>>>,
+    /// Held while parameters of the running disk are changed.
+    #[pin]
+    resize: Mutex<()>,
+    #[pin]
+    end_work: Work<Session>,
+}
+
+impl_has_work! {
+    impl HasWork<Session> for Session { self.end_work }
+}
+
+impl Session {
+    /// Makes a session of `setup`. Nothing is served before [`Self::launch`]. Sleeps.
+    ///
+    /// Fails with `EINVAL` if the server does not take as many connections as there are sockets.
+    pub(crate) fn new(disk: &Disk, setup: Setup) -> Result<Arc<Self>> {
+        let params = setup.params();
+        let count = u32::try_from(setup.socket_count())?;
+        if count > 1 && !params.flags().multi_conn() {
+            dev_err!(
+                disk.device(),
+                "not started: the server does not support multiple connections, but {} sockets \
+                 were set; set one\n",
+                count
+            );
+            return Err(EINVAL);
+        }
+        let device = disk.data();
+        let workers = OwnedQueue::new_unbound_reclaim(c"nbd", device.index(), 2 * count)?;
+        let workers = Arc::new(workers, GFP_KERNEL)?;
+
+        let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
+        for (index, socket) in (0..).zip(setup.into_sockets()) {
+            let id = device.new_connection_id();
+            let socket = Connection::new(disk, id, index, workers.clone(), socket)?;
+            connections.push(socket, GFP_KERNEL)?;
+        }
+
+        disk.set_hw_queues(count);
+        params.prepare(disk)?;
+        let session = Arc::pin_init(
+            pin_init!(Self {
+                disk: disk.into(),
+                pid: current!().pid(),
+                flags: params.flags(),
+                timeout: Atomic::new(params.timeout()),
+                connections,
+                workers,
+                fallback: Atomic::new(0),
+                life <- new_mutex!(Life::Live(count)),
+                changed <- new_condvar!(),
+                pid_file <- new_mutex!(None),
+                resize <- new_mutex!(()),
+                end_work <- new_work!("nbd_end"),
+            }),
+            GFP_KERNEL,
+        )?;
+        Ok(session)
+    }
+
+    /// Publishes `pid`. Sleeps.
+    pub(crate) fn create_pid_file(&self) -> Result {
+        *self.pid_file.lock() = Some(PidFile::create(&self.disk)?);
+        Ok(())
+    }
+
+    /// Starts serving requests, after the session was made known to the device.
+    pub(crate) fn launch(&self, params: &Params) {
+        for connection in &self.connections {
+            connection.launch();
+        }
+        params.apply_size(&self.disk);
+        dev_info!(
+            self.disk.device(),
+            "session started by task {} with {} connection(s)\n",
+            self.pid,
+            self.connections.len()
+        );
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Hands a request to a connection: that of its hardware queue, or another that is open.
+    pub(crate) fn submit(&self, hctx: u32, mut rq: OwnedRequest<Queue>, last: bool) {
+        let writes = !matches!(rq.op(), Op::Read | Op::Flush);
+        if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
+            return rq.end(BlkStatus::IOERR);
+        }
+        let own = hctx as usize % self.connections.len().max(1);
+        if let Some(connection) = self.connections.get(own) {
+            match connection.push(rq, last) {
+                Ok(()) => return,
+                Err(back) => rq = back,
+            }
+        }
+        // Nobody announces the end of a batch to a connection that is not the queue's own.
+        let first = self.fallback.fetch_add(1, Relaxed) as usize;
+        let (before, after) = self
+            .connections
+            .split_at(first % self.connections.len().max(1));
+        for connection in [after, before].into_iter().flatten() {
+            match connection.push(rq, true) {
+                Ok(()) => return,
+                Err(back) => rq = back,
+            }
+        }
+        rq.end(BlkStatus::IOERR);
+    }
+
+    /// Sends what [`Self::submit`] queued without `last`.
+    pub(crate) fn flush(&self, hctx: u32) {
+        if let Some(connection) = self.connections.get(hctx as usize) {
+            connection.flush();
+        }
+    }
+
+    /// `connection`, which was open, is closed: its requests go to another, or the session ends.
+    pub(crate) fn lost(self: &Arc<Self>, connection: &Connection, loss: Loss) {
+        let left = {
+            let mut life = self.life.lock();
+            let (left, asked) = match &*life {
+                Life::Live(open) => (open.saturating_sub(1), false),
+                Life::Goodbye(open) => (open.saturating_sub(1), true),
+                Life::Ending(_) | Life::Ended(_) => return,
+            };
+            let reason = match loss {
+                _ if asked => Reason::Requested,
+                Loss::TimedOut => Reason::TimedOut,
+                Loss::Receive(_) | Loss::Send(_) => Reason::Lost,
+            };
+            match (left, asked) {
+                (0, _) => self.end(&mut life, reason),
+                (_, false) => *life = Life::Live(left),
+                (_, true) => *life = Life::Goodbye(left),
+            }
+            left
+        };
+        dev_info!(
+            self.disk.device(),
+            "connection {} lost: {}; {} of {} left\n",
+            connection.index(),
+            loss,
+            left,
+            self.connections.len()
+        );
+        self.disk.for_each_started(|rq| {
+            if rq.data().is_on(connection) {
+                if let Some(claim) = rq.claim_any() {
+                    claim.requeue();
+                }
+            }
+        });
+    }
+
+    /// Has the end made, once.
+    fn end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
+        *life = Life::Ending(reason);
+        // It cannot be queued already: a session begins to end once.
+        let _ = self.disk.data().enders().enqueue(self.clone());
+    }
+
+    /// Ends the session, and waits until that is done: bounded, since it waits for no peer. Sleeps.
+    pub(crate) fn stop(self: &Arc<Self>, reason: Reason) -> Reason {
+        let mut life = self.life.lock();
+        loop {
+            match &*life {
+                Life::Live(_) | Life::Goodbye(_) => self.end(&mut life, reason),
+                Life::Ending(_) => self.changed.wait(&mut life),
+                Life::Ended(reason) => return *reason,
+            }
+        }
+    }
+
+    /// Tells the servers to close the connections, and ends the session when they have, or when
+    /// they take too long. Sleeps, for little more than a second.
+    pub(crate) fn disconnect(self: &Arc<Self>) {
+        {
+            let mut life = self.life.lock();
+            if let Life::Live(open) = *life {
+                *life = Life::Goodbye(open);
+            }
+        }
+        for connection in &self.connections {
+            connection.say_goodbye();
+        }
+        let mut left = msecs_to_jiffies(GOODBYE_MS);
+        let mut life = self.life.lock();
+        while !matches!(&*life, Life::Ended(_)) {
+            match self.changed.wait_interruptible_timeout(&mut life, left) {
+                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
+                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => break,
+            }
+        }
+        drop(life);
+        self.stop(Reason::Requested);
+    }
+
+    /// Waits until the session has ended, and ends it when the current task gets a signal.
+    pub(crate) fn wait(self: &Arc<Self>) -> Reason {
+        let mut life = self.life.lock();
+        loop {
+            if let Life::Ended(reason) = &*life {
+                return *reason;
+            }
+            if self.changed.wait_interruptible(&mut life) {
+                drop(life);
+                return self.stop(Reason::Interrupted);
+            }
+        }
+    }
+
+    /// A request took longer than the timeout.
+    pub(crate) fn timed_out(&self, rq: &Request<Queue>) -> TimeoutAction {
+        let timeout = self.timeout.load(Relaxed);
+        if !rq.is_unclaimed() {
+            // Finished, or being received: then the connection is slow, but it moves.
+            return TimeoutAction::Rearm;
+        }
+        if timeout == 0 {
+            if self.disk.data().may_log() {
+                dev_warn!(
+                    self.disk.device(),
+                    "a request waits for the server for a long time; there is no timeout\n"
+                );
+            }
+            return TimeoutAction::Rearm;
+        }
+        let connection = self.connections.iter().find(|c| rq.data().is_on(c));
+        if let Some(connection) = connection {
+            connection.lose(Loss::TimedOut);
+        }
+        TimeoutAction::Done
+    }
+
+    /// Applies parameters that changed while the session runs. Sleeps; for new limits, until no
+    /// request is in flight.
+    pub(crate) fn update(&self, old: &Params, new: &Params) -> Result {
+        let _resize = self.resize.lock();
+        self.timeout.store(new.timeout(), Relaxed);
+        if old.timeout() != new.timeout() {
+            new.apply_timeout(&self.disk);
+        }
+        if old.block_size() != new.block_size() {
+            new.apply_limits(&self.disk)?;
+        }
+        if old.size() != new.size() {
+            new.apply_size(&self.disk);
+        }
+        Ok(())
+    }
+}
+
+impl WorkItem for Session {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let device = this.disk.data();
+        for connection in &this.connections {
+            connection.close();
+        }
+        this.workers.flush();
+        let published = device.unpublish();
+        // No queue function runs in between, so that no request is on its way to a connection.
+        this.disk.quiesced(|| {
+            this.disk.for_each_started(|rq| {
+                if let Some(claim) = rq.claim_any() {
+                    claim.end(BlkStatus::IOERR);
+                }
+            })
+        });
+        let pid_file = this.pid_file.lock().take();
+        drop(pid_file);
+        let stopped = device.stopped(&this.disk);
+        {
+            let mut life = this.life.lock();
+            if let Life::Ending(reason) = *life {
+                dev_info!(this.disk.device(), "session ended: {}\n", reason.describe());
+                *life = Life::Ended(reason);
+            }
+        }
+        this.changed.notify_all();
+        drop((published, stopped));
+    }
+}
