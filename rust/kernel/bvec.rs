@@ -128,11 +128,7 @@ impl<'a> BvecSource<'a> {
         let start = self.buf.bytes.len();
         if self.buf.bytes.capacity() - start < bytes.len()
             || self.buf.vecs.len() == self.buf.vecs.capacity()
-            || self
-                .buf
-                .bytes
-                .extend_from_slice(bytes, GFP_NOWAIT)
-                .is_err()
+            || self.buf.bytes.extend_from_slice(bytes, GFP_NOWAIT).is_err()
         {
             return false;
         }

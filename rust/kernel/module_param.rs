@@ -5,13 +5,12 @@
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
 use core::cell::UnsafeCell;
-use kernel::{bindings, prelude::*};
+use kernel::{bindings, prelude::*, str::as_char_ptr_in_const_context};
 
 /// A parameter of C type `int`, in `/sys/module/*/parameters`, set when the module is loaded.
 pub(crate) struct IntParam(UnsafeCell<i32>);
 
-// SAFETY: The parameter code writes the value while the module is loaded, before any of its code
-// runs; afterwards only `adjust` does, which is unsafe.
+// SAFETY: The value is an aligned int that is only read and written whole.
 unsafe impl Sync for IntParam {}
 
 impl IntParam {
@@ -53,7 +52,7 @@ impl Registration {
         value: &'static IntParam,
     ) -> Self {
         Self(bindings::kernel_param {
-            name: name.as_ptr().cast(),
+            name: as_char_ptr_in_const_context(name),
             mod_: module,
             ops: &raw const bindings::param_ops_int,
             perm: 0o444,

@@ -16,7 +16,8 @@ use crate::{
 };
 use core::mem;
 use kernel::{
-    new_spinlock, new_work,
+    new_spinlock,
+    new_work,
     prelude::*,
     sync::{aref::ARef, Arc, SpinLock},
     workqueue::{impl_has_work, Work, WorkItem}, //

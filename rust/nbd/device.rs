@@ -30,7 +30,8 @@ use crate::{
     NbdModule,
 };
 use kernel::{
-    new_mutex, new_spinlock,
+    new_mutex,
+    new_spinlock,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},

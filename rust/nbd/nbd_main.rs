@@ -132,7 +132,11 @@ fn minors() -> Result<Minors> {
     };
     let shift = u32::BITS - max_part.leading_zeros();
     if shift > MAX_PART_SHIFT {
-        pr_err!("max_part={} is too large: at most {}\n", max_part, (1 << MAX_PART_SHIFT) - 1);
+        pr_err!(
+            "max_part={} is too large: at most {}\n",
+            max_part,
+            (1 << MAX_PART_SHIFT) - 1
+        );
         return Err(EINVAL);
     }
     MAX_PART.adjust((1 << shift) - 1);

@@ -6,7 +6,8 @@ use crate::{
     kernel::block::{
         is_valid_block_size,
         mq::{DiskOperations, GenDisk},
-        MAX_TIMEOUT, SECTOR_SHIFT, //
+        MAX_TIMEOUT,
+        SECTOR_SHIFT, //
     },
     protocol::Flags,
 };
@@ -125,7 +126,9 @@ impl Params {
 
     /// Gives the disk its size and tells user space. Requests may be in flight.
     pub(crate) fn apply_size<T: DiskOperations>(&self, disk: &GenDisk<T>) {
-        disk.need_partition_scan();
+        if crate::partitions() {
+            disk.need_partition_scan();
+        }
         disk.set_capacity_and_notify(self.sectors());
     }
 

@@ -6,7 +6,8 @@
 
 use crate::kernel::block::{
     mq::{Op, Operations, StartedRequest},
-    BlkStatus, SECTOR_SHIFT, //
+    BlkStatus,
+    SECTOR_SHIFT, //
 };
 use kernel::prelude::*;
 

@@ -5,11 +5,11 @@
 use crate::{
     connection::Connection,
     device::Disk,
+    device::DiskOps,
     kernel::block::{
         mq::{Operations, OwnedRequest, Request, TimeoutAction},
         BlkStatus, //
     },
-    device::DiskOps,
 };
 use kernel::{
     prelude::*,

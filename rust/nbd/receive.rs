@@ -47,7 +47,10 @@ impl fmt::Display for ReceiveError {
             Self::Socket(error) => write!(f, "receive failed ({})", error.to_errno()),
             Self::NoReply => f.write_str("the server sent something that is not a reply"),
             Self::Unexpected { tag } => {
-                write!(f, "the server sent a reply that nobody waits for (tag {tag:#x})")
+                write!(
+                    f,
+                    "the server sent a reply that nobody waits for (tag {tag:#x})"
+                )
             }
         }
     }

@@ -101,7 +101,7 @@ impl Sender {
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
     fn advance(&mut self, bytes: usize) {
         self.sent += bytes;
-        while let Some(len) = self.batch.front().map(|rq| wire_len(rq)) {
+        while let Some(len) = self.batch.front().map(wire_len) {
             if self.sent < len {
                 break;
             }

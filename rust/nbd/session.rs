@@ -8,6 +8,7 @@
 
 use crate::{
     connection::Connection,
+    device::DiskOps,
     device::{Disk, Setup},
     kernel::{
         block::{
@@ -20,10 +21,12 @@ use crate::{
     protocol::{is_supported, Flags},
     queue::Queue,
     receive::ReceiveError,
-    device::DiskOps,
 };
 use kernel::{
-    fmt, new_condvar, new_mutex, new_work,
+    fmt,
+    new_condvar,
+    new_mutex,
+    new_work,
     prelude::*,
     sync::{
         aref::ARef,
@@ -188,6 +191,11 @@ impl Session {
 
     /// Starts serving requests, after the session was made known to the device.
     pub(crate) fn launch(&self, params: &Params) {
+        // Whoever ends the session must take the lock first.
+        let life = self.life.lock();
+        if !matches!(&*life, Life::Live(_)) {
+            return;
+        }
         for connection in &self.connections {
             connection.launch();
         }
@@ -204,14 +212,23 @@ impl Session {
         self.pid
     }
 
+    /// The connection of a hardware queue.
+    fn own_connection(&self, hctx: u32) -> Option<&Arc<Connection>> {
+        let index = (hctx as usize).checked_rem(self.connections.len())?;
+        self.connections.get(index)
+    }
+
     /// Hands a request to a connection: that of its hardware queue, or another that is open.
     pub(crate) fn submit(&self, hctx: u32, mut rq: OwnedRequest<Queue>, last: bool) {
         let writes = !matches!(rq.op(), Op::Read | Op::Flush);
         if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
-            return rq.end(BlkStatus::IOERR);
+            rq.end(BlkStatus::IOERR);
+            if last {
+                self.flush(hctx);
+            }
+            return;
         }
-        let own = hctx as usize % self.connections.len().max(1);
-        if let Some(connection) = self.connections.get(own) {
+        if let Some(connection) = self.own_connection(hctx) {
             match connection.push(rq, last) {
                 Ok(()) => return,
                 Err(back) => rq = back,
@@ -233,7 +250,7 @@ impl Session {
 
     /// Sends what [`Self::submit`] queued without `last`.
     pub(crate) fn flush(&self, hctx: u32) {
-        if let Some(connection) = self.connections.get(hctx as usize) {
+        if let Some(connection) = self.own_connection(hctx) {
             connection.flush();
         }
     }
@@ -335,12 +352,10 @@ impl Session {
 
     /// A request took longer than the timeout.
     pub(crate) fn timed_out(&self, rq: &Request<Queue>) -> TimeoutAction {
-        let timeout = self.timeout.load(Relaxed);
-        if !rq.is_unclaimed() {
-            // Finished, or being received: then the connection is slow, but it moves.
+        if !rq.is_live() {
             return TimeoutAction::Rearm;
         }
-        if timeout == 0 {
+        if self.timeout.load(Relaxed) == 0 {
             if self.disk.data().may_log() {
                 dev_warn!(
                     self.disk.device(),
@@ -351,6 +366,7 @@ impl Session {
         }
         let connection = self.connections.iter().find(|c| rq.data().is_on(c));
         if let Some(connection) = connection {
+            // It may be half received: the receiver gives it up when the socket is shut down.
             connection.lose(Loss::TimedOut);
         }
         TimeoutAction::Done
@@ -368,7 +384,10 @@ impl Session {
             new.apply_limits(&self.disk)?;
         }
         if old.size() != new.size() {
-            new.apply_size(&self.disk);
+            let life = self.life.lock();
+            if matches!(&*life, Life::Live(_) | Life::Goodbye(_)) {
+                new.apply_size(&self.disk);
+            }
         }
         Ok(())
     }

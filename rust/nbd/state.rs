@@ -94,11 +94,16 @@ pub(crate) enum State<O, S: Endpoint, R> {
 /// Why an operation was refused.
 pub(crate) enum Refusal {
     /// Another process, which is alive, sets the device up.
-    Owned { pid: i32, comm: [u8; 16] },
+    Owned {
+        pid: i32,
+        comm: [u8; 16],
+    },
     Starting,
     Running,
     /// A session has ended and others who had the device open then have not closed it.
-    PreviousSession { others: u32 },
+    PreviousSession {
+        others: u32,
+    },
     /// There is no socket to start with.
     NoSocket,
     NoMemory,
@@ -152,7 +157,11 @@ pub(crate) enum Updated<R> {
     /// It is kept for the next session.
     Kept,
     /// It holds for this session from now on.
-    Running { old: Params, new: Params, session: R },
+    Running {
+        old: Params,
+        new: Params,
+        session: R,
+    },
 }
 
 impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {

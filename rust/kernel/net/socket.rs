@@ -59,11 +59,10 @@ impl Socket {
         }
         // SAFETY: As above.
         unsafe { helpers::sock_reclassify_block_io(sock) };
-        // SAFETY: Sockets have no file position, so that `fdget_pos` is never called on them.
+        // SAFETY: The callers of an ioctl do not use a file position meanwhile.
+        let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
         // INVARIANT: Checked just above.
-        Ok(Self {
-            file: unsafe { LocalFile::assume_no_fdget_pos(file) },
-        })
+        Ok(Self { file })
     }
 
     fn as_raw(&self) -> *mut bindings::socket {

@@ -22,10 +22,10 @@ use kernel::{
     error::{from_err_ptr, from_result, to_result},
     ffi,
     fmt::{self, Write},
+    module::{this_module, ModuleMetadata},
     prelude::*,
     static_lock_class,
-    module::{this_module, ModuleMetadata},
-    str::NullTerminatedFormatter,
+    str::{as_char_ptr_in_const_context, NullTerminatedFormatter},
     sync::{
         aref::{ARef, AlwaysRefCounted},
         Arc, ArcBorrow,
@@ -531,7 +531,7 @@ impl<T: DiskOperations> Vtable<T> {
 
     const PID: bindings::device_attribute = bindings::device_attribute {
         attr: bindings::attribute {
-            name: c"pid".as_ptr().cast(),
+            name: as_char_ptr_in_const_context(c"pid"),
             mode: 0o444,
             ..pin_init::zeroed()
         },

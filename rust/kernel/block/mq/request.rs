@@ -126,11 +126,10 @@ impl<T: Operations> Request<T> {
         &self.pdu().data
     }
 
-    /// Whether the request is published and nobody has claimed it. Only a hint: it may have
-    /// changed by the time the caller looks at the result.
-    pub(crate) fn is_unclaimed(&self) -> bool {
-        let phase = Phase::unpack(self.pdu().phase.load(Acquire));
-        phase.live && !phase.claimed
+    /// Whether the request is published. Only a hint: it may have changed by the time the caller
+    /// looks at the result.
+    pub(crate) fn is_live(&self) -> bool {
+        Phase::unpack(self.pdu().phase.load(Acquire)).live
     }
 
     /// Claims the request if it is published under `cookie` and nobody else has claimed it.
@@ -154,7 +153,10 @@ impl<T: Operations> Request<T> {
             Some(phase)
         })?;
         // INVARIANT: The update set `claimed` on a live request and counted a user.
-        Some(Claim(StartedRequest(NonNull::from(self).cast(), PhantomData)))
+        Some(Claim(StartedRequest(
+            NonNull::from(self).cast(),
+            PhantomData,
+        )))
     }
 
     /// Replaces the phase by `f` of it, until nobody interferes; `None` leaves it alone.
