@@ -12,7 +12,7 @@ use crate::{
     device::{Disk, Setup},
     kernel::{
         block::{
-            mq::{gen_disk::PidFile, Op, OwnedRequest, Request, TimeoutAction},
+            mq::{Op, OwnedRequest, PidFile, Request, TimeoutAction},
             BlkStatus, //
         },
         workqueue::OwnedQueue, //

@@ -19,12 +19,15 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
-pub(crate) mod gen_disk;
-pub(crate) mod operations;
-pub(crate) mod request;
-pub(crate) mod request_list;
+mod gen_disk;
+mod limits;
+mod operations;
+mod registration;
+mod request;
+mod request_list;
 
-pub(crate) use gen_disk::{DiskBuilder, DiskOperations, GenDisk, RegisteredDisk};
+pub(crate) use gen_disk::{DiskOperations, GenDisk};
 pub(crate) use operations::{Operations, TimeoutAction};
+pub(crate) use registration::{DiskBuilder, PidFile, RegisteredDisk};
 pub(crate) use request::{Claim, Op, OwnedRequest, Request, StartedRequest};
 pub(crate) use request_list::RequestList;

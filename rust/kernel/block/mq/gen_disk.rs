@@ -4,32 +4,20 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use super::{
-    operations::{Operations, OperationsVTable},
-    request::{Pdu, Request},
-};
+use super::{limits::Limits, operations::Operations, request::Request};
 use crate::kernel::bindings as helpers;
 use core::{
     marker::PhantomData,
-    mem,
-    ops::Deref,
     ptr::{self, NonNull}, //
 };
 use kernel::{
-    alloc::flags::GFP_KERNEL,
     bindings,
     device::Device,
-    error::{from_err_ptr, from_result, to_result},
+    error::to_result,
     ffi,
-    fmt::{self, Write},
-    module::{this_module, ModuleMetadata},
+    module::ModuleMetadata,
     prelude::*,
-    static_lock_class,
-    str::{as_char_ptr_in_const_context, NullTerminatedFormatter},
-    sync::{
-        aref::{ARef, AlwaysRefCounted},
-        Arc, ArcBorrow,
-    },
+    sync::{aref::AlwaysRefCounted, Arc, ArcBorrow},
     task::Pid,
     types::Opaque, //
 };
@@ -54,77 +42,22 @@ pub(crate) trait DiskOperations: Sized + 'static {
     /// An ioctl that the block layer does not know, from a native or a compat task. May sleep.
     fn ioctl(disk: &GenDisk<Self>, cmd: u32, arg: usize) -> Result<i32>;
 
-    /// The content of the file `pid` while there is one, see [`PidFile`]. May sleep. Must not wait
+    /// The content of the file `pid` while there is one, see [`PidFile`](super::PidFile). May sleep. Must not wait
     /// for whoever removes the file.
     fn pid(disk: &GenDisk<Self>) -> Pid;
 }
 
 /// What a disk's `private_data` points to.
-struct DiskData<T: DiskOperations> {
-    tag_set: Opaque<bindings::blk_mq_tag_set>,
-    data: Arc<T::Data>,
-}
-
-/// The limits of a disk's queue that a driver can change while it is in use.
-///
-/// C struct: `struct queue_limits`.
-pub(crate) struct Limits(bindings::queue_limits);
-
-impl Limits {
-    /// Sets or clears a feature bit.
-    fn feature(&mut self, bit: bindings::blk_features_t, on: bool) {
-        if on {
-            self.0.features |= bit;
-        } else {
-            self.0.features &= !bit;
-        }
-    }
-
-    /// The smallest unit of I/O, and the unit that is written atomically, in bytes.
-    pub(crate) fn block_size(&mut self, bytes: u32) -> &mut Self {
-        self.0.logical_block_size = bytes;
-        self.0.physical_block_size = bytes;
-        self
-    }
-
-    /// Whether the disk has a volatile write cache, and whether it takes FUA writes.
-    pub(crate) fn write_cache(&mut self, cache: bool, fua: bool) -> &mut Self {
-        // SAFETY: The functions return constants.
-        let (cache_bit, fua_bit) = unsafe {
-            (
-                helpers::blk_feat_write_cache(),
-                helpers::blk_feat_fua(), //
-            )
-        };
-        self.feature(cache_bit, cache);
-        self.feature(fua_bit, cache && fua);
-        self
-    }
-
-    /// Whether seeking costs.
-    pub(crate) fn rotational(&mut self, on: bool) -> &mut Self {
-        self.feature(bindings::BLK_FEAT_ROTATIONAL, on);
-        self
-    }
-
-    /// The largest discard in bytes, 0 for none.
-    pub(crate) fn max_discard(&mut self, bytes: u32) -> &mut Self {
-        self.0.max_hw_discard_sectors = bytes >> bindings::SECTOR_SHIFT;
-        self
-    }
-
-    /// The largest write of zeroes in bytes, 0 for none.
-    pub(crate) fn max_write_zeroes(&mut self, bytes: u32) -> &mut Self {
-        self.0.max_write_zeroes_sectors = bytes >> bindings::SECTOR_SHIFT;
-        self
-    }
+pub(super) struct DiskData<T: DiskOperations> {
+    pub(super) tag_set: Opaque<bindings::blk_mq_tag_set>,
+    pub(super) data: Arc<T::Data>,
 }
 
 /// A disk of `T`: a `struct gendisk` with its request queue.
 ///
 /// # Invariants
 ///
-/// The disk was made by [`DiskBuilder::build`] for `T`, so that `private_data` points to a live
+/// The disk was made by [`DiskBuilder::build`](super::DiskBuilder::build) for `T`, so that `private_data` points to a live
 /// `DiskData<T>` until the last reference is gone, and its tag set serves this queue alone.
 #[repr(transparent)]
 pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
@@ -156,7 +89,7 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { &*disk.cast() }
     }
 
-    fn as_raw(&self) -> *mut bindings::gendisk {
+    pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
         self.0.get()
     }
 
@@ -351,247 +284,5 @@ impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant there is a count to give back.
         unsafe { helpers::blk_queue_usage_put(self.0.queue()) };
-    }
-}
-
-/// What a new disk looks like.
-pub(crate) struct DiskBuilder<'a> {
-    /// Its name under `/dev`.
-    pub(crate) name: fmt::Arguments<'a>,
-    /// Its major number, from [`Major`](crate::kernel::block::Major).
-    pub(crate) major: u32,
-    /// Its first minor number.
-    pub(crate) first_minor: u32,
-    /// The number of minors, its own and those of its partitions.
-    pub(crate) minors: u32,
-    /// The number of hardware queues.
-    pub(crate) hw_queues: u32,
-    /// Requests per hardware queue.
-    pub(crate) queue_depth: u32,
-    /// The largest request in bytes.
-    pub(crate) max_bytes: u32,
-    /// The size of request that suits the disk best, in bytes.
-    pub(crate) io_opt: u32,
-}
-
-impl DiskBuilder<'_> {
-    /// Makes the disk and adds it. Sleeps.
-    pub(crate) fn build<T: DiskOperations>(self, data: Arc<T::Data>) -> Result<RegisteredDisk<T>> {
-        let private = Self::alloc_tag_set::<T>(self.hw_queues, self.queue_depth, data)?;
-        let mut limits = bindings::queue_limits {
-            max_hw_sectors: self.max_bytes >> bindings::SECTOR_SHIFT,
-            io_opt: self.io_opt,
-            max_segments: u16::MAX,
-            max_segment_size: u32::MAX,
-            ..pin_init::zeroed()
-        };
-        // SAFETY: The tag set was allocated; the limits and the lock class are valid.
-        let disk = from_err_ptr(unsafe {
-            bindings::__blk_mq_alloc_disk(
-                private.tag_set.get(),
-                &mut limits,
-                ptr::null_mut(),
-                static_lock_class!().as_ptr(),
-            )
-        });
-        let disk = match disk {
-            Ok(disk) => disk,
-            Err(error) => {
-                free_private(private);
-                return Err(error);
-            }
-        };
-        // From here on `free_disk` frees the private data.
-        // SAFETY: The disk is ours alone until it is added.
-        unsafe {
-            (*disk).major = self.major as ffi::c_int;
-            (*disk).first_minor = self.first_minor as ffi::c_int;
-            (*disk).minors = self.minors as ffi::c_int;
-            (*disk).private_data = KBox::into_raw(private).cast();
-            (*disk).fops = &const { Vtable::<T>::FOPS };
-        }
-        // SAFETY: The reference of `__blk_mq_alloc_disk` is handed over.
-        // INVARIANT: The private data was set just above.
-        let disk = unsafe { ARef::<GenDisk<T>>::from_raw(NonNull::new_unchecked(disk.cast())) };
-        // SAFETY: The disk is not added yet, so its name is ours to write.
-        let name = unsafe { &mut (*disk.as_raw()).disk_name };
-        NullTerminatedFormatter::new(name)
-            .ok_or(EINVAL)?
-            .write_fmt(self.name)?;
-        // SAFETY: The disk is complete, and its vtable's `owner` is set by `fops_of`.
-        to_result(unsafe {
-            bindings::device_add_disk(ptr::null_mut(), disk.as_raw(), ptr::null_mut())
-        })?;
-        // INVARIANT: Added just above.
-        Ok(RegisteredDisk(disk))
-    }
-
-    fn alloc_tag_set<T: DiskOperations>(
-        hw_queues: u32,
-        queue_depth: u32,
-        data: Arc<T::Data>,
-    ) -> Result<KBox<DiskData<T>>> {
-        let private = KBox::new(
-            DiskData::<T> {
-                tag_set: Opaque::new(bindings::blk_mq_tag_set {
-                    ops: &const { OperationsVTable::<T::Queue>::VTABLE },
-                    nr_hw_queues: hw_queues,
-                    queue_depth,
-                    numa_node: bindings::NUMA_NO_NODE,
-                    cmd_size: mem::size_of::<Pdu<T::Queue>>() as u32,
-                    flags: bindings::BLK_MQ_F_BLOCKING,
-                    ..pin_init::zeroed()
-                }),
-                data,
-            },
-            GFP_KERNEL,
-        )?;
-        // SAFETY: The tag set is filled in, and stays where it is: the box is never moved out of.
-        to_result(unsafe { bindings::blk_mq_alloc_tag_set(private.tag_set.get()) })?;
-        Ok(private)
-    }
-}
-
-/// Frees what [`DiskBuilder::alloc_tag_set`] made.
-fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) {
-    // SAFETY: The tag set was allocated, and no queue uses it any more.
-    unsafe { bindings::blk_mq_free_tag_set(private.tag_set.get()) };
-}
-
-/// A disk that user space can see; dropping it takes it away.
-///
-/// # Invariants
-///
-/// The disk was added and not deleted.
-pub(crate) struct RegisteredDisk<T: DiskOperations>(ARef<GenDisk<T>>);
-
-impl<T: DiskOperations> Deref for RegisteredDisk<T> {
-    type Target = GenDisk<T>;
-
-    fn deref(&self) -> &GenDisk<T> {
-        &self.0
-    }
-}
-
-impl<T: DiskOperations> Drop for RegisteredDisk<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the disk was added and not deleted.
-        unsafe { bindings::del_gendisk(self.0.as_raw()) };
-    }
-}
-
-/// The read-only file `pid` in the disk's sysfs directory, which says who uses the disk. Dropping
-/// it removes the file, and waits for readers.
-///
-/// # Invariants
-///
-/// The file exists.
-pub(crate) struct PidFile<T: DiskOperations>(ARef<GenDisk<T>>);
-
-impl<T: DiskOperations> PidFile<T> {
-    /// Creates the file `pid`. Sleeps. Fails with `EEXIST` when it is there already.
-    pub(crate) fn create(disk: &GenDisk<T>) -> Result<Self> {
-        // SAFETY: The device was added, and the attribute is a constant.
-        to_result(unsafe {
-            bindings::device_create_file(
-                helpers::disk_to_dev(disk.as_raw()),
-                &const { Vtable::<T>::PID },
-            )
-        })?;
-        // INVARIANT: Created just above.
-        Ok(Self(disk.into()))
-    }
-}
-
-impl<T: DiskOperations> Drop for PidFile<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a file to remove.
-        unsafe {
-            bindings::device_remove_file(
-                helpers::disk_to_dev(self.0.as_raw()),
-                &const { Vtable::<T>::PID },
-            )
-        };
-    }
-}
-
-/// The C callbacks of disks of `T`.
-struct Vtable<T>(PhantomData<T>);
-
-impl<T: DiskOperations> Vtable<T> {
-    const FOPS: bindings::block_device_operations = bindings::block_device_operations {
-        owner: this_module::<T::OwnerModule>().as_ptr(),
-        open: Some(Self::open),
-        release: Some(Self::release),
-        ioctl: Some(Self::ioctl),
-        compat_ioctl: Some(Self::ioctl),
-        free_disk: Some(Self::free_disk),
-        ..pin_init::zeroed()
-    };
-
-    const PID: bindings::device_attribute = bindings::device_attribute {
-        attr: bindings::attribute {
-            name: as_char_ptr_in_const_context(c"pid"),
-            mode: 0o444,
-            ..pin_init::zeroed()
-        },
-        __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
-            show: Some(Self::show_pid),
-        },
-        ..pin_init::zeroed()
-    };
-
-    /// # Safety
-    ///
-    /// Called by the block layer only, with a disk of `T`, as are the others.
-    unsafe extern "C" fn open(
-        disk: *mut bindings::gendisk,
-        _mode: bindings::blk_mode_t,
-    ) -> ffi::c_int {
-        // SAFETY: The block layer passes a valid disk of this vtable.
-        from_result(|| T::open(unsafe { GenDisk::from_raw(disk) }).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// See [`Self::open`].
-    unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
-        // SAFETY: The block layer passes a valid disk of this vtable.
-        T::release(unsafe { GenDisk::from_raw(disk) });
-    }
-
-    /// # Safety
-    ///
-    /// See [`Self::open`]; `bdev` is the disk or a partition of it.
-    unsafe extern "C" fn ioctl(
-        bdev: *mut bindings::block_device,
-        _mode: bindings::blk_mode_t,
-        cmd: ffi::c_uint,
-        arg: ffi::c_ulong,
-    ) -> ffi::c_int {
-        // SAFETY: The block layer passes a valid block device of a disk of this vtable.
-        from_result(|| T::ioctl(unsafe { GenDisk::from_raw((*bdev).bd_disk) }, cmd, arg))
-    }
-
-    /// # Safety
-    ///
-    /// Called by sysfs only, with the device of a disk of `T` and a page to fill.
-    unsafe extern "C" fn show_pid(
-        dev: *mut bindings::device,
-        _attr: *mut bindings::device_attribute,
-        buf: *mut ffi::c_char,
-    ) -> isize {
-        // SAFETY: The file is only ever made for disks of `T`.
-        let pid = T::pid(unsafe { GenDisk::<T>::from_raw(helpers::dev_to_disk(dev)) });
-        // SAFETY: sysfs passes a page, and the format takes one int.
-        unsafe { bindings::sysfs_emit(buf, c"%d\n".as_char_ptr(), pid) as isize }
-    }
-
-    /// # Safety
-    ///
-    /// See [`Self::open`]; the last reference to the disk is gone.
-    unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: `build` put the box there; nobody can use it any more.
-        free_private(unsafe { KBox::from_raw((*disk).private_data.cast::<DiskData<T>>()) });
     }
 }
