@@ -12,6 +12,7 @@ export TOP NBD_CACHE
 
 SUITE=trixie
 KERNEL_SERIES=7.3
+# shellcheck disable=SC2034 # for scripts that source this
 MIRROR=${NBD_MIRROR:-http://deb.debian.org/debian}
 
 say() { printf '%s\n' "$*"; }
@@ -46,7 +47,7 @@ run_step() {
 }
 
 # What the root is made from; a change of any of it makes a new root.
-root_packages() { sed 's/#.*//' "$TOP/scripts/packages" | tr -s ' \n' '\n\n' | sed '/^$/d'; }
+root_packages() { sed 's/#.*//' "$TOP/scripts/packages" | tr -s ' ' '\n' | sed '/^$/d'; }
 root_key() { { echo "$SUITE $KERNEL_SERIES 1"; root_packages; } | sha256sum | cut -c 1-12; }
 
 # Debian 13 with every package present needs no root of our own.

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The commands of this project; each is a script in scripts/. Kbuild has the module itself.
+
+SHELL := /bin/bash
+KERNEL ?= stock
+DRIVER ?= rust
+export KDIR
+
+.PHONY: all modules demo check check-debug test lint install uninstall setup clean help
+
+all: modules
+
+modules:
+	@scripts/build
+
+demo:
+	@scripts/demo
+
+check:
+	@scripts/check --driver $(DRIVER) --kernel $(KERNEL)
+
+check-debug:
+	@scripts/check --driver $(DRIVER) --kernel debug
+
+test:
+	@[ -n "$(T)$(GROUP)" ] || { echo "error: say which: make test T=<program> or GROUP=<group>" >&2; exit 2; }
+	@scripts/check --driver $(DRIVER) --kernel $(KERNEL) $(if $(GROUP),--group $(GROUP)) $(T)
+
+lint:
+	@scripts/lint
+
+install:
+	@scripts/install
+
+uninstall:
+	@scripts/install --remove
+
+setup:
+	@scripts/setup
+
+clean:
+	@rm -rf build
+	@find . -path ./.git -prune -o \( -name '*.o' -o -name '*.ko' -o -name '*.mod' -o -name '*.mod.c' \
+		-o -name '.*.cmd' -o -name '.*.d' -o -name '*.rmeta' -o -name '*.order' -o -name Module.symvers \
+		-o -name '.tmp_*' -o -name '*_generated.rs' \) -print0 | xargs -0 rm -rf
+
+help:
+	@echo 'make               build nbd.ko for the stock kernel; KDIR=<tree>: for that prepared kernel tree'
+	@echo 'make demo          show the driver at work in a virtual machine'
+	@echo 'make check         run every selftest in a virtual machine; DRIVER=c: with the C driver'
+	@echo 'make check-debug   the same on a kernel with KASAN, lockdep, kmemleak and more'
+	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above'
+	@echo 'make lint          format, lints and style of all sources'
+	@echo 'make install       install nbd.ko for the running kernel so that modprobe finds it before its own'
+	@echo 'make uninstall     take it away again'
+	@echo 'make setup         only prepare what the other targets need'
+	@echo 'make clean         remove what was built here; the cache stays'
+	@echo 'make help          this list'
