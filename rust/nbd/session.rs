@@ -116,6 +116,7 @@ pub(crate) struct Session {
     workers: Arc<OwnedQueue>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
+    hw_queues: u32,
     #[pin]
     life: Mutex<Life>,
     #[pin]
@@ -161,7 +162,7 @@ impl Session {
             connections.push(socket, GFP_KERNEL)?;
         }
 
-        disk.set_hw_queues(count);
+        let hw_queues = disk.set_hw_queues(count);
         params.prepare(disk)?;
         let session = Arc::pin_init(
             pin_init!(Self {
@@ -172,6 +173,7 @@ impl Session {
                 connections,
                 workers,
                 fallback: Atomic::new(0),
+                hw_queues,
                 life <- new_mutex!(Life::Live(count)),
                 changed <- new_condvar!(),
                 pid_file <- new_mutex!(None),
@@ -212,34 +214,43 @@ impl Session {
         self.pid
     }
 
-    /// The connection of a hardware queue.
-    fn own_connection(&self, hctx: u32) -> Option<&Arc<Connection>> {
-        let index = (hctx as usize).checked_rem(self.connections.len())?;
-        self.connections.get(index)
+    /// The connections of a hardware queue: every so many, since there may be fewer queues.
+    fn of_queue(&self, hctx: u32) -> impl Iterator<Item = &Arc<Connection>> {
+        let (first, step) = (hctx as usize, self.hw_queues.max(1) as usize);
+        self.connections.iter().skip(first).step_by(step)
     }
 
-    /// Hands a request to a connection: that of its hardware queue, or another that is open.
-    pub(crate) fn submit(&self, hctx: u32, mut rq: OwnedRequest<Queue>, last: bool) {
+    /// Hands a request to a connection: one of its hardware queue, or another that is open.
+    pub(crate) fn submit(&self, hctx: u32, rq: OwnedRequest<Queue>, last: bool) {
         let writes = !matches!(rq.op(), Op::Read | Op::Flush);
+        let own = self.of_queue(hctx).count();
+        // A queue with one connection has its batch sent by the push that ends it.
+        let mut sent = false;
         if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
             rq.end(BlkStatus::IOERR);
-            if last {
-                self.flush(hctx);
+        } else {
+            let pick = (rq.unique_tag() as usize).checked_rem(own).unwrap_or(0);
+            let pushed = match self.of_queue(hctx).nth(pick) {
+                Some(connection) => connection.push(rq, last && own == 1),
+                None => Err(rq),
+            };
+            match pushed {
+                Ok(()) => sent = own == 1,
+                Err(rq) => self.fall_back(rq),
             }
-            return;
         }
-        if let Some(connection) = self.own_connection(hctx) {
-            match connection.push(rq, last) {
-                Ok(()) => return,
-                Err(back) => rq = back,
-            }
+        if last && !sent {
+            self.flush(hctx);
         }
-        // Nobody announces the end of a batch to a connection that is not the queue's own.
+    }
+
+    /// Hands a request to a connection that is open, each in turn, or fails it.
+    fn fall_back(&self, mut rq: OwnedRequest<Queue>) {
         let first = self.fallback.fetch_add(1, Relaxed) as usize;
-        let (before, after) = self
-            .connections
-            .split_at(first % self.connections.len().max(1));
+        let first = first.checked_rem(self.connections.len()).unwrap_or(0);
+        let (before, after) = self.connections.split_at(first);
         for connection in [after, before].into_iter().flatten() {
+            // Nobody announces the end of a batch to a connection that is not the queue's own.
             match connection.push(rq, true) {
                 Ok(()) => return,
                 Err(back) => rq = back,
@@ -250,7 +261,7 @@ impl Session {
 
     /// Sends what [`Self::submit`] queued without `last`.
     pub(crate) fn flush(&self, hctx: u32) {
-        if let Some(connection) = self.own_connection(hctx) {
+        for connection in self.of_queue(hctx) {
             connection.flush();
         }
     }

@@ -197,13 +197,15 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), jiffies) };
     }
 
-    /// Asks for `nr` hardware queues. Sleeps, until no request is in flight.
-    pub(crate) fn set_hw_queues(&self, nr: u32) {
-        let Ok(nr) = ffi::c_int::try_from(nr) else {
-            return;
-        };
-        // SAFETY: The tag set is valid by the type invariant.
-        unsafe { bindings::blk_mq_update_nr_hw_queues(self.tag_set(), nr) };
+    /// Asks for `nr` hardware queues, and returns how many there are then: no more than CPUs.
+    /// Sleeps, until no request is in flight.
+    pub(crate) fn set_hw_queues(&self, nr: u32) -> u32 {
+        if let Ok(nr) = ffi::c_int::try_from(nr) {
+            // SAFETY: The tag set is valid by the type invariant.
+            unsafe { bindings::blk_mq_update_nr_hw_queues(self.tag_set(), nr) };
+        }
+        // SAFETY: As above. Only this function changes the number.
+        unsafe { (*self.tag_set()).nr_hw_queues }
     }
 
     /// Calls `f` while no queue function runs and none is started. Sleeps.
