@@ -114,3 +114,14 @@ __rust_helper blk_features_t rust_helper_blk_feat_fua(void)
 {
 	return BLK_FEAT_FUA;
 }
+
+/* Keeps requests that were freed with an I/O scheduler readable by their tags. */
+__rust_helper int rust_helper_blk_mq_tags_read_lock(struct blk_mq_tag_set *set)
+{
+	return srcu_read_lock(&set->tags_srcu);
+}
+
+__rust_helper void rust_helper_blk_mq_tags_read_unlock(struct blk_mq_tag_set *set, int idx)
+{
+	srcu_read_unlock(&set->tags_srcu, idx);
+}

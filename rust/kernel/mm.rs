@@ -34,3 +34,31 @@ impl Drop for NoReclaim {
         unsafe { helpers::memalloc_noreclaim_restore(self.flags) };
     }
 }
+
+/// Allocations of the current task do not wait for block I/O, until dropped.
+///
+/// # Invariants
+///
+/// `flags` is what the scope's entry returned on this task.
+pub(crate) struct NoIo {
+    flags: ffi::c_uint,
+    _not_send: NotThreadSafe,
+}
+
+impl NoIo {
+    /// Enters the scope.
+    pub(crate) fn enter() -> Self {
+        Self {
+            // SAFETY: Only changes flags of the current task.
+            flags: unsafe { helpers::memalloc_noio_save() },
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for NoIo {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { helpers::memalloc_noio_restore(self.flags) };
+    }
+}

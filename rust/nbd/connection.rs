@@ -69,6 +69,15 @@ enum Next {
     Stop,
 }
 
+/// A socket whose peer sees the end of the stream when it is dropped, whoever else has it open.
+struct Stream(Socket);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.shutdown();
+    }
+}
+
 /// A connection of a session.
 ///
 /// While it is open, requests are pushed to it and go out in order. Whoever closes it first has it
@@ -81,8 +90,9 @@ pub(crate) struct Connection {
     /// Its place in the session, for messages.
     index: u32,
     disk: ARef<Disk>,
-    workers: Arc<OwnedQueue>,
-    socket: Socket,
+    receivers: Arc<OwnedQueue>,
+    senders: Arc<OwnedQueue>,
+    socket: Stream,
     #[pin]
     tx: SpinLock<Tx>,
     /// Here until the receiver's work takes it.
@@ -105,9 +115,11 @@ impl Connection {
         disk: &Disk,
         id: u64,
         index: u32,
-        workers: Arc<OwnedQueue>,
+        receivers: &Arc<OwnedQueue>,
+        senders: &Arc<OwnedQueue>,
         socket: Socket,
     ) -> Result<Arc<Self>> {
+        let socket = Stream(socket);
         let sender = KBox::new(Sender::new()?, GFP_KERNEL)?;
         let receiver = KBox::new(Receiver::new()?, GFP_KERNEL)?;
         Arc::pin_init(
@@ -115,7 +127,8 @@ impl Connection {
                 id,
                 index,
                 disk: disk.into(),
-                workers,
+                receivers: receivers.clone(),
+                senders: senders.clone(),
                 socket,
                 tx <- new_spinlock!(Tx::Open {
                     queue: RequestList::new(),
@@ -138,14 +151,14 @@ impl Connection {
     }
 
     pub(crate) fn socket(&self) -> &Socket {
-        &self.socket
+        &self.socket.0
     }
 
     /// Starts the receiver.
     pub(crate) fn launch(self: &Arc<Self>) {
-        self.socket.set_block_io();
+        self.socket().set_block_io();
         // It cannot be queued already: this is the only place that queues it.
-        let _ = self.workers.enqueue::<Arc<Self>, 1>(self.clone());
+        let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
     }
 
     /// Queues a request. With `last`, it is sent at once, with all that were queued before;
@@ -157,9 +170,10 @@ impl Connection {
         last: bool,
     ) -> Result<(), OwnedRequest<Queue>> {
         rq.data().set_connection(self);
+        let cookie = self.disk.data().new_cookie();
         let sender = match &mut *self.tx.lock() {
             Tx::Open { queue, sender } => {
-                queue.push_back(rq.publish());
+                queue.push_back(rq.publish(cookie));
                 if last {
                     sender.take_ready()
                 } else {
@@ -201,7 +215,7 @@ impl Connection {
     /// was open. Sleeps only for the socket's lock.
     pub(crate) fn close(&self) -> bool {
         let old = mem::replace(&mut *self.tx.lock(), Tx::Closed);
-        self.socket.shutdown();
+        self.socket().shutdown();
         !matches!(old, Tx::Closed)
     }
 
@@ -227,10 +241,10 @@ impl Connection {
                 None => return,
             };
             let result = match next {
-                Next::Send => sender.send(&self.socket, wait),
+                Next::Send => sender.send(self.socket(), wait),
                 Next::SendDisconnect => {
                     // A peer without room for it learns from the end of the stream.
-                    let _ = sender.send_disconnect(&self.socket);
+                    let _ = sender.send_disconnect(self.socket());
                     return;
                 }
                 Next::Stop => return,
@@ -278,7 +292,7 @@ impl Connection {
         }
         if wait == Wait::No && rounds > MAX_ROUNDS {
             *slot = Slot::Blocked(sender);
-            let _ = self.workers.enqueue::<Arc<Self>, 0>(self.clone());
+            let _ = self.senders.enqueue::<Arc<Self>, 0>(self.clone());
             return None;
         }
         Some((Next::Send, sender))
@@ -292,7 +306,7 @@ impl Connection {
                 *slot = Slot::Blocked(sender);
                 // Under the lock, so that no work is queued once the connection is closed. If it
                 // is queued already, it will find the sender.
-                let _ = self.workers.enqueue::<Arc<Self>, 0>(self.clone());
+                let _ = self.senders.enqueue::<Arc<Self>, 0>(self.clone());
             }
             Tx::Closed => {
                 drop(tx);

@@ -5,7 +5,7 @@
 //! Locks, outermost first. What a lock guards is moved out under it and dropped after it.
 //!
 //! 1. `disk->open_mutex`, of the block layer, around [`DiskOperations::open`] and `release`
-//! 2. `Session::resize`, while parameters of a running disk change; freezes the queue
+//! 2. `Session::applied`, while parameters of a running disk change; freezes the queue
 //! 3. [`Device::config`], the configuration; never held on the way of a request, nor while
 //!    anything waits for requests
 //! 4. `Session::life`, how far a session is
@@ -26,7 +26,7 @@ use crate::{
     params::Params,
     queue::Queue,
     session::Session,
-    state::{self, Endpoint, Identity, Refusal, Updated},
+    state::{self, Endpoint, Identity, Refusal},
     NbdModule,
 };
 use kernel::{
@@ -107,6 +107,7 @@ pub(crate) struct Device {
     #[pin]
     messages: RateLimit,
     connections_made: Atomic<u64>,
+    requests_sent: Atomic<u32>,
 }
 
 impl Device {
@@ -128,6 +129,7 @@ impl Device {
                 enders,
                 messages <- RateLimit::new(),
                 connections_made: Atomic::new(0),
+                requests_sent: Atomic::new(0),
             }),
             GFP_KERNEL,
         )?;
@@ -151,6 +153,11 @@ impl Device {
     /// A number that no other connection of the device ever has.
     pub(crate) fn new_connection_id(&self) -> u64 {
         self.connections_made.fetch_add(1, Relaxed).wrapping_add(1)
+    }
+
+    /// A number for a request that no other of the last 2^32 had.
+    pub(crate) fn new_cookie(&self) -> u32 {
+        self.requests_sent.fetch_add(1, Relaxed)
     }
 
     pub(crate) fn enders(&self) -> &OwnedQueue {
@@ -192,6 +199,15 @@ impl Device {
                 );
             }
         })?;
+        let retired = {
+            let mut config = self.config.lock();
+            let openers = config.openers;
+            config.state.retire(openers)
+        };
+        if let Some(params) = retired {
+            Self::clean(disk);
+            self.config.lock().state.idle(params);
+        }
         let added = {
             let mut config = self.config.lock();
             let openers = config.openers;
@@ -220,10 +236,15 @@ impl Device {
     ) -> Result {
         let updated = self.config.lock().state.update(f);
         match updated {
-            Ok(Updated::Kept) => Ok(()),
-            Ok(Updated::Running { old, new, session }) => session.update(&old, &new),
+            Ok(None) => Ok(()),
+            Ok(Some(session)) => session.refresh(),
             Err(refusal) => Err(self.refuse(disk, what, &refusal)),
         }
+    }
+
+    /// The parameters of the running session.
+    pub(crate) fn running_params(&self) -> Option<Params> {
+        self.config.lock().state.running_params()
     }
 
     /// Makes a session of the setup and starts it.
@@ -242,11 +263,12 @@ impl Device {
                     config.state.started(params, session.clone());
                     *self.session.lock() = Some(session.clone());
                 }
-                session.launch(&params);
+                session.launch();
                 Ok(session)
             }
             Err(error) => {
-                self.config.lock().state.start_failed(params);
+                Self::clean(disk);
+                self.config.lock().state.idle(params);
                 if self.may_log() {
                     dev_err!(
                         disk.device(),
@@ -259,9 +281,21 @@ impl Device {
         }
     }
 
-    /// The running session, to be ended by the caller.
-    pub(crate) fn running(&self) -> Option<Arc<Session>> {
-        self.config.lock().state.session()
+    /// The running session, to be ended by the caller for `what`.
+    pub(crate) fn running(&self, disk: &Disk, what: &str) -> Result<Option<Arc<Session>>> {
+        let session = self.config.lock().state.session();
+        session.map_err(|refusal| self.refuse(disk, what, &refusal))
+    }
+
+    /// Takes from a disk without session what is left of one: data, size and limits.
+    fn clean(disk: &Disk) {
+        disk.invalidate();
+        if Params::reset(disk).is_err() {
+            dev_warn!(disk.device(), "could not reset the queue's limits\n");
+        }
+        if crate::partitions() {
+            disk.need_partition_scan();
+        }
     }
 
     /// Drops the sockets of a setup; their peers see the end of the streams.
@@ -272,15 +306,12 @@ impl Device {
 
     /// The session's end is made. Returns it, to be dropped by the caller.
     pub(crate) fn stopped(&self, disk: &Disk) -> Option<Arc<Session>> {
-        let (session, openers) = {
-            let mut config = self.config.lock();
-            (config.state.stopped(), config.openers)
-        };
+        let mut config = self.config.lock();
         // Others still see the size that they opened the device with, and get errors.
-        if openers <= 1 {
+        if config.openers <= 1 {
             disk.set_capacity(0);
         }
-        session
+        config.state.stopped()
     }
 }
 
@@ -294,12 +325,12 @@ impl DiskOperations for DiskOps {
 
     fn open(disk: &Disk) -> Result {
         let device = disk.data();
-        let rescan = {
+        let first = {
             let mut config = device.config.lock();
             config.openers += 1;
-            config.openers == 1 || matches!(config.state, State::Stopped(_))
+            config.openers == 1
         };
-        if rescan && crate::partitions() {
+        if first && crate::partitions() {
             disk.need_partition_scan();
         }
         Ok(())
@@ -317,10 +348,7 @@ impl DiskOperations for DiskOps {
             }
         };
         if let Some(State::Stopped(_)) = left {
-            disk.invalidate();
-            if Params::reset(disk).is_err() {
-                dev_warn!(disk.device(), "could not reset the queue's limits\n");
-            }
+            Device::clean(disk);
             disk.notify_change();
         }
     }

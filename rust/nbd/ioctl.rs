@@ -55,12 +55,12 @@ pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
             return session.wait().result();
         }
         DISCONNECT => {
-            if let Some(session) = device.running() {
+            if let Some(session) = device.running(disk, "NBD_DISCONNECT")? {
                 session.disconnect();
             }
         }
         CLEAR_SOCK => {
-            match device.running() {
+            match device.running(disk, "NBD_CLEAR_SOCK")? {
                 Some(session) => {
                     session.stop(Reason::Requested);
                 }

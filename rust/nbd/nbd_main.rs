@@ -108,8 +108,18 @@ impl ::kernel::Module for NbdModule {
             enders,
         };
         for index in 0..count {
-            let disk = Device::add(index, minors, hw_queues, module.enders.clone())?;
-            module.disks.push(disk, GFP_KERNEL)?;
+            // Devices that are there may be open already: the module cannot go away any more.
+            match Device::add(index, minors, hw_queues, module.enders.clone()) {
+                Ok(disk) => module.disks.push(disk, GFP_KERNEL)?,
+                Err(error) => {
+                    pr_err!(
+                        "could not add nbd{} and those after it: {:?}\n",
+                        index,
+                        error
+                    );
+                    break;
+                }
+            }
         }
         Ok(module)
     }

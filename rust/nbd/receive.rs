@@ -89,17 +89,13 @@ impl Receiver {
         let header = self.header(connection.socket())?;
         let reply = Reply::decode(&header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
-        let unexpected = ReceiveError::Unexpected { tag: cookie.tag };
-
-        let Some(requests) = disk.hold_requests() else {
-            return Err(unexpected);
-        };
-        let Some(mut claim) = requests
-            .request(cookie.tag)
-            .filter(|rq| rq.data().is_on(connection))
-            .and_then(|rq| rq.claim(cookie.attempt))
-        else {
-            return Err(unexpected);
+        let claim = disk.hold_requests().and_then(|requests| {
+            requests
+                .request(cookie.tag)?
+                .claim(Some(cookie.attempt), |data| data.is_on(connection))
+        });
+        let Some(mut claim) = claim else {
+            return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
         match reply.result {
             Err(status) => claim.end(status),

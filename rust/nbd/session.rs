@@ -38,6 +38,10 @@ use kernel::{
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
+/// The most work items that a workqueue runs at a time; its share of one memory node is enough for
+/// as many connections as there can be.
+const RECEIVERS: u32 = 2048;
+
 /// How long a server may take to close its end after it was told to, in milliseconds.
 const GOODBYE_MS: u32 = 1000;
 
@@ -113,7 +117,8 @@ pub(crate) struct Session {
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: Atomic<u32>,
     connections: KVec<Arc<Connection>>,
-    workers: Arc<OwnedQueue>,
+    receivers: Arc<OwnedQueue>,
+    senders: Arc<OwnedQueue>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
@@ -124,9 +129,9 @@ pub(crate) struct Session {
     /// While it exists, `/sys/block/nbdN/pid` does.
     #[pin]
     pid_file: Mutex<Option<PidFile<DiskOps>>>,
-    /// Held while parameters of the running disk are changed.
+    /// The parameters that the disk has, held while they are changed.
     #[pin]
-    resize: Mutex<()>,
+    applied: Mutex<Params>,
     #[pin]
     end_work: Work<Session>,
 }
@@ -139,7 +144,7 @@ impl Session {
     /// Makes a session of `setup`. Nothing is served before [`Self::launch`]. Sleeps.
     ///
     /// Fails with `EINVAL` if the server does not take as many connections as there are sockets.
-    pub(crate) fn new(disk: &Disk, setup: Setup) -> Result<Arc<Self>> {
+    pub(crate) fn new(disk: &Disk, mut setup: Setup) -> Result<Arc<Self>> {
         let params = setup.params();
         let count = u32::try_from(setup.socket_count())?;
         if count > 1 && !params.flags().multi_conn() {
@@ -152,14 +157,20 @@ impl Session {
             return Err(EINVAL);
         }
         let device = disk.data();
-        let workers = OwnedQueue::new_unbound_reclaim(c"nbd", device.index(), 2 * count)?;
-        let workers = Arc::new(workers, GFP_KERNEL)?;
+        // Receivers stay for the whole session: senders must not wait for them.
+        let receivers = OwnedQueue::new_unbound_reclaim(c"nbd-receive", device.index(), RECEIVERS)?;
+        let receivers = Arc::new(receivers, GFP_KERNEL)?;
+        let senders = OwnedQueue::new_unbound_reclaim(c"nbd-send", device.index(), count)?;
+        let senders = Arc::new(senders, GFP_KERNEL)?;
 
         let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
-        for (index, socket) in (0..).zip(setup.into_sockets()) {
+        for index in 0..count {
+            let Some(socket) = setup.pop_socket() else {
+                break;
+            };
             let id = device.new_connection_id();
-            let socket = Connection::new(disk, id, index, workers.clone(), socket)?;
-            connections.push(socket, GFP_KERNEL)?;
+            let connection = Connection::new(disk, id, index, &receivers, &senders, socket)?;
+            connections.push(connection, GFP_KERNEL)?;
         }
 
         let hw_queues = disk.set_hw_queues(count);
@@ -171,13 +182,14 @@ impl Session {
                 flags: params.flags(),
                 timeout: Atomic::new(params.timeout()),
                 connections,
-                workers,
+                receivers,
+                senders,
                 fallback: Atomic::new(0),
                 hw_queues,
                 life <- new_mutex!(Life::Live(count)),
                 changed <- new_condvar!(),
                 pid_file <- new_mutex!(None),
-                resize <- new_mutex!(()),
+                applied <- new_mutex!(params),
                 end_work <- new_work!("nbd_end"),
             }),
             GFP_KERNEL,
@@ -192,7 +204,11 @@ impl Session {
     }
 
     /// Starts serving requests, after the session was made known to the device.
-    pub(crate) fn launch(&self, params: &Params) {
+    pub(crate) fn launch(&self) {
+        let mut applied = self.applied.lock();
+        if let Some(params) = self.disk.data().running_params() {
+            *applied = params;
+        }
         // Whoever ends the session must take the lock first.
         let life = self.life.lock();
         if !matches!(&*life, Life::Live(_)) {
@@ -201,7 +217,7 @@ impl Session {
         for connection in &self.connections {
             connection.launch();
         }
-        params.apply_size(&self.disk);
+        applied.apply_size(&self.disk);
         dev_info!(
             self.disk.device(),
             "session started by task {} with {} connection(s)\n",
@@ -268,6 +284,10 @@ impl Session {
 
     /// `connection`, which was open, is closed: its requests go to another, or the session ends.
     pub(crate) fn lost(self: &Arc<Self>, connection: &Connection, loss: Loss) {
+        if !self.connections.iter().any(|c| c.id() == connection.id()) {
+            // It was of an earlier session, whose end has seen to everything.
+            return;
+        }
         let left = {
             let mut life = self.life.lock();
             let (left, asked) = match &*life {
@@ -296,10 +316,8 @@ impl Session {
             self.connections.len()
         );
         self.disk.for_each_started(|rq| {
-            if rq.data().is_on(connection) {
-                if let Some(claim) = rq.claim_any() {
-                    claim.requeue();
-                }
+            if let Some(claim) = rq.claim(None, |data| data.is_on(connection)) {
+                claim.requeue();
             }
         });
     }
@@ -363,9 +381,12 @@ impl Session {
 
     /// A request took longer than the timeout.
     pub(crate) fn timed_out(&self, rq: &Request<Queue>) -> TimeoutAction {
-        if !rq.is_live() {
+        let slow = |connection: &&Arc<Connection>| {
+            rq.published(|data| data.is_on(connection)) == Some(true)
+        };
+        let Some(connection) = self.connections.iter().find(slow) else {
             return TimeoutAction::Rearm;
-        }
+        };
         if self.timeout.load(Relaxed) == 0 {
             if self.disk.data().may_log() {
                 dev_warn!(
@@ -375,18 +396,19 @@ impl Session {
             }
             return TimeoutAction::Rearm;
         }
-        let connection = self.connections.iter().find(|c| rq.data().is_on(c));
-        if let Some(connection) = connection {
-            // It may be half received: the receiver gives it up when the socket is shut down.
-            connection.lose(Loss::TimedOut);
-        }
+        // It may be half received: the receiver gives it up when the socket is shut down.
+        connection.lose(Loss::TimedOut);
         TimeoutAction::Done
     }
 
-    /// Applies parameters that changed while the session runs. Sleeps; for new limits, until no
-    /// request is in flight.
-    pub(crate) fn update(&self, old: &Params, new: &Params) -> Result {
-        let _resize = self.resize.lock();
+    /// Gives the disk the parameters that were changed while the session runs. Sleeps; for another
+    /// block size, until no request is in flight.
+    pub(crate) fn refresh(&self) -> Result {
+        let mut applied = self.applied.lock();
+        let Some(new) = self.disk.data().running_params() else {
+            return Ok(());
+        };
+        let old = core::mem::replace(&mut *applied, new);
         self.timeout.store(new.timeout(), Relaxed);
         if old.timeout() != new.timeout() {
             new.apply_timeout(&self.disk);
@@ -412,16 +434,19 @@ impl WorkItem for Session {
         for connection in &this.connections {
             connection.close();
         }
-        this.workers.flush();
+        this.senders.flush();
+        this.receivers.flush();
         let published = device.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
         this.disk.quiesced(|| {
             this.disk.for_each_started(|rq| {
-                if let Some(claim) = rq.claim_any() {
+                if let Some(claim) = rq.claim(None, |_| true) {
                     claim.end(BlkStatus::IOERR);
                 }
             })
         });
+        // Requests that were requeued are failed when they come again.
+        this.disk.drain();
         let pid_file = this.pid_file.lock().take();
         drop(pid_file);
         let stopped = device.stopped(&this.disk);

@@ -15,6 +15,10 @@ use kernel::{
     str::BStr, //
 };
 
+/// The sockets that a device can have: as many as receivers can surely run at a time, on a machine
+/// with several memory nodes.
+const MAX_CONNECTIONS: usize = 256;
+
 /// Who sets a device up.
 pub(crate) trait Identity {
     fn is(&self, other: &Self) -> bool;
@@ -39,7 +43,7 @@ pub(crate) struct Setup<O, S: Endpoint> {
 
 impl<O, S: Endpoint> Setup<O, S> {
     /// Hands the socket back if there is no memory.
-    fn new(params: Params, owner: O, socket: S) -> Result<Self, S> {
+    fn new(params: Params, owner: O, socket: S) -> Result<Self, (Refusal, S)> {
         let mut setup = Self {
             params,
             owner,
@@ -49,21 +53,26 @@ impl<O, S: Endpoint> Setup<O, S> {
         Ok(setup)
     }
 
-    /// Hands the socket back if there is no memory.
-    fn add(&mut self, socket: S) -> Result<(), S> {
-        if self.sockets.reserve(1, GFP_KERNEL).is_err() {
-            return Err(socket);
+    /// Hands the socket back if there is no memory, or no room for another.
+    fn add(&mut self, socket: S) -> Result<(), (Refusal, S)> {
+        if self.sockets.len() >= MAX_CONNECTIONS {
+            return Err((Refusal::TooManySockets, socket));
         }
-        self.sockets.push_within_capacity(socket).map_err(|e| e.0)
+        if self.sockets.reserve(1, GFP_KERNEL).is_err() {
+            return Err((Refusal::NoMemory, socket));
+        }
+        self.sockets
+            .push_within_capacity(socket)
+            .map_err(|e| (Refusal::NoMemory, e.0))
     }
 
     pub(crate) fn params(&self) -> Params {
         self.params
     }
 
-    /// Takes the sockets out to make connections of them.
-    pub(crate) fn into_sockets(mut self) -> KVec<S> {
-        mem::take(&mut self.sockets)
+    /// Takes out the socket added last, to make a connection of it.
+    pub(crate) fn pop_socket(&mut self) -> Option<S> {
+        self.sockets.pop()
     }
 
     pub(crate) fn socket_count(&self) -> usize {
@@ -106,6 +115,7 @@ pub(crate) enum Refusal {
     },
     /// There is no socket to start with.
     NoSocket,
+    TooManySockets,
     NoMemory,
     /// A parameter has a value that the device cannot have.
     BadParameter(Error),
@@ -115,6 +125,7 @@ impl Refusal {
     pub(crate) fn errno(&self) -> Error {
         match self {
             Self::NoSocket => EINVAL,
+            Self::TooManySockets => ENOSPC,
             Self::NoMemory => ENOMEM,
             Self::BadParameter(error) => *error,
             Self::Owned { .. } | Self::Starting | Self::Running | Self::PreviousSession { .. } => {
@@ -144,24 +155,16 @@ impl fmt::Display for Refusal {
                  device; close or unmount it there first"
             ),
             Self::NoSocket => f.write_str("no socket was set; use NBD_SET_SOCK first"),
+            Self::TooManySockets => write!(
+                f,
+                "the device has {MAX_CONNECTIONS} sockets already; start it or clear them"
+            ),
             Self::NoMemory => f.write_str("out of memory; try again"),
             Self::BadParameter(_) => {
                 f.write_str("the value is out of range; the documentation has the limits")
             }
         }
     }
-}
-
-/// What became of a parameter.
-pub(crate) enum Updated<R> {
-    /// It is kept for the next session.
-    Kept,
-    /// It holds for this session from now on.
-    Running {
-        old: Params,
-        new: Params,
-        session: R,
-    },
 }
 
 impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
@@ -175,10 +178,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     ) -> Result<Option<Setup<O, S>>, (Refusal, S)> {
         let params = match self {
             Self::Setup(setup) if setup.owner.is(&caller) => {
-                return match setup.add(socket) {
-                    Ok(()) => Ok(None),
-                    Err(socket) => Err((Refusal::NoMemory, socket)),
-                };
+                return setup.add(socket).map(|()| None);
             }
             Self::Setup(setup) if setup.owner.is_alive() => {
                 let (pid, comm) = (setup.owner.pid(), setup.owner.comm());
@@ -186,43 +186,53 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             }
             Self::Starting => return Err((Refusal::Starting, socket)),
             Self::Running { .. } => return Err((Refusal::Running, socket)),
-            Self::Stopped(_) if openers > 1 => {
-                let others = openers - 1;
+            Self::Stopped(_) => {
+                let others = openers.saturating_sub(1);
                 return Err((Refusal::PreviousSession { others }, socket));
             }
             Self::Setup(stale) => stale.params,
-            Self::Idle(params) | Self::Stopped(params) => *params,
+            Self::Idle(params) => *params,
         };
-        match Setup::new(params, caller, socket) {
-            Ok(setup) => Ok(match mem::replace(self, Self::Setup(setup)) {
-                Self::Setup(stale) => Some(stale),
-                _ => None,
-            }),
-            Err(socket) => Err((Refusal::NoMemory, socket)),
+        let setup = Setup::new(params, caller, socket)?;
+        Ok(match mem::replace(self, Self::Setup(setup)) {
+            Self::Setup(stale) => Some(stale),
+            _ => None,
+        })
+    }
+
+    /// Takes a device whose only opener is left from an ended session out of use, to be cleaned;
+    /// [`Self::idle`] must follow.
+    pub(crate) fn retire(&mut self, openers: u32) -> Option<Params> {
+        match self {
+            Self::Stopped(params) if openers <= 1 => {
+                let params = *params;
+                *self = Self::Starting;
+                Some(params)
+            }
+            _ => None,
         }
     }
 
-    /// Changes the parameters by `f`.
+    /// Changes the parameters by `f`. Returns the session that they hold for, if one runs.
     pub(crate) fn update(
         &mut self,
         f: impl FnOnce(Params) -> Result<Params>,
-    ) -> Result<Updated<R>, Refusal> {
+    ) -> Result<Option<R>, Refusal> {
         let params = match self {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => params,
             Self::Setup(setup) => &mut setup.params,
             Self::Starting => return Err(Refusal::Starting),
         };
-        let old = *params;
-        let new = f(old).map_err(Refusal::BadParameter)?;
-        *params = new;
-        Ok(match self {
-            Self::Running { session, .. } => Updated::Running {
-                old,
-                new,
-                session: session.clone(),
-            },
-            _ => Updated::Kept,
-        })
+        *params = f(*params).map_err(Refusal::BadParameter)?;
+        self.session()
+    }
+
+    /// The parameters of the running session.
+    pub(crate) fn running_params(&self) -> Option<Params> {
+        match self {
+            Self::Running { params, .. } => Some(*params),
+            _ => None,
+        }
     }
 
     /// Takes the setup out to start a session with it.
@@ -246,8 +256,9 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         *self = Self::Running { params, session };
     }
 
-    /// The session that [`Self::start`] was for could not be made.
-    pub(crate) fn start_failed(&mut self, params: Params) {
+    /// The session that [`Self::start`] was for could not be made, or the device that
+    /// [`Self::retire`] took is clean.
+    pub(crate) fn idle(&mut self, params: Params) {
         *self = Self::Idle(params);
     }
 
@@ -263,11 +274,12 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The running session.
-    pub(crate) fn session(&self) -> Option<R> {
+    /// The running session, if there is one.
+    pub(crate) fn session(&self) -> Result<Option<R>, Refusal> {
         match self {
-            Self::Running { session, .. } => Some(session.clone()),
-            _ => None,
+            Self::Running { session, .. } => Ok(Some(session.clone())),
+            Self::Starting => Err(Refusal::Starting),
+            _ => Ok(None),
         }
     }
 

@@ -5,7 +5,7 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{limits::Limits, operations::Operations, request::Request};
-use crate::kernel::bindings as helpers;
+use crate::kernel::{bindings as helpers, mm::NoIo};
 use core::{
     marker::PhantomData,
     ptr::{self, NonNull}, //
@@ -19,7 +19,7 @@ use kernel::{
     prelude::*,
     sync::{aref::AlwaysRefCounted, Arc, ArcBorrow},
     task::Pid,
-    types::Opaque, //
+    types::{NotThreadSafe, Opaque}, //
 };
 
 /// What user space can do to a disk, and what hangs off it.
@@ -156,10 +156,14 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
     }
 
-    /// Drops what is cached of the disk and sets its size to 0. Sleeps.
+    /// Drops what is cached of the disk and sets its size to 0. What was not written yet is handed
+    /// to the driver first, and dropped even if that fails. Sleeps.
     pub(crate) fn invalidate(&self) {
-        // SAFETY: The disk is valid.
-        unsafe { bindings::invalidate_disk(self.as_raw()) };
+        // SAFETY: The disk is valid, and has a block device for the whole of it.
+        unsafe {
+            bindings::sync_blockdev((*self.as_raw()).part0);
+            bindings::invalidate_disk(self.as_raw());
+        }
     }
 
     /// Tells users of the disk that its medium is gone. Sleeps.
@@ -242,12 +246,32 @@ impl<T: DiskOperations> GenDisk<T> {
         };
     }
 
+    /// Waits until no request is left anywhere in the queue. Sleeps. For a driver that fails
+    /// whatever it is handed, so that the wait is bounded.
+    pub(crate) fn drain(&self) {
+        let _noio = NoIo::enter();
+        // SAFETY: The queue is valid, and unfrozen again just below.
+        unsafe {
+            bindings::blk_mq_freeze_queue_nomemsave(self.queue());
+            bindings::blk_mq_unfreeze_queue_nomemrestore(self.queue());
+        }
+    }
+
     /// Keeps requests from being freed, to look one up by its tag. `None` when the queue is frozen
-    /// or dead, so that no request can be in flight.
+    /// or dead, so that no request can be in flight. To be held for a short time only.
     pub(crate) fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
         // SAFETY: The queue is valid.
-        // INVARIANT: The count was taken.
-        unsafe { helpers::blk_queue_usage_tryget(self.queue()) }.then_some(QueueGuard(self))
+        if !unsafe { helpers::blk_queue_usage_tryget(self.queue()) } {
+            return None;
+        }
+        // SAFETY: The tag set is valid by the type invariant.
+        let tags = unsafe { helpers::blk_mq_tags_read_lock(self.tag_set()) };
+        // INVARIANT: The count and the lock were taken just above.
+        Some(QueueGuard {
+            disk: self,
+            tags,
+            _not_send: NotThreadSafe,
+        })
     }
 }
 
@@ -255,8 +279,12 @@ impl<T: DiskOperations> GenDisk<T> {
 ///
 /// # Invariants
 ///
-/// Holds one count of the queue's usage counter.
-pub(crate) struct QueueGuard<'a, T: DiskOperations>(&'a GenDisk<T>);
+/// Holds one count of the queue's usage counter, and the read side of the tag set's SRCU.
+pub(crate) struct QueueGuard<'a, T: DiskOperations> {
+    disk: &'a GenDisk<T>,
+    tags: ffi::c_int,
+    _not_send: NotThreadSafe,
+}
 
 impl<T: DiskOperations> QueueGuard<'_, T> {
     /// The request last started under a tag that [`unique_tag`] gave, or might have given: any
@@ -264,16 +292,19 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
     ///
     /// [`unique_tag`]: super::StartedRequest::unique_tag
     pub(crate) fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
-        let set = self.0.tag_set();
-        // SAFETY: The tags of a set change only while its queues are frozen, which the usage count
-        // prevents. `blk_mq_tag_to_rq` checks the tag itself, and requests that an I/O scheduler
-        // allocated are freed only while the queue is frozen, too.
+        let set = self.disk.tag_set();
+        // SAFETY: The array of tags changes only while its queues are frozen, which the usage count
+        // prevents. `blk_mq_tag_to_rq` checks the tag itself. A request that an I/O scheduler had
+        // allocated is freed after the readers of the set's SRCU only, of whom we are one.
         let rq = unsafe {
             let hwq = usize::from(helpers::blk_mq_unique_tag_to_hwq(unique_tag));
             if hwq >= (*set).nr_hw_queues as usize {
                 return None;
             }
             let tags = *(*set).tags.add(hwq);
+            if tags.is_null() {
+                return None;
+            }
             let tag = helpers::blk_mq_unique_tag_to_tag(unique_tag);
             helpers::blk_mq_tag_to_rq(tags, tag.into())
         };
@@ -284,7 +315,10 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
 
 impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a count to give back.
-        unsafe { helpers::blk_queue_usage_put(self.0.queue()) };
+        // SAFETY: By the type invariant there are a lock and a count to give back.
+        unsafe {
+            helpers::blk_mq_tags_read_unlock(self.disk.tag_set(), self.tags);
+            helpers::blk_queue_usage_put(self.disk.queue());
+        }
     }
 }

@@ -77,7 +77,6 @@ impl DiskBuilder<'_> {
                 return Err(error);
             }
         };
-        // From here on `free_disk` frees the private data.
         // SAFETY: The disk is ours alone until it is added.
         unsafe {
             (*disk).major = self.major as ffi::c_int;
@@ -89,17 +88,32 @@ impl DiskBuilder<'_> {
         // SAFETY: The reference of `__blk_mq_alloc_disk` is handed over.
         // INVARIANT: The private data was set just above.
         let disk = unsafe { ARef::<GenDisk<T>>::from_raw(NonNull::new_unchecked(disk.cast())) };
+        match self.add(&disk) {
+            // INVARIANT: Added just above. From here on `free_disk` frees the private data.
+            Ok(()) => Ok(RegisteredDisk(disk)),
+            Err(error) => {
+                // SAFETY: The disk is valid; `build` put the box there.
+                let private =
+                    unsafe { KBox::from_raw((*disk.as_raw()).private_data.cast::<DiskData<T>>()) };
+                // The last reference; `free_disk` is for disks that were added.
+                drop(disk);
+                free_private(private);
+                Err(error)
+            }
+        }
+    }
+
+    /// Names the disk and adds it.
+    fn add<T: DiskOperations>(self, disk: &GenDisk<T>) -> Result {
         // SAFETY: The disk is not added yet, so its name is ours to write.
         let name = unsafe { &mut (*disk.as_raw()).disk_name };
         NullTerminatedFormatter::new(name)
             .ok_or(EINVAL)?
             .write_fmt(self.name)?;
-        // SAFETY: The disk is complete, and its vtable's `owner` is set by `fops_of`.
+        // SAFETY: The disk is complete.
         to_result(unsafe {
             bindings::device_add_disk(ptr::null_mut(), disk.as_raw(), ptr::null_mut())
-        })?;
-        // INVARIANT: Added just above.
-        Ok(RegisteredDisk(disk))
+        })
     }
 
     fn alloc_tag_set<T: DiskOperations>(

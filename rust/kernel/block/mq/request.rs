@@ -15,6 +15,7 @@ use core::{
 use kernel::{
     bindings,
     sync::atomic::{Acquire, Atomic, Full, Release},
+    sync::barrier::{smp_mb, Read},
     types::Opaque, //
 };
 
@@ -39,7 +40,7 @@ struct Phase {
     fate: Fate,
     /// [`ActiveRequest`]s and undecided [`Claim`]s.
     users: u8,
-    /// Counts publications, so that a reply to an earlier one is known as such.
+    /// The number of the publication, so that a reply to an earlier one is known as such.
     cookie: u32,
 }
 
@@ -126,26 +127,29 @@ impl<T: Operations> Request<T> {
         &self.pdu().data
     }
 
-    /// Whether the request is published. Only a hint: it may have changed by the time the caller
-    /// looks at the result.
-    pub(crate) fn is_live(&self) -> bool {
-        Phase::unpack(self.pdu().phase.load(Acquire)).live
+    /// What `f` says of the driver's data, if the request is published now; the data is then that
+    /// of this publication.
+    pub(crate) fn published<R>(&self, f: impl FnOnce(&T::RequestData) -> R) -> Option<R> {
+        let phase = &self.pdu().phase;
+        let before = Phase::unpack(phase.load(Acquire));
+        let ret = f(self.data());
+        smp_mb(Read);
+        let after = Phase::unpack(phase.load(Acquire));
+        (before.live && after.live && before.cookie == after.cookie).then_some(ret)
     }
 
-    /// Claims the request if it is published under `cookie` and nobody else has claimed it.
-    /// Does not sleep.
-    pub(crate) fn claim(&self, cookie: u32) -> Option<Claim<T>> {
-        self.claim_if(|phase| phase.cookie == cookie)
-    }
-
-    /// Claims the request if it is published, whatever its cookie. Does not sleep.
-    pub(crate) fn claim_any(&self) -> Option<Claim<T>> {
-        self.claim_if(|_| true)
-    }
-
-    fn claim_if(&self, wanted: impl Fn(&Phase) -> bool) -> Option<Claim<T>> {
+    /// Claims the request if it is published, under `cookie` if one is given, `wanted` is true of
+    /// the driver's data, and nobody else has claimed it. Does not sleep.
+    pub(crate) fn claim(
+        &self,
+        cookie: Option<u32>,
+        wanted: impl Fn(&T::RequestData) -> bool,
+    ) -> Option<Claim<T>> {
+        // The data is read after the phase, and changes only while the request is not published:
+        // if the phase can be replaced, the data belongs to this publication.
         self.update(|mut phase| {
-            if !phase.live || phase.claimed || !wanted(&phase) {
+            let named = cookie.is_none_or(|cookie| cookie == phase.cookie);
+            if !phase.live || phase.claimed || !named || !wanted(self.data()) {
                 return None;
             }
             phase.claimed = true;
@@ -353,9 +357,10 @@ impl<T: Operations> OwnedRequest<T> {
         unsafe { bindings::blk_mq_end_request(this.0 .0.as_ptr(), status.into_raw()) };
     }
 
-    /// Publishes the request under a new cookie: from here on it can be found by its tag and
-    /// claimed. Does not sleep.
-    pub(crate) fn publish(self) -> ActiveRequest<T> {
+    /// Publishes the request under `cookie`: from here on it can be found by its tag and claimed.
+    /// The cookie should not have been used for the same tag for as long as possible. Does not
+    /// sleep.
+    pub(crate) fn publish(self, cookie: u32) -> ActiveRequest<T> {
         let this = ManuallyDrop::new(self);
         let rq = StartedRequest(this.0 .0, PhantomData);
         let word = &rq.pdu().phase;
@@ -364,7 +369,7 @@ impl<T: Operations> OwnedRequest<T> {
             claimed: false,
             fate: Fate::Open,
             users: 1,
-            cookie: Phase::unpack(word.load(Acquire)).cookie.wrapping_add(1),
+            cookie,
         };
         // Nobody changes the phase of a request that is not published.
         word.store(phase.pack(), Release);
