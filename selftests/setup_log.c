@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the kernel log says when a device is refused: enough for an operator to know whom to ask
+ * and what to wait for, without a crash dump.
+ */
+#define _GNU_SOURCE
+#include <kselftest_harness.h>
+
+#include "nbd_test.h"
+
+FIXTURE(log) {
+	struct nbd_dev dev;
+	struct agent a, b, holder;
+	int kmsg;
+};
+
+FIXTURE_SETUP(log)
+{
+	const char *why;
+
+	if (!nbd_is_rust())
+		SKIP(return, "the C driver's messages are not ours");
+	why = nbd_pick(&self->dev);
+	if (why)
+		SKIP(return, "%s", why);
+	ASSERT_EQ(0, agent_start(&self->a, self->dev.path));
+	ASSERT_EQ(0, agent_start(&self->b, self->dev.path));
+	ASSERT_EQ(0, agent_start(&self->holder, self->dev.path));
+	self->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	ASSERT_LE(0, self->kmsg);
+	lseek(self->kmsg, 0, SEEK_END);
+}
+
+FIXTURE_TEARDOWN(log)
+{
+	EXPECT_TRUE(nbd_give_back(&self->dev));
+}
+
+/* Is there a new line about this device with all of these words? The lines about it are shown. */
+static bool logged(int kmsg, struct nbd_dev *d, const char *const words[])
+{
+	char line[8192], name[32];
+	bool found = false;
+	ssize_t n;
+	int i;
+
+	snprintf(name, sizeof(name), "nbd%d:", d->index);
+	while ((n = read(kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
+		char *text, *end;
+
+		if (n < 0)
+			continue;
+		line[n] = 0;
+		text = strchr(line, ';');
+		if (!text || !strstr(text, name))
+			continue;
+		end = strchr(text, '\n');
+		if (end)
+			*end = 0;
+		fprintf(stderr, "# log: %s\n", text + 1);
+		for (i = 0; words[i] && strcasestr(text, words[i]); i++)
+			;
+		if (!words[i])
+			found = true;
+	}
+	return found;
+}
+
+/*
+ * Messages are rate-limited: what was said of another device just now may have used this one's
+ * share.
+ */
+#define LOGGED(refused, ...) ({							\
+	const char *const __words[] = { __VA_ARGS__, NULL };			\
+	long long __end = now_ms() + 12000;					\
+	bool __found = logged(self->kmsg, &self->dev, __words);			\
+	while (!__found && now_ms() < __end) {					\
+		usleep(500000);							\
+		refused;							\
+		__found = logged(self->kmsg, &self->dev, __words);		\
+	}									\
+	__found;								\
+})
+
+static long refuse(struct agent *b)
+{
+	int fd[2];
+	long ret;
+
+	if (make_pair(KIND_UNIX, fd))
+		return -errno;
+	ret = agent_set_sock(b, &fd[0]);
+	close(fd[1]);
+	return ret;
+}
+
+TEST_F(log, other_owner_is_named)
+{
+	char pid[16];
+	int fd[2];
+
+	ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
+	ASSERT_EQ(0, agent_open(&self->a));
+	ASSERT_EQ(0, agent_set_sock(&self->a, &fd[0]));
+	ASSERT_EQ(0, agent_open(&self->b));
+	EXPECT_EQ(-EBUSY, refuse(&self->b));
+	snprintf(pid, sizeof(pid), "%d", self->a.pid);
+	EXPECT_TRUE(LOGGED(refuse(&self->b), pid, "helper_agent"));
+}
+
+TEST_F(log, previous_session_and_its_openers)
+{
+	struct session s;
+
+	ASSERT_EQ(0, agent_open(&self->holder));
+	ASSERT_EQ(0, session_start(&s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
+	ASSERT_EQ(0, session_stop(&s));
+	ASSERT_TRUE(agent_kill(&s.client));
+	ASSERT_EQ(0, agent_open(&self->b));
+	EXPECT_EQ(-EBUSY, refuse(&self->b));
+	/* It waits for one: the holder. */
+	EXPECT_TRUE(LOGGED(refuse(&self->b), "previous session", "1"));
+}
+
+TEST_F(log, running)
+{
+	static const char *const any[] = { "", NULL };
+	struct session s;
+
+	ASSERT_EQ(0, session_start(&s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
+	ASSERT_EQ(0, agent_open(&self->b));
+	usleep(10000);
+	logged(self->kmsg, &self->dev, any);
+	EXPECT_EQ(-EBUSY, refuse(&self->b));
+	EXPECT_TRUE(LOGGED(refuse(&self->b), ""));
+}
+
+TEST_F(log, wrong_kind_of_socket)
+{
+	ASSERT_EQ(0, agent_open(&self->a));
+	EXPECT_TRUE(LOGGED(({
+		int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+		EXPECT_EQ(-EINVAL, agent_set_sock(&self->a, &fd));
+	}), "TCP"));
+}
+
+TEST_F(log, two_sockets_without_multi_conn)
+{
+	ASSERT_EQ(0, agent_open(&self->a));
+	EXPECT_TRUE(LOGGED(({
+		EXPECT_EQ(0, refuse(&self->a));
+		EXPECT_EQ(0, refuse(&self->a));
+		EXPECT_EQ(-EINVAL, agent_ioctl(&self->a, NBD_DO_IT, 0));
+	}), "multi"));
+}
+
+TEST_F(log, refusals_are_rate_limited)
+{
+	char line[8192], name[32];
+	int fd[2], i, lines = 0;
+	ssize_t n;
+
+	ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
+	ASSERT_EQ(0, agent_open(&self->a));
+	ASSERT_EQ(0, agent_set_sock(&self->a, &fd[0]));
+	ASSERT_EQ(0, agent_open(&self->b));
+	for (i = 0; i < 100; i++)
+		ASSERT_EQ(-EBUSY, refuse(&self->b));
+	snprintf(name, sizeof(name), "nbd%d:", self->dev.index);
+	while ((n = read(self->kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
+		if (n < 0)
+			continue;
+		line[n] = 0;
+		lines += !!strstr(line, name);
+	}
+	EXPECT_GT(50, lines);
+}
+
+/* State changes are told even when nothing is wrong. */
+TEST_F(log, session_begins_and_ends)
+{
+	static const char *const any[] = { "", NULL };
+	struct session s;
+
+	ASSERT_EQ(0, session_start(&s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
+	EXPECT_TRUE(WAIT_UNTIL(logged(self->kmsg, &self->dev, any), SOON));
+	usleep(10000);
+	logged(self->kmsg, &self->dev, any);
+	ASSERT_EQ(0, session_stop(&s));
+	EXPECT_TRUE(WAIT_UNTIL(logged(self->kmsg, &self->dev, any), SOON));
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,164 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# What the tests with real servers share: start nbdkit or qemu-nbd, attach nbd-client, verify with fio. A test
+# sources test_common.sh, then this.
+
+# io_server NAME ARGS...: start nbdkit on the Unix socket $NBD_TMP/NAME and set IO_PID and IO_SOCK.
+io_server() {
+	IO_SOCK=$NBD_TMP/$1
+	rm -f "$IO_SOCK"
+	shift
+	nbdkit -f -U "$IO_SOCK" "$@" >>"$NBD_TMP/nbdkit.log" 2>&1 &
+	IO_PID=$!
+	disown
+	nbd_defer kill -9 $IO_PID
+	wait_until 10 [ -S "$IO_SOCK" ] || { note "nbdkit does not start: $(tail -n 1 "$NBD_TMP/nbdkit.log")"; return 1; }
+}
+
+# io_server_tcp ARGS...: the same on a free TCP port of the loopback address; sets IO_PORT.
+io_server_tcp() {
+	local try
+	for try in 1 2 3 4 5; do
+		IO_PORT=$((20000 + RANDOM % 10000 + try))
+		nbdkit -f -i 127.0.0.1 -p $IO_PORT -P "$NBD_TMP/nbdkit.$IO_PORT" "$@" >>"$NBD_TMP/nbdkit.log" 2>&1 &
+		IO_PID=$!
+		disown
+		nbd_defer kill -9 $IO_PID
+		wait_until 10 io_up_or_dead "$NBD_TMP/nbdkit.$IO_PORT"
+		[ ! -s "$NBD_TMP/nbdkit.$IO_PORT" ] || return 0
+	done
+	note "nbdkit does not start: $(tail -n 1 "$NBD_TMP/nbdkit.log")"
+	return 1
+}
+io_up_or_dead() { [ -s "$1" ] || ! kill -0 $IO_PID 2>/dev/null; }
+
+# io_attach ARGS...: nbd-client with the ioctl interface, staying in the foreground of a job of its own.
+io_attach() {
+	nbd-client -L -n "$@" >>"$NBD_TMP/nbd-client.log" 2>&1 &
+	IO_CLIENT=$!
+	disown
+	nbd_defer kill -9 $IO_CLIENT
+	wait_until 10 nbd_connected || { note "nbd-client: $(tail -n 1 "$NBD_TMP/nbd-client.log")"; return 1; }
+}
+
+io_attach_unix() { io_attach -u "$IO_SOCK" "$NBD_DEV" "$@"; }
+io_attach_tcp() { io_attach 127.0.0.1 "$IO_PORT" "$NBD_DEV" "$@"; }
+
+# io_gone [PID]: the process (default: the client) has ended and the device is free.
+io_gone() { ! kill -0 "${1:-$IO_CLIENT}" 2>/dev/null && nbd_is_free "$NBD_INDEX"; }
+
+io_detach() {
+	within 10 nbd-client -L -d "$NBD_DEV" >>"$NBD_TMP/nbd-client.log" 2>&1 &&
+		wait_until 10 io_gone "$IO_CLIENT"
+}
+
+# io_attach_qemu ARGS...: qemu-nbd -c with these arguments. It goes to the background when it is attached; IO_PID
+# is the process that serves.
+io_attach_qemu() {
+	rm -f "$NBD_TMP/qemu-nbd.pid"
+	within 20 qemu-nbd -c "$NBD_DEV" --pid-file="$NBD_TMP/qemu-nbd.pid" "$@" >"$NBD_TMP/qemu-nbd.log" 2>&1 </dev/null ||
+		{ note "qemu-nbd: $(tail -n 1 "$NBD_TMP/qemu-nbd.log")"; return 1; }
+	IO_PID=$(cat "$NBD_TMP/qemu-nbd.pid")
+	nbd_defer kill -9 "$IO_PID"
+	wait_until 10 nbd_connected
+}
+
+io_detach_qemu() {
+	within 10 qemu-nbd -d "$NBD_DEV" >>"$NBD_TMP/qemu-nbd.log" 2>&1 && wait_until 10 io_gone "$IO_PID"
+}
+
+# Sequential and random, 4 KiB to 1 MiB, each in a region of its own.
+IO_SIZE=13M
+IO_JOBS=(
+	--name=seq4k --rw=write --bs=4k --offset=0 --size=512k
+	--stonewall --name=rand4k --rw=randwrite --bs=4k --offset=512k --size=512k
+	--stonewall --name=seq64k --rw=write --bs=64k --offset=1m --size=2m
+	--stonewall --name=rand64k --rw=randwrite --bs=64k --offset=3m --size=2m
+	--stonewall --name=seq1m --rw=write --bs=1m --offset=5m --size=4m
+	--stonewall --name=rand1m --rw=randwrite --bs=1m --offset=9m --size=4m
+)
+
+# io_fio FILE ARGS...: write all that with checksums into FILE. io_fio_check: read and check it.
+io_fio() {
+	local file=$1
+	shift
+	within 60 fio --filename="$file" --thread --verify=crc32c --do_verify=0 --verify_state_save=0 \
+		--randseed=42 --allrandrepeat=1 --minimal "$@" "${IO_JOBS[@]}" 2>&1 >/dev/null
+}
+io_fio_check() {
+	local file=$1
+	shift
+	within 60 fio --filename="$file" --thread --verify=crc32c --verify_only --verify_fatal=1 \
+		--verify_state_save=0 --randseed=42 --allrandrepeat=1 --minimal "$@" "${IO_JOBS[@]}" \
+		2>&1 >/dev/null
+}
+
+io_wipe() { within 20 dd if=/dev/zero of="$1" bs=4M iflag=count_bytes count=$IO_SIZE conv=notrunc status=none; }
+
+# io_rounds BACKEND WHAT: 3 tests for each way of access. What was written through the device is read back
+# through it with an empty cache, and is in the backend. BACKEND is a file of IO_SIZE, or - for none.
+io_rounds() {
+	local way args
+	for way in direct buffered; do
+		args=(--direct=1 --ioengine=libaio --iodepth=8)
+		[ $way = direct ] || args=(--direct=0 --ioengine=psync)
+		check "$2, $way: write" io_fio "$NBD_DEV" "${args[@]}" --end_fsync=1
+		blockdev --flushbufs "$NBD_DEV"
+		check "$2, $way: read back" io_fio_check "$NBD_DEV" "${args[@]}"
+		[ "$1" != - ] || continue
+		check "$2, $way: the backend's data" io_fio_check "$1" --direct=0 --ioengine=psync
+		io_wipe "$1"
+		blockdev --flushbufs "$NBD_DEV"
+	done
+}
+
+# io_files DIR: some MiB of files of all kinds of sizes, the same for each call; io_sums DIR: their checksums.
+io_files() {
+	local i
+	for i in 1 2 3 4; do
+		mkdir -p "$1/dir$i/sub" || return
+		head -c $((i * 333333)) /dev/urandom >"$1/dir$i/large" || return
+		split -n 8 "$1/dir$i/large" "$1/dir$i/sub/part." || return
+		ln -s large "$1/dir$i/link" || return
+	done
+}
+io_sums() { (cd "$1" && find . \( -type f -o -type l \) -print0 | sort -z | xargs -0 sha256sum); }
+
+# io_fsck FS: the file system on the device has no flaw.
+io_fsck() {
+	case $1 in
+	ext4) within 60 e2fsck -fn "$NBD_DEV" ;;
+	xfs) within 60 xfs_repair -n "$NBD_DEV" ;;
+	esac
+}
+io_mkfs() {
+	case $1 in
+	ext4) within 60 mkfs.ext4 -q -F "$NBD_DEV" ;;
+	xfs) within 60 mkfs.xfs -q -f "$NBD_DEV" ;;
+	esac
+}
+
+# io_fs FS ATTACH DETACH: 10 tests: make a file system, use it, and find all of it after another attach.
+io_fs() {
+	local mnt=$NBD_TMP/mnt
+	mkdir -p "$mnt"
+	nbd_defer umount "$mnt"
+	$2
+	check "mkfs, $1" io_mkfs "$1"
+	check "mount, $1" within 30 mount -t "$1" "$NBD_DEV" "$mnt"
+	check "write files, $1" io_files "$mnt"
+	io_sums "$mnt" >"$NBD_TMP/sums"
+	check "unmount, $1" within 60 umount "$mnt"
+	check "fsck, $1" io_fsck "$1"
+	check "detach, $1" "$3"
+	$2
+	check "mount again, $1" within 30 mount -t "$1" "$NBD_DEV" "$mnt"
+	io_sums "$mnt" >"$NBD_TMP/sums.again"
+	check "every file's checksum, $1" cmp "$NBD_TMP/sums" "$NBD_TMP/sums.again"
+	rm -rf "$mnt"/dir[24]
+	within 30 fstrim "$mnt" >/dev/null 2>&1
+	check "delete, trim and unmount, $1" within 60 umount "$mnt"
+	check "fsck after that, $1" io_fsck "$1"
+	$3
+}
