@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Write a device with several threads, a large request each at a time, while all of them are hit by signals,
- * and read everything back and compare.
+ * Write a device with several threads, a large request each at a time, while all of them are hit
+ * by signals, and read everything back and compare.
  *
  * Usage: helper_storm DEVICE [KIB_PER_REQUEST [REQUESTS_PER_THREAD [THREADS]]]
  *
- * A signal makes a send that waits for room in the socket's buffer return early, so that a request has left in
- * part: whatever the driver does about that, the data must be right. Exit status 0: they are.
+ * A signal makes a send that waits for room in the socket's buffer return early, so that a
+ * request has left in part: whatever the driver does about that, the data must be right. Exit
+ * status 0: they are.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,12 +35,12 @@ static void on_signal(int sig)
 	signals++;
 }
 
-static void fill(uint64_t *buf, off_t off, uint64_t salt)
+static void fill(uint64_t *buf, off_t off)
 {
 	size_t i;
 
 	for (i = 0; i < request / 8; i++)
-		buf[i] = (off + i * 8) ^ (salt << 56);
+		buf[i] = ~(off + i * 8);
 }
 
 static off_t place(int thread, int n)
@@ -47,30 +48,33 @@ static off_t place(int thread, int n)
 	return ((off_t)n * nthreads + thread) * request;
 }
 
+static void complain(const char *what, off_t off)
+{
+	fprintf(stderr, "%s at %lld: %s\n", what, (long long)off, strerror(errno));
+	failed++;
+}
+
 static void *writer(void *arg)
 {
 	int thread = (intptr_t)arg, n;
 	uint64_t *buf, *want;
 
-	if (posix_memalign((void **)&buf, 4096, request) || posix_memalign((void **)&want, 4096, request))
+	if (posix_memalign((void **)&buf, 4096, request) ||
+	    posix_memalign((void **)&want, 4096, request))
 		exit(2);
 	for (n = 0; n < requests; n++) {
-		fill(buf, place(thread, n), 1);
-		if (pwrite(device, buf, request, place(thread, n)) != (ssize_t)request) {
-			fprintf(stderr, "write at %lld: %s\n", (long long)place(thread, n), strerror(errno));
-			failed++;
-		}
+		fill(buf, place(thread, n));
+		if (pwrite(device, buf, request, place(thread, n)) != (ssize_t)request)
+			complain("write", place(thread, n));
 	}
 	for (n = 0; n < requests; n++) {
-		fill(want, place(thread, n), 1);
+		fill(want, place(thread, n));
 		memset(buf, 0, request);
-		if (pread(device, buf, request, place(thread, n)) != (ssize_t)request) {
-			fprintf(stderr, "read at %lld: %s\n", (long long)place(thread, n), strerror(errno));
-			failed++;
-		} else if (memcmp(buf, want, request)) {
-			fprintf(stderr, "wrong data at %lld\n", (long long)place(thread, n));
-			failed++;
-		}
+		errno = 0;
+		if (pread(device, buf, request, place(thread, n)) != (ssize_t)request)
+			complain("read", place(thread, n));
+		else if (memcmp(buf, want, request))
+			complain("wrong data", place(thread, n));
 	}
 	running--;
 	return NULL;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * A session with servers that misbehave: the client (the task in NBD_DO_IT), the servers, and a holder
- * with I/O in flight are processes of their own, so that whatever hangs, hangs there, and the test can
- * say so in bounded time. What they find they leave in shared memory.
+ * A session with servers that misbehave: the client (the task in NBD_DO_IT), the servers, and a
+ * holder with I/O in flight are processes of their own, so that whatever hangs, hangs there, and
+ * the test can say so in bounded time. What they find they leave in shared memory.
  */
 #ifndef NBD_PEER_H
 #define NBD_PEER_H
@@ -33,7 +33,10 @@ enum peer_kind {
 	PEER_TWICE,		/* two replies to one request, then nothing */
 };
 
-/* What the processes of one session tell each other. Times are in milliseconds of the monotonic clock. */
+/*
+ * What the processes of one session tell each other. Times are in milliseconds of the monotonic
+ * clock.
+ */
 struct peer_shared {
 	_Atomic int kind[PEER_MAX];	/* enum peer_kind; may change while it runs */
 	_Atomic int go[PEER_MAX];	/* the peer may answer, or misbehave */
@@ -77,7 +80,10 @@ struct peer_session {
 	pid_t peer[PEER_MAX], client, holder;
 };
 
-/* A child that keeps no descriptor of the test, so that one that is stuck does not hold a pipe open. */
+/*
+ * A child that keeps no descriptor of the test, so that one that is stuck does not hold a pipe
+ * open.
+ */
 static inline pid_t fork_quiet(void)
 {
 	pid_t pid;
@@ -272,7 +278,9 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 				more = peer_flush(p);
 			break;
 		case PEER_SHUFFLE:
-			/* Answer when nothing more comes, or when enough has come to be shuffled. */
+			/*
+			 * Answer when nothing more comes, or when enough has come to be shuffled.
+			 */
 			if (!(pfd.revents & POLLIN) || p->nheld >= 64)
 				more = peer_flush(p);
 			break;
@@ -334,7 +342,10 @@ failed:
 	_exit(1);
 }
 
-/* The holder: each thread does one I/O that must be finished by the session's end, and one after it. */
+/*
+ * The holder: each thread does one I/O that must be finished by the session's end, and one after
+ * it.
+ */
 
 static inline unsigned char pattern(size_t i)
 {
@@ -425,7 +436,7 @@ static void holder_main(struct peer_session *s)
 
 /* The test's side */
 
-static inline int inflight(struct peer_session *s)
+static inline int in_flight(struct peer_session *s)
 {
 	char path[64];
 	int r = 0, w = 0;
@@ -436,9 +447,9 @@ static inline int inflight(struct peer_session *s)
 	if (!f)
 		return -1;
 	if (fscanf(f, "%d %d", &r, &w) != 2)
-		r = w = -1;
+		r = -1;
 	fclose(f);
-	return r + w;
+	return r < 0 ? -1 : r + w;
 }
 
 /* Prepare a session with npeers servers that become of one kind. */
@@ -448,7 +459,8 @@ static inline int peer_prepare(struct peer_session *s, int npeers, enum peer_kin
 
 	s->npeers = npeers;
 	s->kind = kind;
-	s->sh = mmap(NULL, sizeof(*s->sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	s->sh = mmap(NULL, sizeof(*s->sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
 	if (s->sh == MAP_FAILED) {
 		s->sh = NULL;
 		return -1;
@@ -513,8 +525,8 @@ static inline int peer_start(struct peer_session *s)
 }
 
 /*
- * Let a holder open the device. The servers are good until it has, because the first opener reads the partition
- * table. Then they become what they are to be, and the I/O begins.
+ * Let a holder open the device. The servers are good until it has, because the first opener reads
+ * the partition table. Then they become what they are to be, and the I/O begins.
  */
 static inline int holder_begin(struct peer_session *s)
 {
@@ -523,7 +535,7 @@ static inline int holder_begin(struct peer_session *s)
 	s->holder = fork_quiet();
 	if (!s->holder)
 		holder_main(s);
-	if (!WAIT_UNTIL(s->sh->holder_open && !inflight(s), BOUNDED))
+	if (!WAIT_UNTIL(s->sh->holder_open && !in_flight(s), BOUNDED))
 		return -1;
 	for (i = 0; i < s->npeers; i++)
 		s->sh->kind[i] = s->kind;
@@ -553,7 +565,7 @@ static inline int holder_start(struct peer_session *s)
 
 	if (holder_begin(s))
 		return -1;
-	ok = WAIT_UNTIL(sh->io_started == HOLDER_THREADS && inflight(s) > 0, BOUNDED);
+	ok = WAIT_UNTIL(sh->io_started == HOLDER_THREADS && in_flight(s) > 0, BOUNDED);
 	if (s->kind == PEER_DEAF)
 		ok = ok && WAIT_UNTIL(deaf_and_full(s), BOUNDED);
 	else
@@ -585,7 +597,9 @@ static inline pid_t other_run(struct peer_session *s, int (*fn)(struct peer_sess
 	return pid;
 }
 
-/* The exit status, or -1 if it is killed or does not come in time (the process is left behind). */
+/*
+ * The exit status, or -1 if it is killed or does not come in time (the process is left behind).
+ */
 static inline int other_wait(pid_t pid, int ms)
 {
 	int status;
@@ -601,7 +615,8 @@ static inline int read_block(struct peer_session *s)
 	unsigned char buf[4096];
 	int fd = open(s->dev.path, O_RDONLY);
 
-	return fd < 0 || pread(fd, buf, 4096, 8192) != 4096 || memcmp(buf, s->sh->data + 8192, 4096);
+	return fd < 0 || pread(fd, buf, 4096, 8192) != 4096 ||
+	       memcmp(buf, s->sh->data + 8192, 4096);
 }
 
 /* End all processes of the session; false if one does not end. */
@@ -641,7 +656,10 @@ static inline bool peer_cleanup(struct peer_session *s)
 	return nbd_give_back(&s->dev) && ok;
 }
 
-/* The same device again, with a server that works: connect, read, disconnect. NULL or what is wrong. */
+/*
+ * The same device again, with a server that works: connect, read, disconnect. NULL or what is
+ * wrong.
+ */
 static inline const char *peer_works_again(struct peer_session *s)
 {
 	const char *wrong = NULL;

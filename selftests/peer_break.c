@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A server that breaks off or breaks the protocol costs its connection, and so, being the only one, the
- * session: all at once, with no help from user space and no timeout set.
+ * A server that breaks off or breaks the protocol costs its connection, and so, being the only
+ * one, the session: all at once, with no help from user space and no timeout set.
  */
 #include "kselftest_harness.h"
 #include "nbd_peer.h"

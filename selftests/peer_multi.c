@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * With four connections (CAN_MULTI_CONN) the end of one is nobody's error: what was in flight on it is
- * replayed on the others at once, not at its timeout. Only the last one's end is the session's.
+ * With four connections (CAN_MULTI_CONN) the end of one is nobody's error: what was in flight on
+ * it is replayed on the others at once, not at its timeout. Only the last one's end is the
+ * session's.
  */
 #include "kselftest_harness.h"
 #include "nbd_peer.h"
@@ -226,7 +227,9 @@ TEST_F(multi, die_under_load)
 	ASSERT_EQ(0, peer_start(s));
 	ASSERT_EQ(0, holder_begin(s));
 	for (i = 0; i < NCONN - 1; i++) {
-		ASSERT_TRUE(WAIT_UNTIL(s->sh->looped > (i + 1) * rounds * HOLDER_THREADS / NCONN, 10000))
+		int enough = (i + 1) * rounds * HOLDER_THREADS / NCONN;
+
+		ASSERT_TRUE(WAIT_UNTIL(s->sh->looped > enough, 10000))
 			TH_LOG("I/O stalls with %d of %d connections: %d rounds", NCONN - i, NCONN,
 			       s->sh->looped);
 		kill(s->peer[i], SIGKILL);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Devices of every block size and of the smallest and largest sizes: the last block can be read and written,
- * the one after it cannot.
+ * Devices of every block size and of the smallest and largest sizes: the last block can be read
+ * and written, the one after it cannot.
  */
 #include "kselftest_harness.h"
 #include "nbd_peer.h"

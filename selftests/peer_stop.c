@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Every way to end a session ends it within two seconds and finishes the holder's I/O with EIO, whatever the
- * server does or does not do, and the device can be used again once the holder has closed it.
+ * Every way to end a session ends it within two seconds and finishes the holder's I/O with EIO,
+ * whatever the server does or does not do, and the device can be used again once the holder has
+ * closed it.
  */
 #include "kselftest_harness.h"
 #include "nbd_peer.h"
@@ -50,14 +51,18 @@ static int stop_begin(struct peer_session *s)
 	return 0;
 }
 
-/* The client, all I/O and, if there is one, the process that does an ioctl: have they come to their ends? */
+/*
+ * The client, all I/O and, if there is one, the process that does an ioctl: have they come to
+ * their ends?
+ */
 static bool stop_ended(struct peer_session *s, pid_t other)
 {
-	return (s->sh->client_stage == 2 || exited(s->client)) && s->sh->io_done == HOLDER_THREADS &&
-	       s->sh->late_done == HOLDER_THREADS && (other <= 0 || exited(other));
+	return (s->sh->client_stage == 2 || exited(s->client)) && (other <= 0 || exited(other)) &&
+	       s->sh->io_done == HOLDER_THREADS && s->sh->late_done == HOLDER_THREADS;
 }
 
-static void stop_check(struct __test_metadata *_metadata, struct peer_session *s, pid_t other, int ms)
+static void stop_check(struct __test_metadata *_metadata, struct peer_session *s, pid_t other,
+		       int ms)
 {
 	struct peer_shared *sh = s->sh;
 	const char *why;
@@ -144,7 +149,10 @@ TEST_F(stop, timeout)
 	stop_check(_metadata, &self->s, 0, 1000 + END_MS);
 }
 
-/* A server that is mute from the start: the first opener is stuck while it reads the partition table. */
+/*
+ * A server that is mute from the start: the first opener is stuck while it reads the partition
+ * table.
+ */
 FIXTURE(scan)
 {
 	struct peer_session s;
@@ -161,7 +169,7 @@ FIXTURE_SETUP(scan)
 	self->s.holder = fork_quiet();
 	if (!self->s.holder)
 		holder_main(&self->s);
-	ASSERT_TRUE(WAIT_UNTIL(inflight(&self->s) > 0, BOUNDED));
+	ASSERT_TRUE(WAIT_UNTIL(in_flight(&self->s) > 0, BOUNDED));
 }
 
 FIXTURE_TEARDOWN(scan)

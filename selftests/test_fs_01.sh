@@ -12,12 +12,12 @@ nbd_pick
 
 truncate -s 128M "$NBD_TMP/disk"
 io_server_tcp file "$NBD_TMP/disk"
-attach() { io_attach_tcp -b 4096; }
-io_fs ext4 attach io_detach
+attach_tcp() { io_attach_tcp -b 4096; }
+io_fs ext4 attach_tcp io_detach
 
 truncate -s 0 "$NBD_TMP/disk"
 truncate -s 128M "$NBD_TMP/disk"
 io_server sock file "$NBD_TMP/disk"
-attach() { io_attach_unix -b 512 -C 4; }
-io_fs ext4 attach io_detach
+attach_unix() { io_attach_unix -b 512 -C 4; }
+io_fs ext4 attach_unix io_detach
 nbd_end

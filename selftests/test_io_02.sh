@@ -10,7 +10,7 @@ nbd_require nbdkit nbd-client fio
 nbd_begin 10
 nbd_pick
 
-truncate -s $IO_SIZE "$NBD_TMP/disk"
+truncate -s "$IO_SIZE" "$NBD_TMP/disk"
 start() {
 	io_server_tcp --filter=log file "$NBD_TMP/disk" logfile="$NBD_TMP/log" &&
 		io_attach_tcp -b 4096 -C 4
@@ -18,11 +18,13 @@ start() {
 start
 check "attach" nbd_connected
 
-check "four connections" is connections "$(grep -o 'connection=[0-9]* ' "$NBD_TMP/log" | sort -u | wc -l)" 4
+conns() { grep -o 'connection=[0-9]* ' | sort -u | wc -l; }
+check "four connections" is connections "$(conns <"$NBD_TMP/log")" 4
 io_rounds "$NBD_TMP/disk" "TCP, 4 connections"
 
-busy() { grep -E ' (Read|Write) ' "$NBD_TMP/log" | grep -o 'connection=[0-9]* ' | sort -u | wc -l; }
-more_than_one() { [ "$(busy)" -gt 1 ] || { echo "only $(busy) connection had requests"; return 1; }; }
-check "requests on more than one connection" more_than_one
+# Write and read requests on each, also where there are fewer CPUs than connections.
+busy=$(grep -E ' (Read|Write) ' "$NBD_TMP/log" | conns)
+note "requests on $busy connections"
+check "requests on more than one connection" [ "$busy" -gt 1 ]
 check "detach" io_detach
 nbd_end

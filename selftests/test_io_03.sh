@@ -10,6 +10,7 @@ nbd_require qemu-nbd qemu-img fio
 nbd_begin 10
 nbd_pick
 
+# shellcheck disable=SC2034
 IO_JOBS=(
 	--name=rand4k --rw=randwrite --bs=4k --offset=0 --size=1m
 	--stonewall --name=rand64k --rw=randwrite --bs=64k --offset=1m --size=4m

@@ -19,7 +19,8 @@ start() {
 start
 check "max_hw_sectors_kb" is max_hw_sectors_kb "$(cat "$NBD_SYS/queue/max_hw_sectors_kb")" 32768
 echo 32768 >"$NBD_SYS/queue/max_sectors_kb"
-check "max_sectors_kb can be 32 MiB" is max_sectors_kb "$(cat "$NBD_SYS/queue/max_sectors_kb")" 32768
+got=$(cat "$NBD_SYS/queue/max_sectors_kb")
+check "max_sectors_kb can be 32 MiB" is max_sectors_kb "$got" 32768
 
 # largest TYPE: the largest request of this type that the server has seen.
 largest() {
@@ -29,12 +30,14 @@ largest() {
 	echo $max
 }
 
-write_all() { within 60 dd if="$NBD_TMP/data" of="$NBD_DEV" bs=80M count=1 oflag=direct iflag=fullblock status=none; }
-read_all() { within 60 dd if="$NBD_DEV" of="$NBD_TMP/back" bs=80M count=1 iflag=direct,fullblock status=none; }
+one() { within 60 dd bs=80M count=1 status=none "$@"; }
+write_all() { one if="$NBD_TMP/data" of="$NBD_DEV" iflag=fullblock oflag=direct; }
+read_all() { one if="$NBD_DEV" of="$NBD_TMP/back" iflag=fullblock,direct; }
 
 check "write 80 MiB at once" write_all
 check "the backend's data" cmp "$NBD_TMP/data" "$NBD_TMP/disk"
 check "read 80 MiB at once" read_all
 check "the data read" cmp "$NBD_TMP/data" "$NBD_TMP/back"
-check "the largest requests" is "write, read" "$(largest Write), $(largest Read)" "33554432, 33554432"
+got="$(largest Write), $(largest Read)"
+check "the largest requests" is "write, read" "$got" "33554432, 33554432"
 nbd_end

@@ -13,7 +13,7 @@ nbd_pick
 log=$NBD_TMP/log disk=$NBD_TMP/disk
 ones() { tr '\0' '\377' </dev/zero | head -c "$1"; }
 ones 8M >"$disk"
-start() { io_server sock --filter=log file "$disk" logfile="$log" && io_attach_unix -b 4096 "$@"; }
+start() { io_server sock --filter=log file "$disk" logfile="$log" && io_attach_unix -b 4096; }
 start || exit 1
 
 # seen: what the server was asked for since the last call, as "type offset count flags" lines.
@@ -21,7 +21,8 @@ seen() {
 	local new
 	new=$(wc -l <"$log")
 	sed -n "$(($(cat "$NBD_TMP/mark") + 1)),${new}p" "$log" |
-		sed -nE 's/.* (Write|Zero|Trim|Flush) id=[0-9]* ?(.*)\.\.\.$/\1 \2/p' | sed 's/ *$//'
+		sed -nE 's/.* (Write|Zero|Trim|Flush) id=[0-9]* ?(.*)\.\.\.$/\1 \2/p' |
+		sed 's/ *$//'
 	echo "$new" >"$NBD_TMP/mark"
 }
 echo 0 >"$NBD_TMP/mark"
@@ -32,7 +33,8 @@ blocks() { stat -c %b "$disk"; }
 
 check "discard is offered" [ "$(cat "$NBD_SYS/queue/discard_max_bytes")" -gt 0 ]
 check "write zeroes is offered" [ "$(cat "$NBD_SYS/queue/write_zeroes_max_bytes")" -gt 0 ]
-check "the cache is one to be flushed" is write_cache "$(cat "$NBD_SYS/queue/write_cache")" "write back"
+got=$(cat "$NBD_SYS/queue/write_cache")
+check "the cache is one to be flushed" is write_cache "$got" "write back"
 check "FUA is offered" is fua "$(cat "$NBD_SYS/queue/fua")" 1
 
 check "discard" blkdiscard -o 1M -l 1M "$NBD_DEV"
@@ -42,14 +44,17 @@ check "discard: a hole in the file" is blocks "$(blocks)" $((7 * 2048))
 
 check "write zeroes without holes" fallocate -z -n -o 3M -l 1M "$NBD_DEV"
 got=$(seen_data)
-check "write zeroes without holes: NO_HOLE" is request "$got" "Zero offset=0x300000 count=0x100000 trim=0 fua=0 fast=0"
+want="Zero offset=0x300000 count=0x100000 trim=0 fua=0 fast=0"
+check "write zeroes without holes: NO_HOLE" is request "$got" "$want"
 check "write zeroes without holes: no hole" is blocks "$(blocks)" $((7 * 2048))
 check "blkdiscard -z" blkdiscard -z -o 4M -l 1M "$NBD_DEV"
 got=$(seen_data)
-check "blkdiscard -z: NO_HOLE" is request "$got" "Zero offset=0x400000 count=0x100000 trim=0 fua=0 fast=0"
+want="Zero offset=0x400000 count=0x100000 trim=0 fua=0 fast=0"
+check "blkdiscard -z: NO_HOLE" is request "$got" "$want"
 check "write zeroes with holes" fallocate -p -n -o 5M -l 1M "$NBD_DEV"
 got=$(seen_data)
-check "write zeroes with holes: no NO_HOLE" is request "$got" "Zero offset=0x500000 count=0x100000 trim=1 fua=0 fast=0"
+want="Zero offset=0x500000 count=0x100000 trim=1 fua=0 fast=0"
+check "write zeroes with holes: no NO_HOLE" is request "$got" "$want"
 check "write zeroes with holes: a hole" is blocks "$(blocks)" $((6 * 2048))
 zeroed() {
 	{ ones 1M; head -c 1M /dev/zero; ones 1M; head -c 3M /dev/zero; ones 2M; } | cmp - "$1"
@@ -71,21 +76,20 @@ io_detach
 # shellcheck disable=SC2016
 plain=(eval get_size='echo 8M' pread='head -c $3 /dev/zero' pwrite='cat >/dev/null')
 start_flush() {
-	io_server sock2 --filter=log "${plain[@]}" logfile="$log" can_flush='exit 0' can_fua='echo none' \
-		flush='exit 0' && io_attach_unix -b 4096
+	io_server sock2 --filter=log "${plain[@]}" logfile="$log" flush='exit 0' \
+		can_flush='exit 0' can_fua='echo none' && io_attach_unix -b 4096
 }
 start_flush
 echo 0 >"$NBD_TMP/mark"
 seen >/dev/null
 dd if=/dev/zero of="$NBD_DEV" bs=64k count=1 oflag=direct,dsync status=none
 got=$(seen | head -n 2 | tr '\n' ';')
-check "without FUA, a write and a flush" is requests "$got" "Write offset=0x0 count=0x10000 fua=0;Flush;"
+want="Write offset=0x0 count=0x10000 fua=0;Flush;"
+check "without FUA, a write and a flush" is requests "$got" "$want"
 io_detach
 start_none() {
 	io_server sock3 --filter=nozero "${plain[@]}" zeromode=none && io_attach_unix -b 4096
 }
-start_none
-none() { io_server sock3 --filter=log eval logfile="$log" get_size='echo 8M' pread='dd if=/dev/zero count=$3 iflag=count_bytes' pwrite='cat >/dev/null' && io_attach_unix -b 4096; }
 start_none
 none() {
 	is discard_max_bytes "$(cat "$NBD_SYS/queue/discard_max_bytes")" 0 &&

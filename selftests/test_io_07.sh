@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Sends that stop half way: a slow reader, small socket buffers and a storm of signals at the writers.
+# Sends that stop half way: a slow reader, small socket buffers and a storm of signals at the
+# writers.
 
 . "$(dirname "$0")/test_common.sh"
 . "$(dirname "$0")/test_io_common.sh"

@@ -14,8 +14,8 @@ start() { io_server sock -r pattern "$1" && io_attach_unix -b 512; }
 # sector N: the first number in it, which must be its offset.
 sector() {
 	local hex
-	hex=$(within 10 dd if="$NBD_DEV" bs=512 skip="$1" count=1 iflag=direct status=none | head -c 8 | od -An -tx1 |
-		tr -d ' ')
+	hex=$(within 10 dd if="$NBD_DEV" bs=512 skip="$1" count=1 iflag=direct status=none |
+		head -c 8 | od -An -tx1 | tr -d ' ')
 	echo "0x$hex"
 }
 last=$(((1 << 54) - 2))

@@ -1,10 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# What the tests with real servers share: start nbdkit or qemu-nbd, attach nbd-client, verify with fio. A test
-# sources test_common.sh, then this.
+# What the tests with real servers share: start nbdkit or qemu-nbd, attach nbd-client, verify with
+# fio. A test sources test_common.sh, then this.
 
-# io_server NAME ARGS...: start nbdkit on the Unix socket $NBD_TMP/NAME and set IO_PID and IO_SOCK.
+# io_failed PROGRAM: show the last words of the program that failed.
+io_failed() {
+	note "$1: $(tail -n 1 "$NBD_TMP/$1.log")"
+	return 1
+}
+
+# io_server NAME ARGS...: start nbdkit on the Unix socket $NBD_TMP/NAME and set IO_PID and
+# IO_SOCK.
 io_server() {
 	IO_SOCK=$NBD_TMP/$1
 	rm -f "$IO_SOCK"
@@ -13,7 +20,7 @@ io_server() {
 	IO_PID=$!
 	disown
 	nbd_defer kill -9 $IO_PID
-	wait_until 10 [ -S "$IO_SOCK" ] || { note "nbdkit does not start: $(tail -n 1 "$NBD_TMP/nbdkit.log")"; return 1; }
+	wait_until 10 [ -S "$IO_SOCK" ] || io_failed nbdkit
 }
 
 # io_server_tcp ARGS...: the same on a free TCP port of the loopback address; sets IO_PORT.
@@ -21,25 +28,26 @@ io_server_tcp() {
 	local try
 	for try in 1 2 3 4 5; do
 		IO_PORT=$((20000 + RANDOM % 10000 + try))
-		nbdkit -f -i 127.0.0.1 -p $IO_PORT -P "$NBD_TMP/nbdkit.$IO_PORT" "$@" >>"$NBD_TMP/nbdkit.log" 2>&1 &
+		nbdkit -f -i 127.0.0.1 -p $IO_PORT -P "$NBD_TMP/nbdkit.$IO_PORT" "$@" \
+			>>"$NBD_TMP/nbdkit.log" 2>&1 &
 		IO_PID=$!
 		disown
 		nbd_defer kill -9 $IO_PID
 		wait_until 10 io_up_or_dead "$NBD_TMP/nbdkit.$IO_PORT"
 		[ ! -s "$NBD_TMP/nbdkit.$IO_PORT" ] || return 0
 	done
-	note "nbdkit does not start: $(tail -n 1 "$NBD_TMP/nbdkit.log")"
-	return 1
+	io_failed nbdkit
 }
-io_up_or_dead() { [ -s "$1" ] || ! kill -0 $IO_PID 2>/dev/null; }
+io_up_or_dead() { [ -s "$1" ] || ! kill -0 "$IO_PID" 2>/dev/null; }
 
-# io_attach ARGS...: nbd-client with the ioctl interface, staying in the foreground of a job of its own.
+# io_attach ARGS...: nbd-client with the ioctl interface, staying in the foreground of a job of
+# its own.
 io_attach() {
 	nbd-client -L -n "$@" >>"$NBD_TMP/nbd-client.log" 2>&1 &
 	IO_CLIENT=$!
 	disown
 	nbd_defer kill -9 $IO_CLIENT
-	wait_until 10 nbd_connected || { note "nbd-client: $(tail -n 1 "$NBD_TMP/nbd-client.log")"; return 1; }
+	wait_until 10 nbd_connected || io_failed nbd-client
 }
 
 io_attach_unix() { io_attach -u "$IO_SOCK" "$NBD_DEV" "$@"; }
@@ -53,19 +61,20 @@ io_detach() {
 		wait_until 10 io_gone "$IO_CLIENT"
 }
 
-# io_attach_qemu ARGS...: qemu-nbd -c with these arguments. It goes to the background when it is attached; IO_PID
-# is the process that serves.
+# io_attach_qemu ARGS...: qemu-nbd -c with these arguments. It goes to the background when it is
+# attached; IO_PID is the process that serves.
 io_attach_qemu() {
 	rm -f "$NBD_TMP/qemu-nbd.pid"
-	within 20 qemu-nbd -c "$NBD_DEV" --pid-file="$NBD_TMP/qemu-nbd.pid" "$@" >"$NBD_TMP/qemu-nbd.log" 2>&1 </dev/null ||
-		{ note "qemu-nbd: $(tail -n 1 "$NBD_TMP/qemu-nbd.log")"; return 1; }
+	within 20 qemu-nbd -c "$NBD_DEV" --pid-file="$NBD_TMP/qemu-nbd.pid" "$@" </dev/null \
+		>"$NBD_TMP/qemu-nbd.log" 2>&1 || io_failed qemu-nbd || return
 	IO_PID=$(cat "$NBD_TMP/qemu-nbd.pid")
 	nbd_defer kill -9 "$IO_PID"
 	wait_until 10 nbd_connected
 }
 
 io_detach_qemu() {
-	within 10 qemu-nbd -d "$NBD_DEV" >>"$NBD_TMP/qemu-nbd.log" 2>&1 && wait_until 10 io_gone "$IO_PID"
+	within 10 qemu-nbd -d "$NBD_DEV" >>"$NBD_TMP/qemu-nbd.log" 2>&1 &&
+		wait_until 10 io_gone "$IO_PID"
 }
 
 # Sequential and random, 4 KiB to 1 MiB, each in a region of its own.
@@ -83,21 +92,28 @@ IO_JOBS=(
 io_fio() {
 	local file=$1
 	shift
-	within 60 fio --filename="$file" --thread --verify=crc32c --do_verify=0 --verify_state_save=0 \
-		--randseed=42 --allrandrepeat=1 --minimal "$@" "${IO_JOBS[@]}" 2>&1 >/dev/null
+	within 60 fio --filename="$file" --thread --output=/dev/null \
+		--randseed=42 --allrandrepeat=1 \
+		--verify=crc32c --verify_state_save=0 --do_verify=0 \
+		"$@" "${IO_JOBS[@]}"
 }
 io_fio_check() {
 	local file=$1
 	shift
-	within 60 fio --filename="$file" --thread --verify=crc32c --verify_only --verify_fatal=1 \
-		--verify_state_save=0 --randseed=42 --allrandrepeat=1 --minimal "$@" "${IO_JOBS[@]}" \
-		2>&1 >/dev/null
+	within 60 fio --filename="$file" --thread --output=/dev/null \
+		--randseed=42 --allrandrepeat=1 \
+		--verify=crc32c --verify_state_save=0 --verify_only --verify_fatal=1 \
+		"$@" "${IO_JOBS[@]}"
 }
 
-io_wipe() { within 20 dd if=/dev/zero of="$1" bs=4M iflag=count_bytes count=$IO_SIZE conv=notrunc status=none; }
+io_wipe() {
+	within 20 dd if=/dev/zero of="$1" bs=4M iflag=count_bytes count=$IO_SIZE conv=notrunc \
+		status=none
+}
 
-# io_rounds BACKEND WHAT: 3 tests for each way of access. What was written through the device is read back
-# through it with an empty cache, and is in the backend. BACKEND is a file of IO_SIZE, or - for none.
+# io_rounds BACKEND WHAT: 3 tests for each way of access. What was written through the device is
+# read back through it with an empty cache, and is in the backend. BACKEND is a file of IO_SIZE,
+# or - for none.
 io_rounds() {
 	local way args
 	for way in direct buffered; do
@@ -113,7 +129,8 @@ io_rounds() {
 	done
 }
 
-# io_files DIR: some MiB of files of all kinds of sizes, the same for each call; io_sums DIR: their checksums.
+# io_files DIR: some MiB of files of all kinds of sizes, the same for each call; io_sums DIR:
+# their checksums.
 io_files() {
 	local i
 	for i in 1 2 3 4; do
@@ -139,7 +156,8 @@ io_mkfs() {
 	esac
 }
 
-# io_fs FS ATTACH DETACH: 10 tests: make a file system, use it, and find all of it after another attach.
+# io_fs FS ATTACH DETACH: 10 tests: make a file system, use it, and find all of it after another
+# attach.
 io_fs() {
 	local mnt=$NBD_TMP/mnt
 	mkdir -p "$mnt"

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Four devices at once: verified I/O on all of them, then all are disconnected in the middle of I/O, several times.
+# Four devices at once: verified I/O on all of them, then all are disconnected in the middle of
+# I/O, several times.
 
 . "$(dirname "$0")/test_common.sh"
 . "$(dirname "$0")/test_io_common.sh"
@@ -30,23 +31,32 @@ verify_all() {
 	for i in 0 1 2 3; do
 		args+=(--name="dev$i" --filename="${devs[i]}")
 	done
-	within 60 fio --thread --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=16k --size=2m \
-		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --minimal "${args[@]}" 2>&1 >/dev/null
+	within 60 fio --thread --output=/dev/null \
+		--direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite \
+		--bs=16k --size=2m --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+		"${args[@]}"
 }
 
 # I/O for as long as there is a device; its failure at the end is no wonder.
 load() {
-	while dd if="$1" of=/dev/null bs=256k count=4 iflag=direct status=none; do
+	local io=(bs=256k count=4 status=none)
+	while dd if="$1" of=/dev/null iflag=direct "${io[@]}"; do
 		: >"$NBD_TMP/load.$2"
-		dd if=/dev/zero of="$1" bs=256k count=4 oflag=direct conv=notrunc status=none || break
+		dd if=/dev/zero of="$1" oflag=direct conv=notrunc "${io[@]}" || break
 	done 2>/dev/null
 }
-all_loaded() { [ -e "$NBD_TMP/load.0" ] && [ -e "$NBD_TMP/load.1" ] && [ -e "$NBD_TMP/load.2" ] && [ -e "$NBD_TMP/load.3" ]; }
+all_loaded() {
+	local d
+	for d in 0 1 2 3; do [ -e "$NBD_TMP/load.$d" ] || return 1; done
+}
 all_dead() {
 	local p
 	for p; do ! kill -0 "$p" 2>/dev/null || return 1; done
 }
-all_free() { nbd_is_free "${idx[0]}" && nbd_is_free "${idx[1]}" && nbd_is_free "${idx[2]}" && nbd_is_free "${idx[3]}"; }
+all_free() {
+	local d
+	for d in "${idx[@]}"; do nbd_is_free "$d" || return 1; done
+}
 
 attach_all
 check "verified I/O on four devices" verify_all
@@ -70,8 +80,10 @@ for round in 1 2; do
 		esac &
 		disown
 	done
-	wait_until 5 all_dead "${clients[@]}" || { stuck=$((stuck + 1)); note "round $round: a client is stuck"; }
-	wait_until 5 all_dead "${loads[@]}" || { stuck=$((stuck + 1)); note "round $round: I/O is stuck"; }
+	wait_until 5 all_dead "${clients[@]}" ||
+		{ stuck=$((stuck + 1)); note "round $round: a client is stuck"; }
+	wait_until 5 all_dead "${loads[@]}" ||
+		{ stuck=$((stuck + 1)); note "round $round: I/O is stuck"; }
 	wait_until 2 all_free || { kept=$((kept + 1)); note "round $round: a device is not free"; }
 	[ $((stuck + kept)) = 0 ] || break
 	kill -9 "${pids[@]}" 2>/dev/null

@@ -1,0 +1,131 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Loading and unloading: again and again, with the device open, with a session, and right after one.
+
+. "$(dirname "$0")/test_common.sh"
+
+SIZE=1048576
+
+load_unload() {
+	local i
+	for ((i = 1; i <= 20; i++)); do
+		nbd_load nbds_max=2 || { echo "cannot load, round $i"; return 1; }
+		[ -e /sys/block/nbd1 ] || { echo "no nbd1, round $i"; return 1; }
+		nbd_unload || { echo "cannot unload, round $i"; return 1; }
+		[ ! -e /sys/block/nbd0 ] || { echo "nbd0 is left, round $i"; return 1; }
+	done
+}
+
+# serve: start a server that ends with its client.
+serve() {
+	rm -f "$NBD_TMP/pid" "$NBD_TMP/sock"
+	nbdkit -f -U "$NBD_TMP/sock" -P "$NBD_TMP/pid" --filter=exitlast memory $SIZE \
+		</dev/null >"$NBD_TMP/log" 2>&1 &
+	server=$!
+	wait_until 5 [ -s "$NBD_TMP/pid" ]
+}
+server_gone() { ! kill -0 "$server" 2>/dev/null; }
+stop_server() { kill -9 "$(cat "$NBD_TMP/pid")"; }
+session_over() { [ ! -e /sys/block/nbd0/pid ]; }
+
+holders() { find /proc/[0-9]*/fd -lname "$1" 2>/dev/null; }
+
+# The second process of nbd-client's opens the device as soon as it is connected, and waits for ever, with the
+# device open, if it misses that moment.
+ready() {
+	local children child
+	nbd_connected "$1" || return
+	read -r -a children <"/proc/$client/task/$client/children"
+	for child in "${children[@]}"; do
+		[ ! -e "/proc/$child/exe" ] || return 1
+	done
+}
+connect() {
+	nbd-client -L -nofork -unix "$NBD_TMP/sock" "$1" </dev/null >"$NBD_TMP/client" 2>&1 &
+	client=$!
+	wait_until 5 ready "${1#/dev/nbd}"
+}
+
+disconnect() { within 10 nbd-client -L -d "$1" </dev/null >"$NBD_TMP/client" 2>&1; }
+
+# Does not sleep between its tries, so as to hit the earliest moment.
+unload_at_once() {
+	local end=$((SECONDS + 5 * NBD_TIME_SCALE))
+	until nbd_try_unload; do
+		[ "$SECONDS" -lt "$end" ] || { holders "/dev/nbd*"; return 1; }
+	done
+	nbd_not nbd_loaded
+}
+
+# refused: rmmod fails because of a user, and the device is still there.
+refused() {
+	local message
+	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1
+	echo "$message"
+	[[ $message == *"in use"* ]] && [ -e /sys/block/nbd0 ]
+}
+
+# session_round DEVICE: a session, its end, and the end of the module without a pause. Sets $failed if not.
+session_round() {
+	nbd_load nbds_max=2 || { failed="cannot load"; return; }
+	serve || { failed="no server"; return; }
+	connect "$1" || { failed="not connected: $(cat "$NBD_TMP/client")"; return; }
+	within 5 dd if="$1" of=/dev/null bs=64k count=4 iflag=direct status=none || { failed="cannot read"; return; }
+	disconnect "$1" || { failed="not disconnected: $(cat "$NBD_TMP/client")"; return; }
+	unload_at_once || { failed="cannot unload"; return; }
+	wait_until 5 server_gone || failed="the server saw no end of the connection"
+}
+
+rounds() {
+	local i failed=
+	for ((i = 1; i <= 10; i++)); do
+		session_round /dev/nbd$((i % 2))
+		[ -z "$failed" ] || { echo "round $i: $failed"; return 1; }
+	done
+}
+
+nbd_require nbdkit nbd-client
+nbd_begin 13
+# It is read often, and may be on a slow file system.
+[ "$NBD_DRIVER" = c ] || { cp "$NBD_KO" "$NBD_TMP/nbd.ko"; NBD_KO=$NBD_TMP/nbd.ko; }
+nbd_defer nbd_unload
+nbd_defer stop_server
+server=
+
+nbd_unload
+check "loads and unloads 20 times" load_unload
+
+nbd_load nbds_max=2
+exec 5</dev/nbd0
+sleep 100 &
+holder=$!
+exec 5<&-
+check "cannot be unloaded while a process has a device open" refused
+kill $holder
+wait $holder 2>/dev/null
+check "can be unloaded when that process is gone" nbd_unload
+
+nbd_load nbds_max=2
+serve
+check "connects" connect /dev/nbd0
+check "cannot be unloaded while a session runs" refused
+check "the session is not disturbed by that" \
+	within 5 dd if=/dev/nbd0 of=/dev/null bs=$SIZE count=1 iflag=direct
+exec 5</dev/nbd0
+check "disconnects" disconnect /dev/nbd0
+check "the server sees the end of the connection" wait_until 5 server_gone
+check "the session ends" wait_until 5 session_over
+check "cannot be unloaded while a process has the device of the ended session open" refused
+exec 5<&-
+check "can be unloaded when that process has closed it" nbd_unload
+
+nbd_load nbds_max=1
+serve
+connect /dev/nbd0
+kill -9 "$server"
+check "can be unloaded right after the server went away" unload_at_once
+nbd_unload
+
+check "can be unloaded right after a disconnect, 10 times" rounds
+nbd_end
