@@ -119,6 +119,7 @@ impl Connection {
         senders: &Arc<OwnedQueue>,
         socket: Socket,
     ) -> Result<Arc<Self>> {
+        socket.set_block_io();
         let socket = Stream(socket);
         let sender = KBox::new(Sender::new()?, GFP_KERNEL)?;
         let receiver = KBox::new(Receiver::new()?, GFP_KERNEL)?;
@@ -154,9 +155,8 @@ impl Connection {
         &self.socket.0
     }
 
-    /// Starts the receiver.
+    /// Starts the receiver. Does not sleep.
     pub(crate) fn launch(self: &Arc<Self>) {
-        self.socket().set_block_io();
         // It cannot be queued already: this is the only place that queues it.
         let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
     }

@@ -8,7 +8,8 @@
 //! 2. `Session::applied`, while parameters of a running disk change; freezes the queue
 //! 3. [`Device::config`], the configuration; never held on the way of a request, nor while
 //!    anything waits for requests
-//! 4. `Session::life`, how far a session is
+//! 4. `Session::life`, how far a session is; taken on the way of a request only when a connection
+//!    is lost, so that nothing is allocated under it
 //! 5. `Connection::tx`, the sending side of a connection; a spinlock
 //! 6. [`Device::session`], the published session; a spinlock, held for a clone
 //!

@@ -209,13 +209,15 @@ impl Session {
         if let Some(params) = self.disk.data().running_params() {
             *applied = params;
         }
-        // Whoever ends the session must take the lock first.
-        let life = self.life.lock();
-        if !matches!(&*life, Life::Live(_)) {
-            return;
-        }
-        for connection in &self.connections {
-            connection.launch();
+        {
+            // Whoever ends the session waits for the receivers that were started under the lock.
+            let life = self.life.lock();
+            if !matches!(&*life, Life::Live(_)) {
+                return;
+            }
+            for connection in &self.connections {
+                connection.launch();
+            }
         }
         applied.apply_size(&self.disk);
         dev_info!(
@@ -401,6 +403,10 @@ impl Session {
         TimeoutAction::Done
     }
 
+    fn is_ended(&self) -> bool {
+        matches!(&*self.life.lock(), Life::Ended(_))
+    }
+
     /// Gives the disk the parameters that were changed while the session runs. Sleeps; for another
     /// block size, until no request is in flight.
     pub(crate) fn refresh(&self) -> Result {
@@ -416,11 +422,8 @@ impl Session {
         if old.block_size() != new.block_size() {
             new.apply_limits(&self.disk)?;
         }
-        if old.size() != new.size() {
-            let life = self.life.lock();
-            if matches!(&*life, Life::Live(_) | Life::Goodbye(_)) {
-                new.apply_size(&self.disk);
-            }
+        if old.size() != new.size() && !self.is_ended() {
+            new.apply_size(&self.disk);
         }
         Ok(())
     }
@@ -449,6 +452,8 @@ impl WorkItem for Session {
         this.disk.drain();
         let pid_file = this.pid_file.lock().take();
         drop(pid_file);
+        // Who changes the size of the disk does so before this, or sees that the session has ended.
+        let applied = this.applied.lock();
         let stopped = device.stopped(&this.disk);
         {
             let mut life = this.life.lock();
@@ -457,6 +462,7 @@ impl WorkItem for Session {
                 *life = Life::Ended(reason);
             }
         }
+        drop(applied);
         this.changed.notify_all();
         drop((published, stopped));
     }
