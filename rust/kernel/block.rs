@@ -24,6 +24,8 @@ pub(crate) struct BlkStatus(u8);
 impl BlkStatus {
     /// The operation succeeded.
     pub(crate) const OK: Self = Self(0);
+    /// The device does not do this; user space sees `EOPNOTSUPP`.
+    pub(crate) const NOTSUPP: Self = Self(1);
     /// Any failure without a status of its own; user space sees `EIO`.
     pub(crate) const IOERR: Self = Self(10);
 

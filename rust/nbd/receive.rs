@@ -98,6 +98,8 @@ impl Receiver {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
         match reply.result {
+            // The block layer takes a flush that is not supported for one that is done.
+            Err(BlkStatus::NOTSUPP) if claim.op() == Op::Flush => claim.end(BlkStatus::IOERR),
             Err(status) => claim.end(status),
             Ok(()) => {
                 if claim.op() == Op::Read {
