@@ -39,6 +39,7 @@ enum peer_kind {
  */
 struct peer_shared {
 	_Atomic int kind[PEER_MAX];	/* enum peer_kind; may change while it runs */
+	_Atomic int deaf[PEER_MAX];	/* it has stopped reading */
 	_Atomic int go[PEER_MAX];	/* the peer may answer, or misbehave */
 	_Atomic int close[PEER_MAX];	/* the peer is to close its socket */
 	_Atomic int requests[PEER_MAX];	/* whole requests that it has read */
@@ -54,6 +55,7 @@ struct peer_shared {
 
 	_Atomic int holder_open;
 	_Atomic int io_go;		/* the holder may begin */
+	_Atomic int write_go;		/* its writers may */
 	_Atomic int loop;		/* the holder first does this much verified I/O a thread */
 	_Atomic int looped, loop_errors;
 	_Atomic int io_started;
@@ -77,6 +79,7 @@ struct peer_session {
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */
+	int victim;			/* a connection to which a request was sent whole */
 	pid_t peer[PEER_MAX], client, holder;
 };
 
@@ -246,6 +249,7 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 		enum peer_kind kind;
 		int unread = 0;
 
+		sh->deaf[n] = deaf;
 		pfd.events = POLLRDHUP | (deaf ? 0 : POLLIN);
 		if (poll(&pfd, 1, 2) < 0)
 			break;
@@ -390,6 +394,8 @@ static void *holder_io(void *arg)
 	for (i = 0; i < sh->loop; i++)
 		holder_round(t, buf, i);
 	memset(buf, 'a' + t->n, HOLDER_CHUNK);
+	while (t->n % 2 == 0 && !sh->write_go && !sh->holder_stop)
+		usleep(1000);
 	sh->io_started++;
 	if (t->n % 2)
 		n = pread(t->fd, buf, HOLDER_CHUNK, off);
@@ -435,6 +441,11 @@ static void holder_main(struct peer_session *s)
 }
 
 /* The test's side */
+
+static inline int sum(_Atomic int *n)
+{
+	return n[0] + n[1] + n[2] + n[3];
+}
 
 static inline int in_flight(struct peer_session *s)
 {
@@ -539,38 +550,50 @@ static inline int holder_begin(struct peer_session *s)
 		return -1;
 	for (i = 0; i < s->npeers; i++)
 		s->sh->kind[i] = s->kind;
+	if (s->kind == PEER_DEAF && !WAIT_UNTIL(sum(s->sh->deaf) == s->npeers, BOUNDED))
+		return -1;
+	s->sh->write_go = s->kind != PEER_DEAF;
 	s->sh->io_go = 1;
 	return 0;
 }
 
-/* Some server has got something that it does not read, and as much as fits. */
+/* No server has got more for a while, because no more fits. */
 static inline bool deaf_and_full(struct peer_session *s)
 {
-	bool any = false;
 	int i;
 
-	for (i = 0; i < s->npeers; i++) {
+	for (i = 0; i < s->npeers; i++)
 		if (s->sh->unread[i] && now_ms() - s->sh->unread_since[i] < scaled(100))
 			return false;
-		any |= s->sh->unread[i];
-	}
-	return any;
+	return true;
 }
 
 /* The same, and wait until its I/O is as far as it can get with this kind of server. */
 static inline int holder_start(struct peer_session *s)
 {
 	struct peer_shared *sh = s->sh;
+	bool deaf = s->kind == PEER_DEAF;
+	_Atomic int *got = deaf ? sh->unread : sh->held;
 	bool ok;
 
 	if (holder_begin(s))
 		return -1;
-	ok = WAIT_UNTIL(sh->io_started == HOLDER_THREADS && in_flight(s) > 0, BOUNDED);
-	if (s->kind == PEER_DEAF)
-		ok = ok && WAIT_UNTIL(deaf_and_full(s), BOUNDED);
-	else
-		ok = ok && WAIT_UNTIL(sh->held[0] + sh->held[1] + sh->held[2] + sh->held[3] >=
-				      HOLDER_THREADS, BOUNDED);
+	/*
+	 * Whoever reads nothing first gets the reads, which are sent whole, and then writes,
+	 * which stop half way.
+	 */
+	ok = !deaf || WAIT_UNTIL(sum(got) >= HOLDER_THREADS / 2 * (int)sizeof(struct nbd_request),
+				 BOUNDED);
+	for (s->victim = 0; deaf && s->victim < s->npeers - 1; s->victim++)
+		if (got[s->victim])
+			break;
+	sh->write_go = 1;
+	ok = ok && WAIT_UNTIL(sh->io_started == HOLDER_THREADS && in_flight(s) > 0, BOUNDED);
+	if (deaf)
+		return ok && WAIT_UNTIL(deaf_and_full(s), BOUNDED) ? 0 : -1;
+	ok = ok && WAIT_UNTIL(sum(got) >= HOLDER_THREADS, BOUNDED);
+	while (ok && !got[s->victim])
+		s->victim++;
 	return ok ? 0 : -1;
 }
 

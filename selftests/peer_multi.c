@@ -30,17 +30,6 @@ FIXTURE_TEARDOWN(multi)
 	EXPECT_TRUE(peer_cleanup(&self->s));
 }
 
-/* A connection that has requests in flight. */
-static int busy_connection(struct peer_session *s)
-{
-	int i;
-
-	for (i = 0; i < NCONN; i++)
-		if (s->sh->held[i] || s->sh->unread[i])
-			return i;
-	return -1;
-}
-
 static void expect_all_good(struct __test_metadata *_metadata, struct peer_session *s)
 {
 	struct peer_shared *sh = s->sh;
@@ -86,8 +75,7 @@ static void one_dies(struct __test_metadata *_metadata, struct peer_session *s, 
 
 	ASSERT_EQ(0, peer_start(s));
 	ASSERT_EQ(0, holder_start(s));
-	victim = busy_connection(s);
-	ASSERT_LE(0, victim);
+	victim = s->victim;
 	sh->kind[victim] = kind;
 	if (kind == PEER_HELD)
 		sh->close[victim] = 1;
@@ -140,8 +128,7 @@ TEST_F(multi, one_that_never_reads_closes)
 	s->kind = PEER_DEAF;
 	ASSERT_EQ(0, peer_start(s));
 	ASSERT_EQ(0, holder_start(s));
-	victim = busy_connection(s);
-	ASSERT_LE(0, victim);
+	victim = s->victim;
 	s->sh->close[victim] = 1;
 	EXPECT_TRUE(WAIT_UNTIL(exited(s->peer[victim]), END_MS));
 	for (i = 0; i < NCONN; i++)
@@ -157,7 +144,7 @@ TEST_F(multi, three_die_at_once)
 
 	ASSERT_EQ(0, peer_start(s));
 	ASSERT_EQ(0, holder_start(s));
-	survivor = (busy_connection(s) + 1) % NCONN;
+	survivor = (s->victim + 1) % NCONN;
 	for (i = 0; i < NCONN; i++)
 		if (i != survivor)
 			kill(s->peer[i], SIGKILL);

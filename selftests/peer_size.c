@@ -34,6 +34,9 @@ FIXTURE_SETUP(size)
 
 	if (why)
 		SKIP(return, "%s", why);
+	if ((long)variant->blksize > sysconf(_SC_PAGESIZE) &&
+	    access("/sys/kernel/mm/transparent_hugepage", F_OK))
+		SKIP(return, "without large folios a block is at most a page");
 	self->s.blksize = variant->blksize;
 	self->s.blocks = variant->blocks;
 	ASSERT_EQ(0, peer_start(&self->s))
