@@ -12,14 +12,14 @@ nbd_require qemu-nbd
 nbd_begin 6
 nbd_pick
 
-rounds=${NBD_ROUNDS:-16}
+rounds=${NBD_ROUNDS:-100}
 truncate -s 64M "$NBD_TMP/disk"
 attach=0 ended=0 io=0 busy=0 gone=0 n=0
 
 # The holder reads and writes until that fails, and keeps the device open until it is told to go.
-load() { dd bs=64k count=16 status=none "$@" 2>/dev/null; }
+load() { dd bs=64k count=16 status=none "$@" 2>"$NBD_TMP/io.error"; }
 holder() {
-	exec 8<>"$NBD_DEV" 2>/dev/null
+	exec 8<>"$NBD_DEV" 2>"$NBD_TMP/io.error"
 	while load if="$NBD_DEV" of=/dev/null iflag=direct &&
 		load if=/dev/zero of="$NBD_DEV" oflag=direct conv=notrunc; do
 		: >"$NBD_TMP/io.started"
@@ -46,7 +46,8 @@ for ((n = 0; n < rounds; n++)); do
 	holder=$!
 	disown
 	nbd_defer kill -9 $holder
-	wait_until 10 [ -e "$NBD_TMP/io.started" ] || { wrong io "no I/O"; break; }
+	wait_until 10 [ -e "$NBD_TMP/io.started" ] ||
+		{ wrong io "no I/O: $(cat "$NBD_TMP/io.error")"; break; }
 
 	if ((n % 2)); then
 		kill -9 "$IO_PID"

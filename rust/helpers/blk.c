@@ -90,6 +90,11 @@ __rust_helper sector_t rust_helper_get_capacity(struct gendisk *disk)
 	return get_capacity(disk);
 }
 
+__rust_helper void rust_helper_bdev_clear_read_only(struct block_device *bdev)
+{
+	bdev_clear_flag(bdev, BD_READ_ONLY);
+}
+
 __rust_helper struct device *rust_helper_disk_to_dev(struct gendisk *disk)
 {
 	return disk_to_dev(disk);

@@ -288,9 +288,12 @@ impl Device {
         session.map_err(|refusal| self.refuse(disk, what, &refusal))
     }
 
-    /// Takes from a disk without session what is left of one: data, size and limits.
+    /// Takes from a disk without session what is left of one: data, size, policies
+    /// and limits.
     fn clean(disk: &Disk) {
         disk.invalidate();
+        // Clients set it for a server that is read-only; few clear it for the next one.
+        disk.clear_user_read_only();
         if Params::reset(disk).is_err() {
             dev_warn!(disk.device(), "could not reset the queue's limits\n");
         }

@@ -156,6 +156,12 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
     }
 
+    /// Takes back the read-only policy that a user has set with `BLKROSET`. Does not sleep.
+    pub(crate) fn clear_user_read_only(&self) {
+        // SAFETY: The disk is valid, and has a block device for the whole of it.
+        unsafe { helpers::bdev_clear_read_only((*self.as_raw()).part0) };
+    }
+
     /// Drops what is cached of the disk and sets its size to 0. What was not written yet is handed
     /// to the driver first, and dropped even if that fails. Sleeps.
     pub(crate) fn invalidate(&self) {
