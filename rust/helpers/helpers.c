@@ -13,5 +13,6 @@
 #include "cred.c"
 #include "mm.c"
 #include "net.c"
+#include "netlink.c"
 #include "ratelimit.c"
 #include "task.c"

@@ -15,6 +15,11 @@ pub(crate) const SECTOR_SHIFT: u32 = bindings::SECTOR_SHIFT;
 /// The longest timeout of requests that the kernel can count, in seconds.
 pub(crate) const MAX_TIMEOUT: u32 = u32::MAX / bindings::CONFIG_HZ;
 
+/// `seconds`, up to [`MAX_TIMEOUT`], in jiffies.
+pub(crate) const fn timeout_in_jiffies(seconds: u32) -> u32 {
+    seconds.saturating_mul(bindings::CONFIG_HZ)
+}
+
 /// The result of a block operation, C `blk_status_t`.
 ///
 /// The values are those of [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h).

@@ -7,6 +7,7 @@ pub(crate) mod bvec;
 pub(crate) mod capability;
 pub(crate) mod cred;
 pub(crate) mod mm;
+pub(crate) mod module;
 pub(crate) mod module_param;
 pub(crate) mod net;
 pub(crate) mod ratelimit;

@@ -2,4 +2,6 @@
 
 //! Networking.
 
+pub(crate) mod addr;
+pub(crate) mod netlink;
 pub(crate) mod socket;

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One socket of a session, with its sender and its receiver.
+//! One of a session's ways to the server: a link, or none until a reconnect brings one.
 
 use crate::{
-    device::Disk,
     kernel::{
         block::mq::{OwnedRequest, RequestList},
-        net::socket::{Socket, Wait},
+        net::socket::Wait,
         workqueue::OwnedQueue, //
     },
+    link::Link,
     queue::Queue,
-    receive::Receiver,
     send::{Progress, Sender},
     session::Loss,
 };
@@ -19,24 +18,45 @@ use kernel::{
     new_spinlock,
     new_work,
     prelude::*,
-    sync::{aref::ARef, Arc, SpinLock},
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, SpinLock,
+    },
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
 /// Sends that a task makes for others before it hands them to the worker.
 const MAX_ROUNDS: u32 = 8;
 
+/// A link with its sending side: what is queued, and who sends it. Dropping it has the server see
+/// the end of the stream once nobody uses the link any more.
+pub(crate) struct Channel {
+    link: Arc<Link>,
+    queue: RequestList<Queue>,
+    sender: Slot,
+}
+
+impl Channel {
+    /// Allocates all that sending on `link` will ever need. Sleeps.
+    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
+        let sender = KBox::new(Sender::new(link.clone())?, GFP_KERNEL)?;
+        Ok(Self {
+            link,
+            queue: RequestList::new(),
+            sender: Slot::Ready(sender),
+        })
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+}
+
 /// The sending side.
 enum Tx {
-    Open {
-        queue: RequestList<Queue>,
-        sender: Slot,
-    },
+    Open(Channel),
     /// The message that ends the connection is to be sent, or was: nothing is queued any more.
-    Closing {
-        queue: RequestList<Queue>,
-        sender: Slot,
-    },
+    Closing(Channel),
     Closed,
 }
 
@@ -69,15 +89,6 @@ enum Next {
     Stop,
 }
 
-/// A socket whose peer sees the end of the stream when it is dropped, whoever else has it open.
-struct Stream(Socket);
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.0.shutdown();
-    }
-}
-
 /// A connection of a session.
 ///
 /// While it is open, requests are pushed to it and go out in order. Whoever closes it first has it
@@ -85,80 +96,93 @@ impl Drop for Stream {
 /// started requests afterwards, so that none is forgotten.
 #[pin_data]
 pub(crate) struct Connection {
-    /// Never used twice for a device.
-    id: u64,
     /// Its place in the session, for messages.
     index: u32,
-    disk: ARef<Disk>,
-    receivers: Arc<OwnedQueue>,
     senders: Arc<OwnedQueue>,
-    socket: Stream,
+    /// Requests that had to be sent again elsewhere.
+    replayed: Atomic<u64>,
+    /// Why the last link was lost.
+    #[pin]
+    last_loss: SpinLock<Option<Loss>>,
     #[pin]
     tx: SpinLock<Tx>,
-    /// Here until the receiver's work takes it.
     #[pin]
-    receiver: SpinLock<Option<KBox<Receiver>>>,
-    #[pin]
-    send_work: Work<Connection, 0>,
-    #[pin]
-    receive_work: Work<Connection, 1>,
+    send_work: Work<Connection>,
 }
 
 impl_has_work! {
-    impl HasWork<Connection, 0> for Connection { self.send_work }
-    impl HasWork<Connection, 1> for Connection { self.receive_work }
+    impl HasWork<Connection> for Connection { self.send_work }
 }
 
 impl Connection {
-    /// Allocates all that the connection will ever need. Sleeps.
+    /// Makes an open connection. Sleeps.
     pub(crate) fn new(
-        disk: &Disk,
-        id: u64,
         index: u32,
-        receivers: &Arc<OwnedQueue>,
         senders: &Arc<OwnedQueue>,
-        socket: Socket,
+        channel: Channel,
     ) -> Result<Arc<Self>> {
-        socket.set_block_io();
-        let socket = Stream(socket);
-        let sender = KBox::new(Sender::new()?, GFP_KERNEL)?;
-        let receiver = KBox::new(Receiver::new()?, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
-                id,
                 index,
-                disk: disk.into(),
-                receivers: receivers.clone(),
                 senders: senders.clone(),
-                socket,
-                tx <- new_spinlock!(Tx::Open {
-                    queue: RequestList::new(),
-                    sender: Slot::Ready(sender),
-                }),
-                receiver <- new_spinlock!(Some(receiver)),
+                replayed: Atomic::new(0),
+                last_loss <- new_spinlock!(None),
+                tx <- new_spinlock!(Tx::Open(channel)),
                 send_work <- new_work!("nbd_send"),
-                receive_work <- new_work!("nbd_receive"),
             }),
             GFP_KERNEL,
         )
-    }
-
-    pub(crate) fn id(&self) -> u64 {
-        self.id
     }
 
     pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
-        &self.socket.0
+    /// The link, if the connection is not closed.
+    pub(crate) fn link(&self) -> Option<Arc<Link>> {
+        match &*self.tx.lock() {
+            Tx::Open(channel) | Tx::Closing(channel) => Some(channel.link.clone()),
+            Tx::Closed => None,
+        }
     }
 
-    /// Starts the receiver. Does not sleep.
-    pub(crate) fn launch(self: &Arc<Self>) {
-        // It cannot be queued already: this is the only place that queues it.
-        let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+    pub(crate) fn count_replay(&self) {
+        self.replayed.fetch_add(1, Relaxed);
+    }
+
+    /// Remembers why a link was lost.
+    pub(crate) fn record(&self, loss: Loss) {
+        *self.last_loss.lock() = Some(loss);
+    }
+
+    /// Why the last link was lost, if one was.
+    pub(crate) fn last_loss(&self) -> Option<Loss> {
+        *self.last_loss.lock()
+    }
+
+    /// How far the connection is, for people to read.
+    pub(crate) fn describe(&self) -> &'static str {
+        match &*self.tx.lock() {
+            Tx::Open(_) => "open",
+            Tx::Closing(_) => "closing",
+            Tx::Closed => "closed",
+        }
+    }
+
+    pub(crate) fn replayed(&self) -> u64 {
+        self.replayed.load(Relaxed)
+    }
+
+    /// Opens a closed connection again; hands the channel back if it is not closed.
+    pub(crate) fn open(&self, channel: Channel) -> Result<(), Channel> {
+        let mut tx = self.tx.lock();
+        match &*tx {
+            Tx::Closed => {
+                *tx = Tx::Open(channel);
+                Ok(())
+            }
+            Tx::Open(_) | Tx::Closing(_) => Err(channel),
+        }
     }
 
     /// Queues a request. With `last`, it is sent at once, with all that were queued before;
@@ -167,20 +191,20 @@ impl Connection {
     pub(crate) fn push(
         self: &Arc<Self>,
         rq: OwnedRequest<Queue>,
+        cookie: u32,
         last: bool,
     ) -> Result<(), OwnedRequest<Queue>> {
-        rq.data().set_connection(self);
-        let cookie = self.disk.data().new_cookie();
         let sender = match &mut *self.tx.lock() {
-            Tx::Open { queue, sender } => {
-                queue.push_back(rq.publish(cookie));
+            Tx::Open(channel) => {
+                rq.data().set_link(&channel.link);
+                channel.queue.push_back(rq.publish(cookie));
                 if last {
-                    sender.take_ready()
+                    channel.sender.take_ready()
                 } else {
                     None
                 }
             }
-            Tx::Closing { .. } | Tx::Closed => return Err(rq),
+            Tx::Closing(_) | Tx::Closed => return Err(rq),
         };
         if let Some(sender) = sender {
             self.run(sender, Wait::No);
@@ -191,7 +215,7 @@ impl Connection {
     /// Sends what is queued, unless somebody does already.
     pub(crate) fn flush(self: &Arc<Self>) {
         let sender = match &mut *self.tx.lock() {
-            Tx::Open { sender, .. } | Tx::Closing { sender, .. } => sender.take_ready(),
+            Tx::Open(channel) | Tx::Closing(channel) => channel.sender.take_ready(),
             Tx::Closed => None,
         };
         if let Some(sender) = sender {
@@ -204,33 +228,39 @@ impl Connection {
         {
             let mut tx = self.tx.lock();
             *tx = match mem::replace(&mut *tx, Tx::Closed) {
-                Tx::Open { queue, sender } => Tx::Closing { queue, sender },
+                Tx::Open(channel) => Tx::Closing(channel),
                 other => other,
             };
         }
         self.flush();
     }
 
-    /// Closes the connection: nothing is sent any more, and the receiver ends. Returns whether it
-    /// was open. Sleeps only for the socket's lock.
-    pub(crate) fn close(&self) -> bool {
-        let old = mem::replace(&mut *self.tx.lock(), Tx::Closed);
-        self.socket().shutdown();
-        !matches!(old, Tx::Closed)
+    /// Takes the channel away, if it is `link`'s: nothing is sent on it any more. The caller shuts
+    /// the socket down, which ends the receiver. Does not sleep.
+    pub(crate) fn close(&self, link: &Link) -> Option<Channel> {
+        let mut tx = self.tx.lock();
+        match &*tx {
+            Tx::Open(channel) | Tx::Closing(channel)
+                if channel.link.generation() == link.generation() => {}
+            _ => return None,
+        }
+        match mem::replace(&mut *tx, Tx::Closed) {
+            Tx::Open(channel) | Tx::Closing(channel) => Some(channel),
+            Tx::Closed => None,
+        }
     }
 
-    /// Closes the connection for `loss` and has the session replay its requests elsewhere, or end.
-    pub(crate) fn lose(&self, loss: Loss) {
-        if !self.close() {
-            return;
-        }
-        if let Some(session) = self.disk.data().session() {
-            session.lost(self, loss);
+    /// Closes the connection for good: the caller makes sure that none opens it again. Sleeps only
+    /// for the socket's lock.
+    pub(crate) fn shut(&self) {
+        let old = mem::replace(&mut *self.tx.lock(), Tx::Closed);
+        if let Tx::Open(channel) | Tx::Closing(channel) = old {
+            channel.link.socket().shutdown();
         }
     }
 
     /// Sends with `sender` until there is nothing more to send, the socket has no room, or the
-    /// connection is closed.
+    /// link is closed.
     fn run(self: &Arc<Self>, mut sender: KBox<Sender>, wait: Wait) {
         let mut rounds = 0;
         loop {
@@ -241,10 +271,9 @@ impl Connection {
                 None => return,
             };
             let result = match next {
-                Next::Send => sender.send(self.socket(), wait),
+                Next::Send => sender.send(wait),
                 Next::SendDisconnect => {
-                    // A peer without room for it learns from the end of the stream.
-                    let _ = sender.send_disconnect(self.socket());
+                    sender.send_disconnect();
                     return;
                 }
                 Next::Stop => return,
@@ -257,7 +286,7 @@ impl Connection {
                 }
                 Err(error) => {
                     // What the sender holds must be published until the session has looked.
-                    self.lose(Loss::Send(error));
+                    sender.link().lose(Loss::Send(error));
                     return;
                 }
             }
@@ -272,27 +301,31 @@ impl Connection {
         rounds: u32,
     ) -> Option<(Next, KBox<Sender>)> {
         let mut tx = self.tx.lock();
-        let (queue, slot, closing) = match &mut *tx {
-            Tx::Open { queue, sender } => (queue, sender, false),
-            Tx::Closing { queue, sender } => (queue, sender, true),
+        let (channel, closing) = match &mut *tx {
+            Tx::Open(channel) => (channel, false),
+            Tx::Closing(channel) => (channel, true),
             Tx::Closed => {
                 drop(tx);
                 return Some((Next::Stop, sender));
             }
         };
+        if !sender.is_for(&channel.link) {
+            drop(tx);
+            return Some((Next::Stop, sender));
+        }
         if sender.is_idle() {
-            if queue.is_empty() {
+            if channel.queue.is_empty() {
                 if closing {
                     return Some((Next::SendDisconnect, sender));
                 }
-                *slot = Slot::Ready(sender);
+                channel.sender = Slot::Ready(sender);
                 return None;
             }
-            sender.load(queue.take());
+            sender.load(channel.queue.take());
         }
         if wait == Wait::No && rounds > MAX_ROUNDS {
-            *slot = Slot::Blocked(sender);
-            let _ = self.senders.enqueue::<Arc<Self>, 0>(self.clone());
+            channel.sender = Slot::Blocked(sender);
+            let _ = self.senders.enqueue(self.clone());
             return None;
         }
         Some((Next::Send, sender))
@@ -302,13 +335,13 @@ impl Connection {
     fn hand_over(self: &Arc<Self>, sender: KBox<Sender>) {
         let mut tx = self.tx.lock();
         match &mut *tx {
-            Tx::Open { sender: slot, .. } | Tx::Closing { sender: slot, .. } => {
-                *slot = Slot::Blocked(sender);
+            Tx::Open(channel) | Tx::Closing(channel) if sender.is_for(&channel.link) => {
+                channel.sender = Slot::Blocked(sender);
                 // Under the lock, so that no work is queued once the connection is closed. If it
                 // is queued already, it will find the sender.
-                let _ = self.senders.enqueue::<Arc<Self>, 0>(self.clone());
+                let _ = self.senders.enqueue(self.clone());
             }
-            Tx::Closed => {
+            _ => {
                 drop(tx);
                 drop(sender);
             }
@@ -316,17 +349,17 @@ impl Connection {
     }
 }
 
-impl WorkItem<0> for Connection {
+impl WorkItem for Connection {
     type Pointer = Arc<Self>;
 
     /// Goes on sending where a task found no room.
     fn run(this: Arc<Self>) {
         let sender = match &mut *this.tx.lock() {
-            Tx::Open { sender, .. } | Tx::Closing { sender, .. } => {
-                match mem::replace(sender, Slot::Busy) {
+            Tx::Open(channel) | Tx::Closing(channel) => {
+                match mem::replace(&mut channel.sender, Slot::Busy) {
                     Slot::Blocked(blocked) => Some(blocked),
                     other => {
-                        *sender = other;
+                        channel.sender = other;
                         None
                     }
                 }
@@ -335,19 +368,6 @@ impl WorkItem<0> for Connection {
         };
         if let Some(sender) = sender {
             Connection::run(&this, sender, Wait::Some);
-        }
-    }
-}
-
-impl WorkItem<1> for Connection {
-    type Pointer = Arc<Self>;
-
-    /// Receives until the connection ends.
-    fn run(this: Arc<Self>) {
-        let receiver = this.receiver.lock().take();
-        if let Some(mut receiver) = receiver {
-            let error = receiver.run(&this.disk, &this);
-            this.lose(Loss::Receive(error));
         }
     }
 }

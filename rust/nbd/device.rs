@@ -4,19 +4,23 @@
 //!
 //! Locks, outermost first. What a lock guards is moved out under it and dropped after it.
 //!
-//! 1. `disk->open_mutex`, of the block layer, around [`DiskOperations::open`] and `release`
-//! 2. `Session::applied`, while parameters of a running disk change; freezes the queue
-//! 3. [`Device::config`], the configuration; never held on the way of a request, nor while
+//! 1. `Devices::table`, which devices there are; held while one is added or removed
+//! 2. `disk->open_mutex`, of the block layer, around [`DiskOperations::open`] and `release`
+//! 3. `Session::applied`, while parameters of a running disk change; freezes the queue
+//! 4. [`Device::debug`], while the debugfs directory comes or goes; waits for its readers
+//! 5. [`Device::config`], the configuration; never held on the way of a request, nor while
 //!    anything waits for requests
-//! 4. `Session::life`, how far a session is; taken on the way of a request only when a connection
-//!    is lost, so that nothing is allocated under it
-//! 5. `Connection::tx`, the sending side of a connection; a spinlock
-//! 6. [`Device::session`], the published session; a spinlock, held for a clone
+//! 6. `Session::life`, how far a session is; taken on the way of a request only when a connection
+//!    is lost or none is open, so that nothing is allocated under it
+//! 7. `Connection::tx`, the sending side of a connection; a spinlock
+//! 8. [`Device::session`], the published session; a spinlock, held for a clone
 //!
 //! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
 //! one atomic word.
 
 use crate::{
+    debugfs::DebugDir,
+    devices::Devices,
     kernel::{
         block::mq::{DiskBuilder, DiskOperations, GenDisk, RegisteredDisk},
         net::socket::Socket,
@@ -25,20 +29,26 @@ use crate::{
         workqueue::OwnedQueue, //
     },
     params::Params,
+    protocol::ClientFlags,
     queue::Queue,
-    session::Session,
-    state::{self, Endpoint, Identity, Refusal},
+    session::{Origin, Reason, Session},
+    state::{self, Begun, Endpoint, Identity, LastClose, Refusal},
     NbdModule,
 };
 use kernel::{
+    fmt,
+    new_condvar,
     new_mutex,
     new_spinlock,
+    new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc, Mutex, SpinLock,
+        Arc, CondVar, CondVarTimeoutResult, Mutex, SpinLock,
     },
-    task::Pid, //
+    task::Pid,
+    time::msecs_to_jiffies,
+    workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
 /// The block layer's side of a device.
@@ -49,12 +59,19 @@ pub(crate) type Setup = state::Setup<Process, Socket>;
 /// The major number of nbd devices.
 pub(crate) const MAJOR: u32 = 43;
 
+/// Log2 of the minors of a major number.
+pub(crate) const MINOR_BITS: u32 = 20;
+
 /// Requests in flight per connection.
 const QUEUE_DEPTH: u32 = 128;
 /// The largest request, in bytes.
 const MAX_REQUEST: u32 = 32 << 20;
 /// The request size that suits servers best, in bytes.
 const OPTIMAL_REQUEST: u32 = 128 << 10;
+
+/// How long a netlink message waits for those who hold a device for a moment, as udev does, in
+/// milliseconds.
+const PATIENCE_MS: u32 = 1000;
 
 /// How many minors a device has, and where they begin.
 #[derive(Clone, Copy)]
@@ -103,21 +120,66 @@ pub(crate) struct Device {
     /// The session that takes requests.
     #[pin]
     session: SpinLock<Option<Arc<Session>>>,
-    /// Where sessions are ended.
-    enders: Arc<OwnedQueue>,
+    /// A state was settled, see [`State::is_settled`].
+    #[pin]
+    settled: CondVar,
+    devices: Arc<Devices>,
+    /// There while the device is not idle.
+    #[pin]
+    debug: Mutex<Option<DebugDir>>,
     #[pin]
     messages: RateLimit,
-    connections_made: Atomic<u64>,
+    links_made: Atomic<u64>,
     requests_sent: Atomic<u32>,
+    /// Removes the device.
+    #[pin]
+    remove_work: Work<Device>,
+}
+
+impl_has_work! {
+    impl HasWork<Device> for Device { self.remove_work }
+}
+
+/// What a netlink message asks to change of a running session.
+pub(crate) struct Changes {
+    pub(crate) sockets: KVec<Socket>,
+    pub(crate) size: Option<u64>,
+    pub(crate) block_size: Option<u64>,
+    pub(crate) timeout: Option<u64>,
+    pub(crate) dead_conn_timeout: Option<u64>,
+    pub(crate) client: Option<ClientFlags>,
+}
+
+impl Changes {
+    /// `params` with what changes.
+    pub(crate) fn apply(&self, mut params: Params) -> Result<Params> {
+        let fit = |n: u64| usize::try_from(n).map_err(|_| EINVAL);
+        if let Some(bytes) = self.block_size {
+            params = params.with_block_size(fit(bytes)?)?;
+        }
+        if let Some(bytes) = self.size {
+            params = params.with_size(bytes)?;
+        }
+        if let Some(seconds) = self.timeout {
+            params = params.with_timeout(fit(seconds)?)?;
+        }
+        if let Some(seconds) = self.dead_conn_timeout {
+            params = params.with_dead_conn_timeout(seconds)?;
+        }
+        if let Some(client) = self.client {
+            params = params.with_client(client);
+        }
+        Ok(params)
+    }
 }
 
 impl Device {
     /// Makes a device and its disk. Sleeps.
     pub(crate) fn add(
+        devices: &Arc<Devices>,
         index: u32,
         minors: Minors,
         hw_queues: u32,
-        enders: Arc<OwnedQueue>,
     ) -> Result<RegisteredDisk<DiskOps>> {
         let device = Arc::pin_init(
             pin_init!(Self {
@@ -127,10 +189,13 @@ impl Device {
                     state: State::Idle(Params::default()),
                 }),
                 session <- new_spinlock!(None),
-                enders,
+                settled <- new_condvar!(),
+                devices: devices.clone(),
+                debug <- new_mutex!(None),
                 messages <- RateLimit::new(),
-                connections_made: Atomic::new(0),
+                links_made: Atomic::new(0),
                 requests_sent: Atomic::new(0),
+                remove_work <- new_work!("nbd_remove"),
             }),
             GFP_KERNEL,
         )?;
@@ -151,9 +216,9 @@ impl Device {
         self.index
     }
 
-    /// A number that no other connection of the device ever has.
-    pub(crate) fn new_connection_id(&self) -> u64 {
-        self.connections_made.fetch_add(1, Relaxed).wrapping_add(1)
+    /// A number that no other link of the device ever has.
+    pub(crate) fn new_generation(&self) -> u64 {
+        self.links_made.fetch_add(1, Relaxed).wrapping_add(1)
     }
 
     /// A number for a request that no other of the last 2^32 had.
@@ -161,8 +226,9 @@ impl Device {
         self.requests_sent.fetch_add(1, Relaxed)
     }
 
-    pub(crate) fn enders(&self) -> &OwnedQueue {
-        &self.enders
+    /// Where sessions are ended and devices removed.
+    pub(crate) fn workers(&self) -> &OwnedQueue {
+        self.devices.workers()
     }
 
     /// The session that takes requests.
@@ -181,7 +247,7 @@ impl Device {
     }
 
     /// Says once in a while what was refused, why, and what to do. Returns the errno.
-    fn refuse(&self, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
+    pub(crate) fn refuse(&self, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
         if self.may_log() {
             dev_err!(disk.device(), "{} refused: {}\n", what, refusal);
         }
@@ -200,31 +266,29 @@ impl Device {
                 );
             }
         })?;
-        let retired = {
-            let mut config = self.config.lock();
-            let openers = config.openers;
-            config.state.retire(openers)
-        };
-        if let Some(params) = retired {
-            Self::clean(disk);
-            self.config.lock().state.idle(params);
-        }
+        self.retire(disk, 1);
         let added = {
             let mut config = self.config.lock();
             let openers = config.openers;
             config.state.add_socket(Process::current(), openers, socket)
         };
         match added {
-            Ok(None) => Ok(()),
-            Ok(Some(stale)) => {
-                dev_info!(
-                    disk.device(),
-                    "dropped a setup of {} socket(s) whose owner has exited\n",
-                    stale.socket_count()
-                );
+            Ok(stale) => {
+                Self::drop_stale(disk, stale);
+                self.show_debug(disk);
                 Ok(())
             }
             Err((refusal, _socket)) => Err(self.refuse(disk, "NBD_SET_SOCK", &refusal)),
+        }
+    }
+
+    fn drop_stale(disk: &Disk, stale: Option<Setup>) {
+        if let Some(stale) = stale {
+            dev_info!(
+                disk.device(),
+                "dropped a setup of {} socket(s) whose owner has exited\n",
+                stale.socket_count()
+            );
         }
     }
 
@@ -248,38 +312,216 @@ impl Device {
         self.config.lock().state.running_params()
     }
 
-    /// Makes a session of the setup and starts it.
+    /// Makes a session of the setup that ioctls have made, and starts it.
     pub(crate) fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
         let setup = self.config.lock().state.start();
         let setup = setup.map_err(|refusal| self.refuse(disk, "NBD_DO_IT", &refusal))?;
+        let before = setup.params();
+        self.run(disk, setup, before, Origin::Ioctl)
+    }
+
+    /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise.
+    /// [`Self::run`] must follow. Does not sleep for long.
+    pub(crate) fn begin(&self, setup: Setup) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
+        let mut config = self.config.lock();
+        let openers = config.openers;
+        config.state.begin(setup, openers)
+    }
+
+    /// As [`Self::begin`], but waits for a short while for those who hold the device still, though
+    /// its session has ended.
+    pub(crate) fn begin_patiently(
+        &self,
+        mut setup: Setup,
+    ) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
+        let mut left = msecs_to_jiffies(PATIENCE_MS);
+        let mut config = self.config.lock();
+        loop {
+            let openers = config.openers;
+            let refusal;
+            (refusal, setup) = match config.state.begin(setup, openers) {
+                Ok(begun) => return Ok(begun),
+                Err(refused) => refused,
+            };
+            if !matches!(refusal, Refusal::Starting | Refusal::PreviousSession { .. }) {
+                return Err((refusal, setup));
+            }
+            match self.settled.wait_interruptible_timeout(&mut config, left) {
+                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
+                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => {
+                    return Err((refusal, setup));
+                }
+            }
+        }
+    }
+
+    /// Makes a session of a setup that was taken out of the state, and starts it. On failure the
+    /// setup is dropped, and the device is idle with the parameters that it had `before`. Sleeps.
+    pub(crate) fn run(
+        &self,
+        disk: &Disk,
+        setup: Setup,
+        before: Params,
+        origin: Origin,
+    ) -> Result<Arc<Session>> {
         let params = setup.params();
-        let session = Session::new(disk, setup).and_then(|session| {
-            session.create_pid_file()?;
-            Ok(session)
-        });
-        match session {
+        let started = match Session::new(disk, setup, origin) {
             Ok(session) => {
                 {
                     let mut config = self.config.lock();
                     config.state.started(params, session.clone());
                     *self.session.lock() = Some(session.clone());
                 }
-                session.launch();
-                Ok(session)
+                session
+                    .publish()
+                    .map(|()| session.clone())
+                    .inspect_err(|_| {
+                        session.stop(Reason::Requested);
+                        // Nobody can have used it.
+                        self.retire(disk, u32::MAX);
+                    })
             }
             Err(error) => {
                 Self::clean(disk);
-                self.config.lock().state.idle(params);
+                self.config.lock().state.idle(before);
+                self.settled.notify_all();
+                Err(error)
+            }
+        };
+        match started {
+            Ok(session) => {
+                session.launch();
+                self.show_debug(disk);
+                Ok(session)
+            }
+            Err(error) => {
+                self.show_debug(disk);
                 if self.may_log() {
                     dev_err!(
                         disk.device(),
-                        "NBD_DO_IT failed ({}), the setup was dropped; set it up again\n",
+                        "no session was started ({}), the setup was dropped; set it up again\n",
                         error.to_errno()
                     );
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Changes what runs. Sleeps; for another block size, until no request is in flight.
+    pub(crate) fn reconfigure(
+        &self,
+        disk: &Disk,
+        backend: Option<&[u8]>,
+        mut changes: Changes,
+    ) -> Result<(), Refusal> {
+        let session = self.config.lock().state.session()?;
+        let session = session.ok_or(Refusal::NotConnected)?;
+        if !session.is_of_netlink() {
+            return Err(Refusal::NotConnected);
+        }
+        if let Some(known) = session.backend() {
+            if backend != Some(known) {
+                return Err(Refusal::OtherBackend);
+            }
+        }
+        let Some(params) = self.running_params() else {
+            return Err(Refusal::NotConnected);
+        };
+        let new = changes.apply(params).map_err(Refusal::BadParameter)?;
+        // New connections first: they are what waiting requests need to finish.
+        let sockets = core::mem::take(&mut changes.sockets);
+        let given = sockets.len();
+        if given > 0 {
+            let used = session.reconnect(sockets).map_err(|error| match error {
+                ENOMEM => Refusal::NoMemory,
+                _ => Refusal::NotConnected,
+            })?;
+            if (used as usize) < given {
+                dev_info!(
+                    disk.device(),
+                    "{} of {} new sockets were not needed\n",
+                    given - used as usize,
+                    given
+                );
+            }
+        }
+        // Another block size waits for all requests.
+        if new.block_size() != params.block_size() && !session.is_live() {
+            return Err(Refusal::Dead);
+        }
+        if self
+            .config
+            .lock()
+            .state
+            .update(|params| changes.apply(params))?
+            .is_some()
+        {
+            session.refresh().map_err(Refusal::BadParameter)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session, if there is one, and waits for a short while until others have closed the
+    /// device, so that it is free. Sleeps, for little more than two seconds.
+    pub(crate) fn disconnect(&self, what: &str, disk: &Disk) -> Result {
+        if let Some(session) = self.running(disk, what)? {
+            session.disconnect();
+        }
+        self.wait_until_settled();
+        Ok(())
+    }
+
+    fn wait_until_settled(&self) {
+        let mut left = msecs_to_jiffies(PATIENCE_MS);
+        let mut config = self.config.lock();
+        while config.state.is_stopped() {
+            match self.settled.wait_interruptible_timeout(&mut config, left) {
+                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
+                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => break,
+            }
+        }
+    }
+
+    /// Whether a session runs.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.running_params().is_some()
+    }
+
+    /// Whether the device is being removed.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.config.lock().state.is_leaving()
+    }
+
+    /// The session of the configuration, which is there from its start to its end.
+    pub(crate) fn configured(&self) -> Option<Arc<Session>> {
+        self.config.lock().state.session().ok().flatten()
+    }
+
+    /// Writes the state for people to read.
+    pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (openers, session) = {
+            let config = self.config.lock();
+            match config.state.session() {
+                Ok(Some(session)) => (config.openers, session),
+                _ => {
+                    config.state.describe(f)?;
+                    return writeln!(f, ", {} opener(s)", config.openers);
+                }
+            }
+        };
+        writeln!(
+            f,
+            "{}, session of task {}, {} opener(s)",
+            session.describe(),
+            session.pid(),
+            openers
+        )
+    }
+
+    /// The parameters, whatever the state.
+    pub(crate) fn params(&self) -> Params {
+        self.config.lock().state.params()
     }
 
     /// The running session, to be ended by the caller for `what`.
@@ -303,19 +545,81 @@ impl Device {
     }
 
     /// Drops the sockets of a setup; their peers see the end of the streams.
-    pub(crate) fn clear_setup(&self) {
+    pub(crate) fn clear_setup(&self, disk: &Disk) {
         let setup = self.config.lock().state.clear();
         drop(setup);
+        self.settled.notify_all();
+        self.show_debug(disk);
     }
 
     /// The session's end is made. Returns it, to be dropped by the caller.
     pub(crate) fn stopped(&self, disk: &Disk) -> Option<Arc<Session>> {
-        let mut config = self.config.lock();
-        // Others still see the size that they opened the device with, and get errors.
-        if config.openers <= 1 {
-            disk.set_capacity(0);
+        let session = {
+            let mut config = self.config.lock();
+            // Others still see the size that they opened the device with, and get errors.
+            if config.openers <= 1 {
+                disk.set_capacity(0);
+            }
+            config.state.stopped()
+        };
+        self.retire(disk, 0);
+        session
+    }
+
+    /// Cleans the device and makes it idle, if it is left from an ended session and at most so many
+    /// have it open. Sleeps.
+    fn retire(&self, disk: &Disk, openers: u32) {
+        let retired = {
+            let mut config = self.config.lock();
+            let now = config.openers;
+            config.state.retire(now, openers)
+        };
+        if let Some(params) = retired {
+            self.finish(disk, params);
         }
-        config.state.stopped()
+    }
+
+    /// Cleans a device that was taken out of use, and makes it idle, or has it removed. Sleeps.
+    fn finish(&self, disk: &Disk, params: Params) {
+        Self::clean(disk);
+        let leaves = {
+            let mut config = self.config.lock();
+            let openers = config.openers;
+            config.state.retired(params, openers)
+        };
+        self.settled.notify_all();
+        disk.notify_change();
+        self.show_debug(disk);
+        if leaves {
+            // It cannot be queued already: a device begins to leave once.
+            let _ = self.workers().enqueue(Arc::from(disk.data()));
+        }
+    }
+
+    /// Has a debugfs directory while there is something to say about the device. Sleeps.
+    fn show_debug(&self, disk: &Disk) {
+        let gone = {
+            let mut debug = self.debug.lock();
+            if self.config.lock().state.is_idle() {
+                debug.take()
+            } else {
+                if debug.is_none() {
+                    *debug = DebugDir::new(self.devices.debug(), disk).ok();
+                }
+                None
+            }
+        };
+        drop(gone);
+    }
+}
+
+impl WorkItem for Device {
+    type Pointer = Arc<Self>;
+
+    /// Removes the device.
+    fn run(this: Arc<Self>) {
+        drop(this.debug.lock().take());
+        this.devices.remove(this.index);
     }
 }
 
@@ -331,6 +635,9 @@ impl DiskOperations for DiskOps {
         let device = disk.data();
         let first = {
             let mut config = device.config.lock();
+            if config.state.is_leaving() {
+                return Err(ENXIO);
+            }
             config.openers += 1;
             config.openers == 1
         };
@@ -342,26 +649,28 @@ impl DiskOperations for DiskOps {
 
     fn release(disk: &Disk) {
         let device = disk.data();
-        let left = {
+        let todo = {
             let mut config = device.config.lock();
             config.openers = config.openers.saturating_sub(1);
             if config.openers == 0 {
                 config.state.last_closed()
             } else {
-                None
+                LastClose::Nothing
             }
         };
-        if let Some(State::Stopped(_)) = left {
-            Device::clean(disk);
-            disk.notify_change();
+        match todo {
+            LastClose::Nothing => {}
+            LastClose::Drop(setup) => {
+                drop(setup);
+                device.settled.notify_all();
+                device.show_debug(disk);
+            }
+            LastClose::Clean(params) => device.finish(disk, params),
+            LastClose::Disconnect(session) => session.disconnect(),
         }
     }
 
     fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
         crate::ioctl::ioctl(disk, cmd, arg)
-    }
-
-    fn pid(disk: &Disk) -> Pid {
-        disk.data().session().map_or(0, |session| session.pid())
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
                 Some(session) => {
                     session.stop(Reason::Requested);
                 }
-                None => device.clear_setup(),
+                None => device.clear_setup(disk),
             }
             disk.force_media_change();
         }

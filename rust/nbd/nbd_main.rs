@@ -6,13 +6,17 @@
 //!
 //! - submit: [`queue`] → [`session`] → [`connection`] → [`send`]
 //! - complete: [`receive`] → request by tag → completion
-//! - configure: [`ioctl`] → [`device`] → [`state`] → [`session`]
+//! - configure: [`ioctl`] or [`netlink`] → [`device`] → [`state`] → [`session`]
 
 mod connection;
+mod debugfs;
 mod device;
+mod devices;
 mod ioctl;
 #[path = "../kernel/lib.rs"]
 mod kernel;
+mod link;
+mod netlink;
 mod params;
 mod protocol;
 mod queue;
@@ -20,13 +24,13 @@ mod receive;
 mod send;
 mod session;
 mod state;
+mod sysfs;
 
-use self::kernel::{
-    block::{mq::RegisteredDisk, Major},
-    workqueue::OwnedQueue, //
-};
+use self::kernel::{block::Major, net::netlink::Registration};
 use ::kernel::{prelude::*, sync::Arc};
-use device::{Device, DiskOps, Minors};
+use device::Minors;
+use devices::Devices;
+use netlink::Nbd;
 
 module! {
     type: NbdModule,
@@ -34,7 +38,7 @@ module! {
     authors: ["The nbd.ko in Rust developers"],
     description: "Network Block Device",
     license: "GPL",
-    alias: ["block-major-43-*"],
+    alias: ["block-major-43-*", "net-pf-16-proto-16-family-nbd"],
 }
 
 int_param!(
@@ -61,31 +65,38 @@ int_param!(
 
 /// Log2 of the minors that one disk can have.
 const MAX_PART_SHIFT: u32 = 8;
-/// Log2 of the minors of a major number.
-const MINOR_BITS: u32 = 20;
 
 /// Whether devices have partitions.
 fn partitions() -> bool {
     MAX_PART.get() > 0
 }
 
-/// The loaded module. Fields are dropped in order: first the disks, so that nobody can open one,
-/// then their number, then the queue that ended their sessions.
+/// All devices; dropping it removes them.
+struct AllDevices(Arc<Devices>);
+
+impl Drop for AllDevices {
+    fn drop(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// The loaded module. Fields are dropped in order: first the netlink interface, so that nobody can
+/// make a device, then the devices, then their number.
 struct NbdModule {
-    disks: KVec<RegisteredDisk<DiskOps>>,
+    _netlink: Registration<Nbd>,
+    devices: AllDevices,
     _major: Major,
-    enders: Arc<OwnedQueue>,
 }
 
 impl ::kernel::Module for NbdModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let minors = minors()?;
+        let devices = Devices::new(minors()?)?;
         let count = u32::try_from(NBDS_MAX.get()).map_err(|_| EINVAL)?;
-        if count > 1 << (MINOR_BITS - minors.shift) {
+        if count > devices.limit() {
             pr_err!(
                 "nbds_max={} is too large: there are minors for {} devices with max_part={}\n",
                 count,
-                1 << (MINOR_BITS - minors.shift),
+                devices.limit(),
                 MAX_PART.get()
             );
             return Err(EINVAL);
@@ -98,19 +109,17 @@ impl ::kernel::Module for NbdModule {
             }
         };
         let major = Major::register(device::MAJOR, c"nbd")?;
-        let enders = Arc::new(
-            OwnedQueue::new_unbound_reclaim(c"nbd-end", 0, 0)?,
-            GFP_KERNEL,
-        )?;
-        let mut module = Self {
-            disks: KVec::with_capacity(count as usize, GFP_KERNEL)?,
+        // Before any device is there: one may be open already, and then the module cannot go away
+        // any more.
+        let module = Self {
+            _netlink: netlink::register(devices.clone())?,
+            devices: AllDevices(devices),
             _major: major,
-            enders,
         };
         for index in 0..count {
-            // Devices that are there may be open already: the module cannot go away any more.
-            match Device::add(index, minors, hw_queues, module.enders.clone()) {
-                Ok(disk) => module.disks.push(disk, GFP_KERNEL)?,
+            match module.devices.0.add(index, hw_queues) {
+                // Or a netlink message has made it.
+                Ok(()) | Err(EEXIST) => {}
                 Err(error) => {
                     pr_err!(
                         "could not add nbd{} and those after it: {:?}\n",
@@ -128,9 +137,8 @@ impl ::kernel::Module for NbdModule {
 impl Drop for NbdModule {
     fn drop(&mut self) {
         // The module is unused, so that no session runs; but what ended the last one may not have
-        // returned yet.
-        self.enders.flush();
-        self.disks.clear();
+        // returned yet, and has a message to send.
+        self.devices.0.settle();
     }
 }
 

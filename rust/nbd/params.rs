@@ -9,7 +9,7 @@ use crate::{
         MAX_TIMEOUT,
         SECTOR_SHIFT, //
     },
-    protocol::Flags,
+    protocol::{ClientFlags, Flags},
 };
 use kernel::prelude::*;
 
@@ -32,6 +32,9 @@ pub(crate) struct Params {
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: u32,
     flags: Flags,
+    /// In seconds; how long requests wait for a new connection after the last one is lost.
+    dead_conn_timeout: u32,
+    client: ClientFlags,
 }
 
 impl Default for Params {
@@ -41,6 +44,8 @@ impl Default for Params {
             block_size: DEFAULT_BLOCK_SIZE,
             timeout: 0,
             flags: Flags::default(),
+            dead_conn_timeout: 0,
+            client: ClientFlags::default(),
         }
     }
 }
@@ -93,6 +98,29 @@ impl Params {
             Ok(timeout) if timeout <= MAX_TIMEOUT => Ok(Self { timeout, ..self }),
             _ => Err(EINVAL),
         }
+    }
+
+    pub(crate) fn dead_conn_timeout(&self) -> u32 {
+        self.dead_conn_timeout
+    }
+
+    pub(crate) fn client(&self) -> ClientFlags {
+        self.client
+    }
+
+    /// `seconds` as `NBD_ATTR_DEAD_CONN_TIMEOUT` gives them.
+    pub(crate) fn with_dead_conn_timeout(self, seconds: u64) -> Result<Self> {
+        match u32::try_from(seconds) {
+            Ok(dead_conn_timeout) if dead_conn_timeout <= MAX_TIMEOUT => Ok(Self {
+                dead_conn_timeout,
+                ..self
+            }),
+            _ => Err(EINVAL),
+        }
+    }
+
+    pub(crate) fn with_client(self, client: ClientFlags) -> Self {
+        Self { client, ..self }
     }
 
     pub(crate) fn with_flags(self, flags: Flags) -> Self {

@@ -37,6 +37,22 @@ impl Flags {
         Self(raw)
     }
 
+    /// What the flags are called that say something of a disk.
+    pub(crate) const NAMES: [(&'static str, u32); 8] = [
+        ("HAS_FLAGS", 1 << 0),
+        ("READ_ONLY", 1 << 1),
+        ("SEND_FLUSH", 1 << 2),
+        ("SEND_FUA", 1 << 3),
+        ("ROTATIONAL", 1 << 4),
+        ("SEND_TRIM", 1 << 5),
+        ("SEND_WRITE_ZEROES", 1 << 6),
+        ("CAN_MULTI_CONN", 1 << 8),
+    ];
+
+    pub(crate) const fn raw(self) -> u32 {
+        self.0
+    }
+
     pub(crate) fn read_only(self) -> bool {
         self.0 & (1 << 1) != 0
     }
@@ -63,6 +79,26 @@ impl Flags {
 
     pub(crate) fn multi_conn(self) -> bool {
         self.0 & (1 << 8) != 0
+    }
+}
+
+/// What the client wants of its device.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ClientFlags(u64);
+
+impl ClientFlags {
+    pub(crate) const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The device goes away with its session.
+    pub(crate) fn destroy_on_disconnect(self) -> bool {
+        self.0 & (1 << 0) != 0
+    }
+
+    /// The session ends when the last opener closes the device.
+    pub(crate) fn disconnect_on_close(self) -> bool {
+        self.0 & (1 << 1) != 0
     }
 }
 

@@ -3,13 +3,12 @@
 //! The way of requests from the block layer into a session.
 
 use crate::{
-    connection::Connection,
-    device::Disk,
-    device::DiskOps,
+    device::{Disk, DiskOps},
     kernel::block::{
         mq::{Operations, OwnedRequest, Request, TimeoutAction},
         BlkStatus, //
     },
+    link::Link,
 };
 use kernel::{
     prelude::*,
@@ -18,18 +17,23 @@ use kernel::{
 
 /// What the driver keeps of each request.
 pub(crate) struct RequestData {
-    /// The connection that the request was last pushed to. The publication of the request orders
-    /// it: who claims a request sees the connection that it was published for.
-    connection: Atomic<u64>,
+    /// The generation of the link that the request was last pushed to. The publication of the
+    /// request orders it: who claims a request sees the link that it was published for.
+    link: Atomic<u64>,
 }
 
 impl RequestData {
-    pub(crate) fn set_connection(&self, connection: &Connection) {
-        self.connection.store(connection.id(), Relaxed);
+    pub(crate) fn set_link(&self, link: &Link) {
+        self.link.store(link.generation(), Relaxed);
     }
 
-    pub(crate) fn is_on(&self, connection: &Connection) -> bool {
-        self.connection.load(Relaxed) == connection.id()
+    /// The generation of the link that the request was last pushed to.
+    pub(crate) fn generation(&self) -> u64 {
+        self.link.load(Relaxed)
+    }
+
+    pub(crate) fn is_on(&self, link: &Link) -> bool {
+        self.generation() == link.generation()
     }
 }
 
@@ -43,7 +47,7 @@ impl Operations for Queue {
 
     fn new_request_data() -> RequestData {
         RequestData {
-            connection: Atomic::new(0),
+            link: Atomic::new(0),
         }
     }
 

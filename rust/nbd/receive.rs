@@ -3,16 +3,16 @@
 //! Turning bytes from a socket into finished requests.
 
 use crate::{
-    connection::Connection,
     device::Disk,
     kernel::{
         block::{
             mq::{Claim, Op},
             BlkStatus, //
         },
-        bvec::BvecBuf,
-        net::socket::{Socket, Wait}, //
+        bvec::{BvecBuf, BvecDest},
+        net::socket::Wait, //
     },
+    link::Link,
     protocol::{Reply, REPLY_LEN},
     queue::Queue,
 };
@@ -29,6 +29,7 @@ const READ_AHEAD: usize = 16 * REPLY_LEN;
 const LONG_PAYLOAD: usize = 32 << 10;
 
 /// Why a connection cannot be read any further.
+#[derive(Clone, Copy)]
 pub(crate) enum ReceiveError {
     /// The server closed it.
     Closed,
@@ -56,7 +57,7 @@ impl fmt::Display for ReceiveError {
     }
 }
 
-/// The one who reads a connection's socket.
+/// The one who reads a link's socket.
 pub(crate) struct Receiver {
     vecs: BvecBuf,
     ahead: KVec<u8>,
@@ -75,24 +76,24 @@ impl Receiver {
         })
     }
 
-    /// Serves replies until the connection ends, and says why it did. Sleeps.
-    pub(crate) fn run(&mut self, disk: &Disk, connection: &Connection) -> ReceiveError {
+    /// Serves replies until the link ends, and says why it did. Sleeps.
+    pub(crate) fn run(&mut self, disk: &Disk, link: &Link) -> ReceiveError {
         loop {
-            if let Err(error) = self.serve(disk, connection) {
+            if let Err(error) = self.serve(disk, link) {
                 return error;
             }
         }
     }
 
     /// Serves one reply.
-    fn serve(&mut self, disk: &Disk, connection: &Connection) -> Result<(), ReceiveError> {
-        let header = self.header(connection.socket())?;
+    fn serve(&mut self, disk: &Disk, link: &Link) -> Result<(), ReceiveError> {
+        let header = self.header(link)?;
         let reply = Reply::decode(&header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
         let claim = disk.hold_requests().and_then(|requests| {
             requests
                 .request(cookie.tag)?
-                .claim(Some(cookie.attempt), |data| data.is_on(connection))
+                .claim(Some(cookie.attempt), |data| data.is_on(link))
         });
         let Some(mut claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
@@ -103,7 +104,7 @@ impl Receiver {
             Err(status) => claim.end(status),
             Ok(()) => {
                 if claim.op() == Op::Read {
-                    if let Err(error) = self.payload(connection.socket(), &mut claim) {
+                    if let Err(error) = self.payload(link, &mut claim) {
                         claim.requeue();
                         return Err(error);
                     }
@@ -119,14 +120,14 @@ impl Receiver {
     }
 
     /// The next header, with as much behind it as there is and has room.
-    fn header(&mut self, socket: &Socket) -> Result<[u8; REPLY_LEN], ReceiveError> {
+    fn header(&mut self, link: &Link) -> Result<[u8; REPLY_LEN], ReceiveError> {
         while self.end - self.start < REPLY_LEN {
             self.ahead.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
             let mut dest = self.vecs.dest();
             dest.push_bytes(&mut self.ahead, self.end);
-            self.end += Self::some(socket.receive(&mut dest, Wait::Some))?;
+            self.end += Self::some(link, &mut dest, Wait::Some)?;
         }
         let mut header = [0; REPLY_LEN];
         for (to, from) in header.iter_mut().zip(self.buffered()) {
@@ -137,7 +138,7 @@ impl Receiver {
     }
 
     /// Fills the data of `claim`: first with what was read ahead, then from the socket.
-    fn payload(&mut self, socket: &Socket, claim: &mut Claim<Queue>) -> Result<(), ReceiveError> {
+    fn payload(&mut self, link: &Link, claim: &mut Claim<Queue>) -> Result<(), ReceiveError> {
         let len = claim.bytes() as usize;
         let mut done = 0;
         if self.start < self.end {
@@ -162,7 +163,7 @@ impl Receiver {
             } else {
                 Wait::All
             };
-            done += Self::some(socket.receive(&mut dest, wait))?;
+            done += Self::some(link, &mut dest, wait)?;
             if done > len {
                 (self.start, self.end) = (0, done - len);
             }
@@ -170,11 +171,15 @@ impl Receiver {
         Ok(())
     }
 
-    /// How many bytes a receive brought; none if it only ran into a timeout of the socket's own.
-    fn some(received: Result<usize>) -> Result<usize, ReceiveError> {
-        match received {
+    /// Receives, and says how many bytes that brought; none if it only ran into a timeout of the
+    /// socket's own.
+    fn some(link: &Link, dest: &mut BvecDest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
+        match link.socket().receive(dest, wait) {
             Ok(0) => Err(ReceiveError::Closed),
-            Ok(bytes) => Ok(bytes),
+            Ok(bytes) => {
+                link.traffic().add_received(bytes);
+                Ok(bytes)
+            }
             Err(EAGAIN | EINTR | ERESTARTSYS) => Ok(0),
             Err(error) => Err(ReceiveError::Socket(error)),
         }

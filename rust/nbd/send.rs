@@ -6,12 +6,13 @@ use crate::{
     kernel::{
         block::mq::{Op, RequestList},
         bvec::BvecBuf,
-        net::socket::{Socket, Wait}, //
+        net::socket::Wait, //
     },
+    link::Link,
     protocol::{encode_disconnect, encode_request, wire_len, REQUEST_LEN},
     queue::Queue,
 };
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::Arc};
 
 /// Pieces of one send: what fits one page of vectors.
 const MAX_PIECES: usize = 256;
@@ -28,9 +29,10 @@ pub(crate) enum Progress {
     Blocked,
 }
 
-/// The one who writes to a connection's socket. There is one for each connection, so that a
-/// request that was sent in part is always continued where it stopped.
+/// The one who writes to a link's socket. There is one for each link, so that a request that was
+/// sent in part is always continued where it stopped.
 pub(crate) struct Sender {
+    link: Arc<Link>,
     batch: RequestList<Queue>,
     /// Bytes of the batch's first request that are sent.
     sent: usize,
@@ -38,12 +40,21 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
         Ok(Self {
+            link,
             batch: RequestList::new(),
             sent: 0,
             vecs: BvecBuf::new(MAX_PIECES, MAX_HEADERS * REQUEST_LEN)?,
         })
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    pub(crate) fn is_for(&self, link: &Link) -> bool {
+        self.link.generation() == link.generation()
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -60,7 +71,7 @@ impl Sender {
     /// header and payload. Sleeps; waits for the peer only as `wait` says.
     ///
     /// After an error nothing more can be sent on the socket.
-    pub(crate) fn send(&mut self, socket: &Socket, wait: Wait) -> Result<Progress> {
+    pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
             let mut source = self.vecs.source();
             let mut skip = self.sent;
@@ -77,7 +88,7 @@ impl Sender {
                 }
                 skip = 0;
             }
-            match socket.send(&source, wait) {
+            match self.link.socket().send(&source, wait) {
                 Ok(bytes) => self.advance(bytes),
                 Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => {
                     return Ok(Progress::Blocked)
@@ -90,23 +101,30 @@ impl Sender {
         Ok(Progress::Done)
     }
 
-    /// Sends the message that ends a connection, after all requests. Does not wait for the peer:
-    /// a peer without room for it learns from the end of the stream.
-    pub(crate) fn send_disconnect(&mut self, socket: &Socket) -> Result {
+    /// Sends the message that ends a connection, after all requests, and ends the stream: some
+    /// servers close their end only then. Does not wait for the peer: one without room for the
+    /// message learns from the end of the stream.
+    pub(crate) fn send_disconnect(&mut self) {
+        let socket = self.link.socket();
         let mut source = self.vecs.source();
         source.push_copy(&encode_disconnect());
-        socket.send(&source, Wait::No).map(|_| ())
+        let _ = socket.send(&source, Wait::No);
+        socket.shutdown_send();
     }
 
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
     fn advance(&mut self, bytes: usize) {
         self.sent += bytes;
+        let mut whole = 0;
         while let Some(len) = self.batch.front().map(wire_len) {
             if self.sent < len {
                 break;
             }
             self.sent -= len;
             self.batch.pop_front();
+            whole += 1;
         }
+        self.link.traffic().add_sent(bytes);
+        self.link.traffic().add_requests(whole);
     }
 }

@@ -7,20 +7,24 @@
 //! device is stopped.
 
 use crate::{
-    connection::Connection,
-    device::DiskOps,
-    device::{Disk, Setup},
+    connection::{Channel, Connection},
+    device::{Disk, DiskOps, Setup},
     kernel::{
         block::{
-            mq::{Op, OwnedRequest, PidFile, Request, TimeoutAction},
+            mq::{AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
             BlkStatus, //
         },
+        module::ModuleRef,
+        net::socket::Socket,
         workqueue::OwnedQueue, //
     },
+    link::Link,
     params::Params,
     protocol::{is_supported, Flags},
     queue::Queue,
     receive::ReceiveError,
+    sysfs::{Backend, Pid as PidAttribute},
+    NbdModule,
 };
 use kernel::{
     fmt,
@@ -34,7 +38,7 @@ use kernel::{
         Arc, CondVar, CondVarTimeoutResult, Mutex,
     },
     task::Pid,
-    time::msecs_to_jiffies,
+    time::{msecs_to_jiffies, Delta, Instant, Monotonic},
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
@@ -45,7 +49,20 @@ const RECEIVERS: u32 = 2048;
 /// How long a server may take to close its end after it was told to, in milliseconds.
 const GOODBYE_MS: u32 = 1000;
 
+/// Who made a session.
+pub(crate) enum Origin {
+    /// `NBD_DO_IT`: the session ends when all connections are lost.
+    Ioctl,
+    /// A netlink message: the session lasts until a disconnect, since a reconnect may bring new
+    /// connections.
+    Netlink {
+        /// What the backend is called, for reconnects to check.
+        backend: Option<KVec<u8>>,
+    },
+}
+
 /// Why a connection was lost.
+#[derive(Clone, Copy)]
 pub(crate) enum Loss {
     Receive(ReceiveError),
     Send(Error),
@@ -61,6 +78,9 @@ impl fmt::Display for Loss {
         }
     }
 }
+
+/// The longest single wait for a connection, in milliseconds.
+const MAX_WAIT_MS: u32 = 60_000;
 
 /// Why a session ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,14 +117,24 @@ impl Reason {
 
 /// Where a session is in its life.
 enum Life {
-    /// So many connections are open.
+    /// So many connections are open: at least one.
     Live(u32),
-    /// As above, and the servers were told to close them.
+    /// None is open since then; requests wait for a new one, for as long as the parameters say.
+    Waiting(Instant<Monotonic>),
+    /// None is open, and requests fail; a reconnect may bring one.
+    Dead,
+    /// So many connections are open, and the servers were told to close them.
     Goodbye(u32),
     /// The end is being made.
     Ending(Reason),
     /// All connections are closed, all requests finished.
     Ended(Reason),
+}
+
+/// What user space sees of a session.
+struct Files {
+    _pid: AttributeFile<DiskOps, PidAttribute>,
+    _backend: Option<AttributeFile<DiskOps, Backend>>,
 }
 
 /// A session.
@@ -113,38 +143,50 @@ pub(crate) struct Session {
     disk: ARef<Disk>,
     /// The thread that asked for the session.
     pid: Pid,
+    origin: Origin,
     flags: Flags,
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: Atomic<u32>,
+    /// In seconds; how long requests wait when no connection is open.
+    dead_conn_timeout: Atomic<u32>,
     connections: KVec<Arc<Connection>>,
     receivers: Arc<OwnedQueue>,
-    senders: Arc<OwnedQueue>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
+    /// Connections that were lost and not yet told about.
+    deaths: Atomic<u32>,
     #[pin]
     life: Mutex<Life>,
     #[pin]
     changed: CondVar,
-    /// While it exists, `/sys/block/nbdN/pid` does.
     #[pin]
-    pid_file: Mutex<Option<PidFile<DiskOps>>>,
+    published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
+    senders: Arc<OwnedQueue>,
     /// The parameters that the disk has, held while they are changed.
     #[pin]
     applied: Mutex<Params>,
     #[pin]
-    end_work: Work<Session>,
+    end_work: Work<Session, 0>,
+    /// Ends the time in which requests wait for a connection.
+    #[pin]
+    watch_work: Work<Session, 1>,
+    /// Tells about lost connections.
+    #[pin]
+    tell_work: Work<Session, 2>,
 }
 
 impl_has_work! {
-    impl HasWork<Session> for Session { self.end_work }
+    impl HasWork<Session, 0> for Session { self.end_work }
+    impl HasWork<Session, 1> for Session { self.watch_work }
+    impl HasWork<Session, 2> for Session { self.tell_work }
 }
 
 impl Session {
     /// Makes a session of `setup`. Nothing is served before [`Self::launch`]. Sleeps.
     ///
     /// Fails with `EINVAL` if the server does not take as many connections as there are sockets.
-    pub(crate) fn new(disk: &Disk, mut setup: Setup) -> Result<Arc<Self>> {
+    pub(crate) fn new(disk: &Disk, mut setup: Setup, origin: Origin) -> Result<Arc<Self>> {
         let params = setup.params();
         let count = u32::try_from(setup.socket_count())?;
         if count > 1 && !params.flags().multi_conn() {
@@ -168,8 +210,8 @@ impl Session {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
-            let id = device.new_connection_id();
-            let connection = Connection::new(disk, id, index, &receivers, &senders, socket)?;
+            let channel = Channel::new(Link::new(disk, socket)?)?;
+            let connection = Connection::new(index, &senders, channel)?;
             connections.push(connection, GFP_KERNEL)?;
         }
 
@@ -179,27 +221,43 @@ impl Session {
             pin_init!(Self {
                 disk: disk.into(),
                 pid: current!().pid(),
+                origin,
                 flags: params.flags(),
                 timeout: Atomic::new(params.timeout()),
+                dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
                 connections,
                 receivers,
-                senders,
                 fallback: Atomic::new(0),
                 hw_queues,
+                deaths: Atomic::new(0),
                 life <- new_mutex!(Life::Live(count)),
                 changed <- new_condvar!(),
-                pid_file <- new_mutex!(None),
+                published <- new_mutex!(None),
+                senders,
                 applied <- new_mutex!(params),
                 end_work <- new_work!("nbd_end"),
+                watch_work <- new_work!("nbd_watch"),
+                tell_work <- new_work!("nbd_tell"),
             }),
             GFP_KERNEL,
         )?;
         Ok(session)
     }
 
-    /// Publishes `pid`. Sleeps.
-    pub(crate) fn create_pid_file(&self) -> Result {
-        *self.pid_file.lock() = Some(PidFile::create(&self.disk)?);
+    /// Makes the session visible in sysfs, after it was made known to the device, and keeps the
+    /// module loaded. Sleeps. Fails with `ENODEV` if the module is being unloaded.
+    pub(crate) fn publish(&self) -> Result {
+        let module = ModuleRef::try_get().ok_or(ENODEV)?;
+        let pid = AttributeFile::create(&self.disk)?;
+        let backend = match self.origin {
+            Origin::Ioctl => None,
+            Origin::Netlink { .. } => Some(AttributeFile::create(&self.disk)?),
+        };
+        let files = Files {
+            _pid: pid,
+            _backend: backend,
+        };
+        *self.published.lock() = Some((files, module));
         Ok(())
     }
 
@@ -216,7 +274,9 @@ impl Session {
                 return;
             }
             for connection in &self.connections {
-                connection.launch();
+                if let Some(link) = connection.link() {
+                    link.launch(&self.receivers);
+                }
             }
         }
         applied.apply_size(&self.disk);
@@ -230,6 +290,23 @@ impl Session {
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    pub(crate) fn connections(&self) -> &[Arc<Connection>] {
+        &self.connections
+    }
+
+    /// Whether a netlink message made the session.
+    pub(crate) fn is_of_netlink(&self) -> bool {
+        matches!(self.origin, Origin::Netlink { .. })
+    }
+
+    /// What the backend is called, if the session knows.
+    pub(crate) fn backend(&self) -> Option<&[u8]> {
+        match &self.origin {
+            Origin::Netlink { backend } => backend.as_deref(),
+            Origin::Ioctl => None,
+        }
     }
 
     /// The connections of a hardware queue: every so many, since there may be fewer queues.
@@ -249,7 +326,10 @@ impl Session {
         } else {
             let pick = (rq.unique_tag() as usize).checked_rem(own).unwrap_or(0);
             let pushed = match self.of_queue(hctx).nth(pick) {
-                Some(connection) => connection.push(rq, last && own == 1),
+                Some(connection) => {
+                    let cookie = self.disk.data().new_cookie();
+                    connection.push(rq, cookie, last && own == 1)
+                }
                 None => Err(rq),
             };
             match pushed {
@@ -262,19 +342,29 @@ impl Session {
         }
     }
 
-    /// Hands a request to a connection that is open, each in turn, or fails it.
+    /// Hands a request to a connection that is open, each in turn, or has it wait for one.
     fn fall_back(&self, mut rq: OwnedRequest<Queue>) {
         let first = self.fallback.fetch_add(1, Relaxed) as usize;
         let first = first.checked_rem(self.connections.len()).unwrap_or(0);
         let (before, after) = self.connections.split_at(first);
         for connection in [after, before].into_iter().flatten() {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
-            match connection.push(rq, true) {
+            match connection.push(rq, self.disk.data().new_cookie(), true) {
                 Ok(()) => return,
                 Err(back) => rq = back,
             }
         }
-        rq.end(BlkStatus::IOERR);
+        let life = self.life.lock();
+        match &*life {
+            // Under the lock: whoever ends the wait has the request come again afterwards.
+            Life::Waiting(_) => rq.requeue_later(),
+            // A connection was opened just now.
+            Life::Live(_) => rq.requeue(),
+            Life::Dead | Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => {
+                drop(life);
+                rq.end(BlkStatus::IOERR);
+            }
+        }
     }
 
     /// Sends what [`Self::submit`] queued without `last`.
@@ -284,31 +374,47 @@ impl Session {
         }
     }
 
-    /// `connection`, which was open, is closed: its requests go to another, or the session ends.
-    pub(crate) fn lost(self: &Arc<Self>, connection: &Connection, loss: Loss) {
-        if !self.connections.iter().any(|c| c.id() == connection.id()) {
-            // It was of an earlier session, whose end has seen to everything.
-            return;
-        }
-        let left = {
+    /// Closes `link`, if it is open: its requests go to another connection, or wait for one, or the
+    /// session ends. Sleeps only for the socket's lock.
+    pub(crate) fn lost(self: &Arc<Self>, link: &Link, loss: Loss) {
+        let (connection, _channel, left) = {
             let mut life = self.life.lock();
-            let (left, asked) = match &*life {
-                Life::Live(open) => (open.saturating_sub(1), false),
-                Life::Goodbye(open) => (open.saturating_sub(1), true),
-                Life::Ending(_) | Life::Ended(_) => return,
+            let closed = self
+                .connections
+                .iter()
+                .find_map(|connection| Some((connection, connection.close(link)?)));
+            // Otherwise it was closed already, or belongs to an earlier session, whose end has seen
+            // to everything.
+            let Some((connection, channel)) = closed else {
+                return;
             };
-            let reason = match loss {
-                _ if asked => Reason::Requested,
-                Loss::TimedOut => Reason::TimedOut,
-                Loss::Receive(_) | Loss::Send(_) => Reason::Lost,
+            let left = match *life {
+                Life::Live(open) => {
+                    let left = open.saturating_sub(1);
+                    match left {
+                        0 => self.none_left(&mut life, &loss),
+                        _ => *life = Life::Live(left),
+                    }
+                    self.deaths.fetch_add(1, Relaxed);
+                    // If it is queued already, it will find this one, too.
+                    let device = self.disk.data();
+                    let _ = device.workers().enqueue::<Arc<Self>, 2>(self.clone());
+                    left
+                }
+                Life::Goodbye(open) => {
+                    let left = open.saturating_sub(1);
+                    match left {
+                        0 => self.end(&mut life, Reason::Requested),
+                        _ => *life = Life::Goodbye(left),
+                    }
+                    left
+                }
+                Life::Waiting(_) | Life::Dead | Life::Ending(_) | Life::Ended(_) => 0,
             };
-            match (left, asked) {
-                (0, _) => self.end(&mut life, reason),
-                (_, false) => *life = Life::Live(left),
-                (_, true) => *life = Life::Goodbye(left),
-            }
-            left
+            connection.record(loss);
+            (connection, channel, left)
         };
+        link.socket().shutdown();
         dev_info!(
             self.disk.device(),
             "connection {} lost: {}; {} of {} left\n",
@@ -318,17 +424,110 @@ impl Session {
             self.connections.len()
         );
         self.disk.for_each_started(|rq| {
-            if let Some(claim) = rq.claim(None, |data| data.is_on(connection)) {
+            if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
+                connection.count_replay();
                 claim.requeue();
             }
         });
+    }
+
+    /// The last connection was lost.
+    fn none_left(self: &Arc<Self>, life: &mut Life, loss: &Loss) {
+        match self.origin {
+            Origin::Ioctl => {
+                let reason = match loss {
+                    Loss::TimedOut => Reason::TimedOut,
+                    Loss::Receive(_) | Loss::Send(_) => Reason::Lost,
+                };
+                self.end(life, reason);
+            }
+            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
+                *life = Life::Waiting(Instant::now());
+                // If it is queued already, it will see that the session waits again.
+                let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+            }
+            Origin::Netlink { .. } => *life = Life::Dead,
+        }
+    }
+
+    /// Gives sockets to connections that are closed. Returns how many were used; the others are
+    /// dropped. Sleeps.
+    ///
+    /// Fails with `ENODEV` if the session ends, and with `ENOMEM`.
+    pub(crate) fn reconnect(self: &Arc<Self>, sockets: KVec<Socket>) -> Result<u32> {
+        let mut used = 0;
+        for socket in sockets {
+            if !self.connections.iter().any(|c| c.link().is_none()) {
+                break;
+            }
+            let mut channel = Channel::new(Link::new(&self.disk, socket)?)?;
+            let link = channel.link().clone();
+            let opened = {
+                let mut life = self.life.lock();
+                let open = match &*life {
+                    Life::Live(open) => *open,
+                    Life::Waiting(_) | Life::Dead => 0,
+                    Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => return Err(ENODEV),
+                };
+                let mut opened = None;
+                for connection in &self.connections {
+                    match connection.open(channel) {
+                        Ok(()) => {
+                            opened = Some(connection);
+                            break;
+                        }
+                        Err(back) => channel = back,
+                    }
+                }
+                if opened.is_some() {
+                    *life = Life::Live(open + 1);
+                    // Whoever ends the session waits for the receivers that were started under the
+                    // lock.
+                    link.launch(&self.receivers);
+                }
+                opened
+            };
+            let Some(connection) = opened else {
+                break;
+            };
+            used += 1;
+            self.changed.notify_all();
+            self.disk.kick_requeued();
+            dev_info!(
+                self.disk.device(),
+                "connection {} has a new socket\n",
+                connection.index()
+            );
+        }
+        Ok(used)
+    }
+
+    /// Whether requests have a connection.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(&*self.life.lock(), Life::Live(_))
+    }
+
+    /// How far the session is, for people to read.
+    pub(crate) fn describe(&self) -> &'static str {
+        match &*self.life.lock() {
+            Life::Live(_) => "running",
+            Life::Waiting(_) => "waiting for a connection",
+            Life::Dead => "without connection",
+            Life::Goodbye(_) => "disconnecting",
+            Life::Ending(_) | Life::Ended(_) => "ending",
+        }
     }
 
     /// Has the end made, once.
     fn end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
         *life = Life::Ending(reason);
         // It cannot be queued already: a session begins to end once.
-        let _ = self.disk.data().enders().enqueue(self.clone());
+        let _ = self
+            .disk
+            .data()
+            .workers()
+            .enqueue::<Arc<Self>, 0>(self.clone());
+        self.changed.notify_all();
     }
 
     /// Ends the session, and waits until that is done: bounded, since it waits for no peer. Sleeps.
@@ -336,7 +535,9 @@ impl Session {
         let mut life = self.life.lock();
         loop {
             match &*life {
-                Life::Live(_) | Life::Goodbye(_) => self.end(&mut life, reason),
+                Life::Live(_) | Life::Waiting(_) | Life::Dead | Life::Goodbye(_) => {
+                    self.end(&mut life, reason)
+                }
                 Life::Ending(_) => self.changed.wait(&mut life),
                 Life::Ended(reason) => return *reason,
             }
@@ -348,8 +549,10 @@ impl Session {
     pub(crate) fn disconnect(self: &Arc<Self>) {
         {
             let mut life = self.life.lock();
-            if let Life::Live(open) = *life {
-                *life = Life::Goodbye(open);
+            match *life {
+                Life::Live(open) => *life = Life::Goodbye(open),
+                Life::Waiting(_) | Life::Dead => self.end(&mut life, Reason::Requested),
+                Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => {}
             }
         }
         for connection in &self.connections {
@@ -383,10 +586,11 @@ impl Session {
 
     /// A request took longer than the timeout.
     pub(crate) fn timed_out(&self, rq: &Request<Queue>) -> TimeoutAction {
-        let slow = |connection: &&Arc<Connection>| {
-            rq.published(|data| data.is_on(connection)) == Some(true)
+        let Some(generation) = rq.published(|data| data.generation()) else {
+            return TimeoutAction::Rearm;
         };
-        let Some(connection) = self.connections.iter().find(slow) else {
+        let links = self.connections.iter().filter_map(|c| c.link());
+        let Some(link) = { links }.find(|link| link.generation() == generation) else {
             return TimeoutAction::Rearm;
         };
         if self.timeout.load(Relaxed) == 0 {
@@ -399,7 +603,7 @@ impl Session {
             return TimeoutAction::Rearm;
         }
         // It may be half received: the receiver gives it up when the socket is shut down.
-        connection.lose(Loss::TimedOut);
+        link.lose(Loss::TimedOut);
         TimeoutAction::Done
     }
 
@@ -416,6 +620,11 @@ impl Session {
         };
         let old = core::mem::replace(&mut *applied, new);
         self.timeout.store(new.timeout(), Relaxed);
+        self.dead_conn_timeout
+            .store(new.dead_conn_timeout(), Relaxed);
+        if old.dead_conn_timeout() != new.dead_conn_timeout() {
+            self.changed.notify_all();
+        }
         if old.timeout() != new.timeout() {
             new.apply_timeout(&self.disk);
         }
@@ -429,13 +638,14 @@ impl Session {
     }
 }
 
-impl WorkItem for Session {
+impl WorkItem<0> for Session {
     type Pointer = Arc<Self>;
 
+    /// Makes the end.
     fn run(this: Arc<Self>) {
         let device = this.disk.data();
         for connection in &this.connections {
-            connection.close();
+            connection.shut();
         }
         this.senders.flush();
         this.receivers.flush();
@@ -449,9 +659,11 @@ impl WorkItem for Session {
             })
         });
         // Requests that were requeued are failed when they come again.
+        this.disk.kick_requeued();
         this.disk.drain();
-        let pid_file = this.pid_file.lock().take();
-        drop(pid_file);
+        let (files, module) = this.published.lock().take().unzip();
+        // Before the device can have another session.
+        drop(files);
         // Who changes the size of the disk does so before this, or sees that the session has ended.
         let applied = this.applied.lock();
         let stopped = device.stopped(&this.disk);
@@ -464,6 +676,47 @@ impl WorkItem for Session {
         }
         drop(applied);
         this.changed.notify_all();
-        drop((published, stopped));
+        // The module may be unloaded once it has no reference; that waits for this function.
+        drop((published, stopped, module));
+    }
+}
+
+impl WorkItem<1> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Waits until a connection is opened, the session ends, or it has waited for long enough.
+    fn run(this: Arc<Self>) {
+        let mut life = this.life.lock();
+        while let Life::Waiting(since) = &*life {
+            let limit = Delta::from_secs(this.dead_conn_timeout.load(Relaxed).into());
+            let left = limit.as_millis() - since.elapsed().as_millis();
+            if left <= 0 {
+                *life = Life::Dead;
+                drop(life);
+                dev_warn!(
+                    this.disk.device(),
+                    "no new connection in time: requests fail until there is one\n"
+                );
+                this.disk.kick_requeued();
+                return;
+            }
+            // In parts, since jiffies may be as short as 32 bits.
+            let left = u32::try_from(left).unwrap_or(u32::MAX).min(MAX_WAIT_MS);
+            // Workers get no signals; and whatever woke it, it looks again.
+            let _ = this
+                .changed
+                .wait_interruptible_timeout(&mut life, msecs_to_jiffies(left));
+        }
+    }
+}
+
+impl WorkItem<2> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Tells who listens which device has lost a connection, once for each.
+    fn run(this: Arc<Self>) {
+        for _ in 0..this.deaths.xchg(0, Relaxed) {
+            crate::netlink::tell_link_dead(this.disk.data().index());
+        }
     }
 }

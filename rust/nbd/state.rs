@@ -43,7 +43,7 @@ pub(crate) struct Setup<O, S: Endpoint> {
 
 impl<O, S: Endpoint> Setup<O, S> {
     /// Hands the socket back if there is no memory.
-    fn new(params: Params, owner: O, socket: S) -> Result<Self, (Refusal, S)> {
+    pub(crate) fn new(params: Params, owner: O, socket: S) -> Result<Self, (Refusal, S)> {
         let mut setup = Self {
             params,
             owner,
@@ -54,7 +54,7 @@ impl<O, S: Endpoint> Setup<O, S> {
     }
 
     /// Hands the socket back if there is no memory, or no room for another.
-    fn add(&mut self, socket: S) -> Result<(), (Refusal, S)> {
+    pub(crate) fn add(&mut self, socket: S) -> Result<(), (Refusal, S)> {
         if self.sockets.len() >= MAX_CONNECTIONS {
             return Err((Refusal::TooManySockets, socket));
         }
@@ -73,6 +73,11 @@ impl<O, S: Endpoint> Setup<O, S> {
     /// Takes out the socket added last, to make a connection of it.
     pub(crate) fn pop_socket(&mut self) -> Option<S> {
         self.sockets.pop()
+    }
+
+    /// Drops the setup, but leaves the sockets open for whoever has them.
+    pub(crate) fn forget(mut self) {
+        while self.pop_socket().is_some() {}
     }
 
     pub(crate) fn socket_count(&self) -> usize {
@@ -98,6 +103,28 @@ pub(crate) enum State<O, S: Endpoint, R> {
     Running { params: Params, session: R },
     /// A session has ended; openers of that time remain.
     Stopped(Params),
+    /// The device is being removed: it is used no more.
+    Leaving,
+}
+
+/// What [`State::begin`] took for a session.
+pub(crate) struct Begun<O, S: Endpoint> {
+    pub(crate) setup: Setup<O, S>,
+    /// The parameters that the device had.
+    pub(crate) before: Params,
+    /// A setup whose owner has exited.
+    pub(crate) stale: Option<Setup<O, S>>,
+}
+
+/// What is to be done when the last opener has closed the device.
+pub(crate) enum LastClose<O, S: Endpoint, R> {
+    Nothing,
+    /// Drop this.
+    Drop(Setup<O, S>),
+    /// Clean the device; [`State::retired`] must follow.
+    Clean(Params),
+    /// End this session.
+    Disconnect(R),
 }
 
 /// Why an operation was refused.
@@ -119,18 +146,29 @@ pub(crate) enum Refusal {
     NoMemory,
     /// A parameter has a value that the device cannot have.
     BadParameter(Error),
+    /// The device is being removed.
+    Leaving,
+    /// No session that netlink has made is running.
+    NotConnected,
+    /// The session is for another backend.
+    OtherBackend,
+    /// No connection is open.
+    Dead,
 }
 
 impl Refusal {
     pub(crate) fn errno(&self) -> Error {
         match self {
-            Self::NoSocket => EINVAL,
+            Self::NoSocket | Self::NotConnected | Self::OtherBackend => EINVAL,
             Self::TooManySockets => ENOSPC,
             Self::NoMemory => ENOMEM,
             Self::BadParameter(error) => *error,
-            Self::Owned { .. } | Self::Starting | Self::Running | Self::PreviousSession { .. } => {
-                EBUSY
-            }
+            Self::Owned { .. }
+            | Self::Starting
+            | Self::Running
+            | Self::PreviousSession { .. }
+            | Self::Leaving
+            | Self::Dead => EBUSY,
         }
     }
 }
@@ -161,8 +199,14 @@ impl fmt::Display for Refusal {
             ),
             Self::NoMemory => f.write_str("out of memory; try again"),
             Self::BadParameter(_) => {
-                f.write_str("the value is out of range; the documentation has the limits")
+                f.write_str("a value is out of range; the documentation has the limits")
             }
+            Self::Leaving => f.write_str("the device is being removed; close it, then connect"),
+            Self::NotConnected => f.write_str("no session made by netlink runs; connect first"),
+            Self::OtherBackend => {
+                f.write_str("the backend identifier is not the session's; give that")
+            }
+            Self::Dead => f.write_str("no connection is open; give sockets first"),
         }
     }
 }
@@ -186,10 +230,14 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             }
             Self::Starting => return Err((Refusal::Starting, socket)),
             Self::Running { .. } => return Err((Refusal::Running, socket)),
+            Self::Stopped(params) if params.client().destroy_on_disconnect() => {
+                return Err((Refusal::Leaving, socket));
+            }
             Self::Stopped(_) => {
                 let others = openers.saturating_sub(1);
                 return Err((Refusal::PreviousSession { others }, socket));
             }
+            Self::Leaving => return Err((Refusal::Leaving, socket)),
             Self::Setup(stale) => stale.params,
             Self::Idle(params) => *params,
         };
@@ -200,17 +248,66 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         })
     }
 
-    /// Takes a device whose only opener is left from an ended session out of use, to be cleaned;
-    /// [`Self::idle`] must follow.
-    pub(crate) fn retire(&mut self, openers: u32) -> Option<Params> {
+    /// Takes a device that is left from an ended session, with at most `limit` openers, out of use
+    /// to be cleaned; [`Self::retired`] must follow.
+    pub(crate) fn retire(&mut self, openers: u32, limit: u32) -> Option<Params> {
         match self {
-            Self::Stopped(params) if openers <= 1 => {
+            Self::Stopped(params) if openers <= limit => {
+                // One that is to be removed does not come back for those who have it open.
+                if openers > 0 && params.client().destroy_on_disconnect() {
+                    return None;
+                }
                 let params = *params;
                 *self = Self::Starting;
                 Some(params)
             }
             _ => None,
         }
+    }
+
+    /// The device that [`Self::retire`] or [`Self::last_closed`] took is clean. Returns whether it
+    /// is to be removed.
+    pub(crate) fn retired(&mut self, params: Params, openers: u32) -> bool {
+        let leaves = params.client().destroy_on_disconnect();
+        *self = match openers {
+            0 if leaves => Self::Leaving,
+            0 => Self::Idle(Params::default()),
+            // Somebody has opened it meanwhile.
+            _ if leaves => Self::Stopped(params),
+            _ => Self::Idle(params),
+        };
+        matches!(self, Self::Leaving)
+    }
+
+    /// Takes an idle device to start a session of `setup` with it, as [`Self::start`] does.
+    pub(crate) fn begin(
+        &mut self,
+        setup: Setup<O, S>,
+        openers: u32,
+    ) -> Result<Begun<O, S>, (Refusal, Setup<O, S>)> {
+        let before = match self {
+            Self::Idle(params) => *params,
+            Self::Setup(stale) if !stale.owner.is_alive() => stale.params,
+            Self::Setup(other) => {
+                let (pid, comm) = (other.owner.pid(), other.owner.comm());
+                return Err((Refusal::Owned { pid, comm }, setup));
+            }
+            Self::Starting => return Err((Refusal::Starting, setup)),
+            Self::Running { .. } => return Err((Refusal::Running, setup)),
+            Self::Stopped(_) => {
+                return Err((Refusal::PreviousSession { others: openers }, setup));
+            }
+            Self::Leaving => return Err((Refusal::Leaving, setup)),
+        };
+        let stale = match mem::replace(self, Self::Starting) {
+            Self::Setup(stale) => Some(stale),
+            _ => None,
+        };
+        Ok(Begun {
+            setup,
+            before,
+            stale,
+        })
     }
 
     /// Changes the parameters by `f`. Returns the session that they hold for, if one runs.
@@ -222,6 +319,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => params,
             Self::Setup(setup) => &mut setup.params,
             Self::Starting => return Err(Refusal::Starting),
+            Self::Leaving => return Err(Refusal::Leaving),
         };
         *params = f(*params).map_err(Refusal::BadParameter)?;
         self.session()
@@ -244,6 +342,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                     Self::Idle(_) | Self::Setup(_) => Refusal::NoSocket,
                     Self::Starting => Refusal::Starting,
                     Self::Running { .. } | Self::Stopped(_) => Refusal::Running,
+                    Self::Leaving => Refusal::Leaving,
                 };
                 *self = other;
                 Err(refusal)
@@ -256,8 +355,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         *self = Self::Running { params, session };
     }
 
-    /// The session that [`Self::start`] was for could not be made, or the device that
-    /// [`Self::retire`] took is clean.
+    /// The session that [`Self::start`] was for could not be made.
     pub(crate) fn idle(&mut self, params: Params) {
         *self = Self::Idle(params);
     }
@@ -295,14 +393,76 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The last opener is gone: back to the beginning, unless a session runs or starts. Returns
-    /// what there was.
-    pub(crate) fn last_closed(&mut self) -> Option<Self> {
+    /// The last opener is gone: back to the beginning, unless a session runs or starts.
+    pub(crate) fn last_closed(&mut self) -> LastClose<O, S, R> {
+        let fresh = Self::Idle(Params::default());
         match self {
-            Self::Idle(_) | Self::Setup(_) | Self::Stopped(_) => {
-                Some(mem::replace(self, Self::Idle(Params::default())))
+            Self::Idle(_) => *self = fresh,
+            Self::Setup(_) => {
+                if let Self::Setup(setup) = mem::replace(self, fresh) {
+                    return LastClose::Drop(setup);
+                }
             }
-            Self::Starting | Self::Running { .. } => None,
+            Self::Stopped(params) => {
+                let params = *params;
+                *self = Self::Starting;
+                return LastClose::Clean(params);
+            }
+            Self::Running { params, session } if params.client().disconnect_on_close() => {
+                return LastClose::Disconnect(session.clone());
+            }
+            Self::Running { .. } | Self::Starting | Self::Leaving => {}
+        }
+        LastClose::Nothing
+    }
+
+    /// Whether a session has ended, and others still have the device open.
+    pub(crate) fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped(_) | Self::Starting)
+    }
+
+    /// Whether the device is being removed.
+    pub(crate) fn is_leaving(&self) -> bool {
+        matches!(self, Self::Leaving)
+    }
+
+    /// Whether nothing is configured.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle(_))
+    }
+
+    /// The parameters; the defaults while they are with whoever starts or removes the device.
+    pub(crate) fn params(&self) -> Params {
+        match self {
+            Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => *params,
+            Self::Setup(setup) => setup.params,
+            Self::Starting | Self::Leaving => Params::default(),
+        }
+    }
+
+    /// Writes the state for people to read.
+    pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle(_) => f.write_str("idle"),
+            Self::Setup(setup) => {
+                let comm = setup.owner.comm();
+                let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
+                f.write_fmt(fmt!(
+                    "setup of {} socket(s) by process {} ({}), which {}",
+                    setup.sockets.len(),
+                    setup.owner.pid(),
+                    BStr::from_bytes(comm),
+                    if setup.owner.is_alive() {
+                        "is alive"
+                    } else {
+                        "has exited"
+                    }
+                ))
+            }
+            Self::Starting => f.write_str("starting"),
+            Self::Running { .. } => f.write_str("running"),
+            Self::Stopped(_) => f.write_str("stopped, waits until all openers are gone"),
+            Self::Leaving => f.write_str("being removed"),
         }
     }
 }

@@ -19,6 +19,7 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
+mod attribute;
 mod gen_disk;
 mod limits;
 mod operations;
@@ -26,8 +27,9 @@ mod registration;
 mod request;
 mod request_list;
 
+pub(crate) use attribute::{Attribute, AttributeFile};
 pub(crate) use gen_disk::{DiskOperations, GenDisk};
 pub(crate) use operations::{Operations, TimeoutAction};
-pub(crate) use registration::{DiskBuilder, PidFile, RegisteredDisk};
+pub(crate) use registration::{DiskBuilder, RegisteredDisk};
 pub(crate) use request::{Claim, Op, OwnedRequest, Request, StartedRequest};
 pub(crate) use request_list::RequestList;

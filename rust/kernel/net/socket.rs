@@ -8,7 +8,8 @@ use crate::kernel::{
     bindings as helpers,
     bvec::{BvecDest, BvecSource},
     cred::KernelCreds,
-    mm::NoReclaim, //
+    mm::NoReclaim,
+    net::addr::SocketAddr, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -59,7 +60,8 @@ impl Socket {
         }
         // SAFETY: As above.
         unsafe { helpers::sock_reclassify_block_io(sock) };
-        // SAFETY: The callers of an ioctl do not use a file position meanwhile.
+        // SAFETY: The current task is in a system call of its own, and a socket has no position that
+        // the call could have locked.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
         // INVARIANT: Checked just above.
         Ok(Self { file })
@@ -77,12 +79,34 @@ impl Socket {
         unsafe { helpers::sock_set_block_io(self.as_raw()) };
     }
 
+    /// The address that the socket is bound to. Sleeps for the socket's lock.
+    pub(crate) fn local_addr(&self) -> Result<SocketAddr> {
+        // SAFETY: The socket is valid, and `addr` has room for any address.
+        SocketAddr::new(|addr| unsafe { bindings::kernel_getsockname(self.as_raw(), addr) })
+    }
+
+    /// The address of the peer. Sleeps for the socket's lock. Fails with `ENOTCONN` when there is
+    /// none any more.
+    pub(crate) fn peer_addr(&self) -> Result<SocketAddr> {
+        // SAFETY: As above.
+        SocketAddr::new(|addr| unsafe { bindings::kernel_getpeername(self.as_raw(), addr) })
+    }
+
     /// Ends both directions: the peer sees the end of the stream, and who waits in
     /// [`Self::send`] or [`Self::receive`] returns. Sleeps only for the socket's lock.
     pub(crate) fn shutdown(&self) {
         // SAFETY: By the type invariant. A socket that is not connected any more needs none.
         unsafe {
             bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_RDWR)
+        };
+    }
+
+    /// Ends the direction to the peer, who sees the end of the stream after what was sent. Sleeps
+    /// only for the socket's lock.
+    pub(crate) fn shutdown_send(&self) {
+        // SAFETY: As above.
+        unsafe {
+            bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_WR)
         };
     }
 

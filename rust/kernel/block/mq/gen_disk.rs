@@ -5,7 +5,7 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{limits::Limits, operations::Operations, request::Request};
-use crate::kernel::{bindings as helpers, mm::NoIo};
+use crate::kernel::{bindings as helpers, block::timeout_in_jiffies, mm::NoIo};
 use core::{
     marker::PhantomData,
     ptr::{self, NonNull}, //
@@ -18,7 +18,6 @@ use kernel::{
     module::ModuleMetadata,
     prelude::*,
     sync::{aref::AlwaysRefCounted, Arc, ArcBorrow},
-    task::Pid,
     types::{NotThreadSafe, Opaque}, //
 };
 
@@ -41,10 +40,6 @@ pub(crate) trait DiskOperations: Sized + 'static {
 
     /// An ioctl that the block layer does not know, from a native or a compat task. May sleep.
     fn ioctl(disk: &GenDisk<Self>, cmd: u32, arg: usize) -> Result<i32>;
-
-    /// The content of the file `pid` while there is one, see [`PidFile`](super::PidFile). May sleep. Must not wait
-    /// for whoever removes the file.
-    fn pid(disk: &GenDisk<Self>) -> Pid;
 }
 
 /// What a disk's `private_data` points to.
@@ -202,9 +197,8 @@ impl<T: DiskOperations> GenDisk<T> {
 
     /// Sets the time after which [`Operations::timeout`] is called, in seconds.
     pub(crate) fn set_timeout(&self, seconds: u32) {
-        let jiffies = seconds.saturating_mul(bindings::CONFIG_HZ);
         // SAFETY: The queue is valid.
-        unsafe { bindings::blk_queue_rq_timeout(self.queue(), jiffies) };
+        unsafe { bindings::blk_queue_rq_timeout(self.queue(), timeout_in_jiffies(seconds)) };
     }
 
     /// Asks for `nr` hardware queues, and returns how many there are then: no more than CPUs.
@@ -250,6 +244,14 @@ impl<T: DiskOperations> GenDisk<T> {
                 ptr::from_ref(&f).cast_mut().cast(),
             )
         };
+    }
+
+    /// Has requests that [`OwnedRequest::requeue_later`] handed back come again. Does not sleep.
+    ///
+    /// [`OwnedRequest::requeue_later`]: super::OwnedRequest::requeue_later
+    pub(crate) fn kick_requeued(&self) {
+        // SAFETY: The queue is valid.
+        unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
 
     /// Waits until no request is left anywhere in the queue. Sleeps. For a driver that fails

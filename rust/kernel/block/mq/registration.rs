@@ -9,7 +9,6 @@ use super::{
     operations::OperationsVTable,
     request::Pdu,
 };
-use crate::kernel::bindings as helpers;
 use core::{
     marker::PhantomData,
     mem,
@@ -25,7 +24,7 @@ use kernel::{
     module::this_module,
     prelude::*,
     static_lock_class,
-    str::{as_char_ptr_in_const_context, NullTerminatedFormatter},
+    str::NullTerminatedFormatter,
     sync::{aref::ARef, Arc},
     types::Opaque, //
 };
@@ -170,41 +169,6 @@ impl<T: DiskOperations> Drop for RegisteredDisk<T> {
     }
 }
 
-/// The read-only file `pid` in the disk's sysfs directory, which says who uses the disk. Dropping
-/// it removes the file, and waits for readers.
-///
-/// # Invariants
-///
-/// The file exists.
-pub(crate) struct PidFile<T: DiskOperations>(ARef<GenDisk<T>>);
-
-impl<T: DiskOperations> PidFile<T> {
-    /// Creates the file `pid`. Sleeps. Fails with `EEXIST` when it is there already.
-    pub(crate) fn create(disk: &GenDisk<T>) -> Result<Self> {
-        // SAFETY: The device was added, and the attribute is a constant.
-        to_result(unsafe {
-            bindings::device_create_file(
-                helpers::disk_to_dev(disk.as_raw()),
-                &const { Vtable::<T>::PID },
-            )
-        })?;
-        // INVARIANT: Created just above.
-        Ok(Self(disk.into()))
-    }
-}
-
-impl<T: DiskOperations> Drop for PidFile<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a file to remove.
-        unsafe {
-            bindings::device_remove_file(
-                helpers::disk_to_dev(self.0.as_raw()),
-                &const { Vtable::<T>::PID },
-            )
-        };
-    }
-}
-
 /// The C callbacks of disks of `T`.
 struct Vtable<T>(PhantomData<T>);
 
@@ -216,20 +180,6 @@ impl<T: DiskOperations> Vtable<T> {
         ioctl: Some(Self::ioctl),
         compat_ioctl: Some(Self::ioctl),
         free_disk: Some(Self::free_disk),
-        ..pin_init::zeroed()
-    };
-
-    // Debug options give `struct attribute` more fields.
-    #[allow(clippy::needless_update)]
-    const PID: bindings::device_attribute = bindings::device_attribute {
-        attr: bindings::attribute {
-            name: as_char_ptr_in_const_context(c"pid"),
-            mode: 0o444,
-            ..pin_init::zeroed()
-        },
-        __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
-            show: Some(Self::show_pid),
-        },
         ..pin_init::zeroed()
     };
 
@@ -263,20 +213,6 @@ impl<T: DiskOperations> Vtable<T> {
     ) -> ffi::c_int {
         // SAFETY: The block layer passes a valid block device of a disk of this vtable.
         from_result(|| T::ioctl(unsafe { GenDisk::from_raw((*bdev).bd_disk) }, cmd, arg))
-    }
-
-    /// # Safety
-    ///
-    /// Called by sysfs only, with the device of a disk of `T` and a page to fill.
-    unsafe extern "C" fn show_pid(
-        dev: *mut bindings::device,
-        _attr: *mut bindings::device_attribute,
-        buf: *mut ffi::c_char,
-    ) -> isize {
-        // SAFETY: The file is only ever made for disks of `T`.
-        let pid = T::pid(unsafe { GenDisk::<T>::from_raw(helpers::dev_to_disk(dev)) });
-        // SAFETY: sysfs passes a page, and the format takes one int.
-        unsafe { bindings::sysfs_emit(buf, c"%d\n".as_char_ptr(), pid) as isize }
     }
 
     /// # Safety

@@ -357,6 +357,24 @@ impl<T: Operations> OwnedRequest<T> {
         unsafe { bindings::blk_mq_end_request(this.0 .0.as_ptr(), status.into_raw()) };
     }
 
+    /// Hands the request back to the block layer, to be handed to the driver again at once. Does
+    /// not sleep.
+    pub(crate) fn requeue(self) {
+        self.give_back(true);
+    }
+
+    /// Hands the request back to the block layer, to be handed to the driver again after
+    /// [`GenDisk::kick_requeued`](super::GenDisk::kick_requeued). Does not sleep.
+    pub(crate) fn requeue_later(self) {
+        self.give_back(false);
+    }
+
+    fn give_back(self, kick: bool) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is started and ours alone, and `self` is gone.
+        unsafe { bindings::blk_mq_requeue_request(this.0 .0.as_ptr(), kick) };
+    }
+
     /// Publishes the request under `cookie`: from here on it can be found by its tag and claimed.
     /// The cookie should not have been used for the same tag for as long as possible. Does not
     /// sleep.

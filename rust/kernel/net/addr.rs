@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Addresses of sockets.
+//!
+//! C header: [`include/linux/socket.h`](srctree/include/linux/socket.h)
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+use kernel::{bindings, fmt, prelude::*, str::BStr};
+
+/// Where a `struct sockaddr_storage` has the address.
+const FAMILY_LEN: usize = 2;
+
+/// The address of one end of a socket, as `struct sockaddr_storage` has it.
+#[repr(C, align(8))]
+pub(crate) struct SocketAddr {
+    bytes: [u8; 128],
+    len: usize,
+}
+
+impl SocketAddr {
+    /// Has `get` fill in an address: it is given room for a `struct sockaddr_storage`, and returns
+    /// the length or a negative errno.
+    pub(super) fn new(get: impl FnOnce(*mut bindings::sockaddr) -> i32) -> Result<Self> {
+        let mut addr = Self {
+            bytes: [0; 128],
+            len: 0,
+        };
+        let len = get(addr.bytes.as_mut_ptr().cast());
+        kernel::error::to_result(len)?;
+        addr.len = addr.bytes.len().min(len as usize);
+        Ok(addr)
+    }
+
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut array = [0; N];
+        for (to, from) in array.iter_mut().zip(self.bytes.iter().skip(at)) {
+            *to = *from;
+        }
+        array
+    }
+}
+
+/// `192.0.2.1:10809`, `[2001:db8::1]:10809`, a path, or `@` and an abstract name; `unnamed` for a
+/// Unix socket without a name.
+impl fmt::Display for SocketAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = u16::from_be_bytes(self.array(FAMILY_LEN));
+        match u32::from(u16::from_ne_bytes(self.array(0))) {
+            bindings::AF_INET => {
+                write!(f, "{}:{}", Ipv4Addr::from(self.array::<4>(4)), port)
+            }
+            bindings::AF_INET6 => {
+                write!(f, "[{}]:{}", Ipv6Addr::from(self.array::<16>(8)), port)
+            }
+            bindings::AF_UNIX => {
+                let name = self.bytes.get(FAMILY_LEN..self.len).unwrap_or(&[]);
+                let (mark, name) = match name {
+                    [] => return f.write_str("unnamed"),
+                    [0, name @ ..] => ("@", name),
+                    path => ("", path.split(|byte| *byte == 0).next().unwrap_or(path)),
+                };
+                f.write_fmt(fmt!("{}{}", mark, BStr::from_bytes(name)))
+            }
+            family => write!(f, "family {family}"),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which devices there are.
+
+use crate::{
+    device::{Device, Disk, DiskOps, Minors, Setup, MINOR_BITS},
+    kernel::{
+        block::mq::RegisteredDisk,
+        net::socket::Socket,
+        task::Process,
+        workqueue::OwnedQueue, //
+    },
+    state::Begun,
+};
+use kernel::{
+    debugfs::Dir,
+    new_mutex,
+    prelude::*,
+    rbtree::{RBTree, RBTreeNode},
+    sync::{aref::ARef, Arc, Mutex}, //
+};
+
+/// The devices by their index.
+#[pin_data]
+pub(crate) struct Devices {
+    minors: Minors,
+    /// Where sessions are ended and devices removed.
+    workers: OwnedQueue,
+    debug: Dir,
+    #[pin]
+    table: Mutex<RBTree<u32, RegisteredDisk<DiskOps>>>,
+}
+
+impl Devices {
+    /// No devices yet. Sleeps.
+    pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
+        let workers = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0, 0)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                minors,
+                workers,
+                debug: Dir::new(c"nbd"),
+                table <- new_mutex!(RBTree::new()),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn workers(&self) -> &OwnedQueue {
+        &self.workers
+    }
+
+    /// The debugfs directory of the driver.
+    pub(crate) fn debug(&self) -> &Dir {
+        &self.debug
+    }
+
+    /// How many devices there are minors for.
+    pub(crate) fn limit(&self) -> u32 {
+        1 << (MINOR_BITS - self.minors.shift)
+    }
+
+    /// Makes device `index`. Sleeps. Fails with `EEXIST` if there is one.
+    pub(crate) fn add(self: &Arc<Self>, index: u32, hw_queues: u32) -> Result {
+        let mut table = self.table.lock();
+        if table.get(&index).is_some() {
+            return Err(EEXIST);
+        }
+        self.insert(&mut table, index, hw_queues).map(|_| ())
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        table: &mut RBTree<u32, RegisteredDisk<DiskOps>>,
+        index: u32,
+        hw_queues: u32,
+    ) -> Result<ARef<Disk>> {
+        let disk = Device::add(self, index, self.minors, hw_queues)?;
+        let found = ARef::from(&*disk);
+        table.insert(RBTreeNode::new(index, disk, GFP_KERNEL)?);
+        Ok(found)
+    }
+
+    /// Device `index`. Sleeps.
+    pub(crate) fn find(&self, index: u32) -> Option<ARef<Disk>> {
+        self.table
+            .lock()
+            .get(&index)
+            .map(|disk| ARef::from(&**disk))
+    }
+
+    /// Device `index`, made if need be. Sleeps.
+    pub(crate) fn find_or_add(self: &Arc<Self>, index: u32, hw_queues: u32) -> Result<ARef<Disk>> {
+        let mut table = self.table.lock();
+        match table.get(&index) {
+            Some(disk) => Ok(ARef::from(&**disk)),
+            None => self.insert(&mut table, index, hw_queues),
+        }
+    }
+
+    /// Takes the first idle device for a session of `setup`, or a new one if there is none.
+    /// `Device::run` must follow. Sleeps. Fails with `ENOSPC` if there are no minors left.
+    pub(crate) fn begin_any(
+        self: &Arc<Self>,
+        mut setup: Setup,
+        hw_queues: u32,
+    ) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
+        let mut table = self.table.lock();
+        let mut free = 0;
+        for (index, disk) in table.iter() {
+            setup = match disk.data().begin(setup) {
+                Ok(begun) => return Ok((ARef::from(&**disk), begun)),
+                Err((_, setup)) => setup,
+            };
+            if *index == free {
+                free += 1;
+            }
+        }
+        let added = if free < self.limit() {
+            self.insert(&mut table, free, hw_queues)
+        } else {
+            Err(ENOSPC)
+        };
+        match added {
+            // Nobody could find it yet.
+            Ok(disk) => match disk.data().begin(setup) {
+                Ok(begun) => Ok((disk, begun)),
+                Err((refusal, setup)) => {
+                    setup.forget();
+                    Err(refusal.errno())
+                }
+            },
+            Err(error) => {
+                setup.forget();
+                Err(error)
+            }
+        }
+    }
+
+    /// Calls `f` for each device, in order of their indices, until it fails. Sleeps.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&Disk) -> Result) -> Result {
+        let table = self.table.lock();
+        for disk in table.values() {
+            f(disk)?;
+        }
+        Ok(())
+    }
+
+    /// How many devices there are. Sleeps.
+    pub(crate) fn count(&self) -> usize {
+        self.table.lock().values().count()
+    }
+
+    /// Removes a device that is not used any more. Sleeps.
+    pub(crate) fn remove(&self, index: u32) {
+        // Under the lock, so that the name is free when the index is.
+        self.table.lock().remove(&index);
+    }
+
+    /// Waits until sessions that were ended are gone, and devices that leave. Sleeps.
+    pub(crate) fn settle(&self) {
+        self.workers.flush();
+    }
+
+    /// Removes all devices. Sleeps. They must not be used.
+    pub(crate) fn clear(&self) {
+        self.settle();
+        let table = core::mem::replace(&mut *self.table.lock(), RBTree::new());
+        drop(table);
+    }
+}

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The netlink interface.
+//!
+//! C header: [`include/uapi/linux/nbd-netlink.h`](srctree/include/uapi/linux/nbd-netlink.h)
+
+use crate::{
+    device::{Changes, Disk, Setup},
+    devices::Devices,
+    kernel::{
+        net::{
+            netlink::{attr_size, Attr, Commands, Family, Info, Message, MulticastGroup},
+            netlink::{Operation, Policy, Registration},
+            socket::Socket, //
+        },
+        task::Process,
+    },
+    params::Params,
+    protocol::{ClientFlags, Flags},
+    session::Origin,
+    state::{Begun, Refusal},
+    NbdModule,
+};
+use kernel::{
+    module::this_module,
+    prelude::*,
+    sync::{aref::ARef, Arc, ArcBorrow}, //
+};
+
+const VERSION: u32 = 1;
+
+const CONNECT: u8 = 1;
+const DISCONNECT: u8 = 2;
+const RECONFIGURE: u8 = 3;
+const LINK_DEAD: u8 = 4;
+const STATUS: u8 = 5;
+
+const INDEX: u16 = 1;
+const SIZE_BYTES: u16 = 2;
+const BLOCK_SIZE_BYTES: u16 = 3;
+const TIMEOUT: u16 = 4;
+const SERVER_FLAGS: u16 = 5;
+const CLIENT_FLAGS: u16 = 6;
+const SOCKETS: u16 = 7;
+const DEAD_CONN_TIMEOUT: u16 = 8;
+const DEVICE_LIST: u16 = 9;
+const BACKEND_IDENTIFIER: u16 = 10;
+
+static POLICY: [Policy; 11] = [
+    Policy::UNSPEC,
+    Policy::U32,
+    Policy::U64,
+    Policy::U64,
+    Policy::U64,
+    Policy::U64,
+    Policy::U64,
+    Policy::NESTED,
+    Policy::U64,
+    Policy::NESTED,
+    Policy::STRING,
+];
+
+/// In [`SOCKETS`].
+const SOCK_ITEM: u16 = 1;
+/// In [`SOCK_ITEM`].
+const SOCK_FD: u16 = 1;
+static SOCK_POLICY: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
+
+/// In [`DEVICE_LIST`].
+const DEVICE_ITEM: u16 = 1;
+/// In [`DEVICE_ITEM`].
+const DEVICE_INDEX: u16 = 1;
+/// In [`DEVICE_ITEM`].
+const DEVICE_CONNECTED: u16 = 2;
+
+static OPERATIONS: [Operation<Nbd>; 4] = [
+    Operation::lenient(CONNECT),
+    Operation::lenient(DISCONNECT),
+    Operation::lenient(RECONFIGURE),
+    Operation::lenient(STATUS),
+];
+
+/// The group that hears of lost connections.
+const LISTENERS: u8 = 0;
+static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"nbd_mc_group")];
+
+static FAMILY: Family<Nbd> = Family::new(
+    this_module::<NbdModule>(),
+    c"nbd",
+    VERSION,
+    &POLICY,
+    &OPERATIONS,
+    &GROUPS,
+);
+
+/// The commands of the family `nbd`.
+pub(crate) struct Nbd;
+
+/// Has users find the family. Sleeps.
+pub(crate) fn register(devices: Arc<Devices>) -> Result<Registration<Nbd>> {
+    FAMILY.register(devices)
+}
+
+/// Tells who listens that a connection of device `index` was lost. Sleeps.
+pub(crate) fn tell_link_dead(index: u32) {
+    // Nobody can be told that there is no memory to tell them.
+    let _ = Message::new_multicast(&FAMILY, LINK_DEAD, attr_size(4)).and_then(|message| {
+        message.put_u32(INDEX, index)?;
+        message.multicast(&FAMILY, LISTENERS)
+    });
+}
+
+impl Commands for Nbd {
+    type Context = Devices;
+
+    fn handle(devices: ArcBorrow<'_, Devices>, command: u8, info: &Info<'_>) -> Result {
+        if command == STATUS {
+            return status(&devices, info);
+        }
+        if !info.is_admin() {
+            return Err(EPERM);
+        }
+        match command {
+            CONNECT => connect(&devices.into(), info),
+            DISCONNECT => disconnect(&devices, info),
+            RECONFIGURE => reconfigure(&devices, info),
+            _ => Err(EOPNOTSUPP),
+        }
+    }
+}
+
+/// Tells the sender and the log what was refused, why, and what to do. Returns the errno.
+fn refuse(info: &Info<'_>, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
+    info.refuse(None, fmt!("{refusal}"));
+    disk.data().refuse(disk, what, refusal)
+}
+
+/// The device that the message is about, which must be there.
+fn device(devices: &Devices, info: &Info<'_>) -> Result<ARef<Disk>> {
+    let index = info.require(INDEX)?;
+    devices.find(index.u32()?).ok_or_else(|| {
+        info.refuse(Some(index), fmt!("there is no such device"));
+        EINVAL
+    })
+}
+
+fn number(info: &Info<'_>, attr: u16) -> Result<Option<u64>> {
+    info.attr(attr).map(|attr| attr.u64()).transpose()
+}
+
+/// The sockets in the message.
+fn sockets(info: &Info<'_>) -> Result<KVec<Socket>> {
+    let mut sockets = KVec::new();
+    let Some(list) = info.attr(SOCKETS) else {
+        return Ok(sockets);
+    };
+    for item in list.items() {
+        if item.kind() != SOCK_ITEM {
+            info.refuse(Some(item), fmt!("not a socket item"));
+            return Err(EINVAL);
+        }
+        let item = item.parse(&SOCK_POLICY, info).map_err(|_| EINVAL)?;
+        let Some(fd) = item.attr(SOCK_FD) else {
+            continue;
+        };
+        let socket = socket(fd).inspect_err(|_| {
+            info.refuse(
+                Some(fd),
+                fmt!("the descriptor is no TCP or AF_UNIX stream socket"),
+            )
+        })?;
+        sockets.push(socket, GFP_KERNEL)?;
+    }
+    Ok(sockets)
+}
+
+fn socket(fd: Attr<'_>) -> Result<Socket> {
+    let fd = fd.u32()?;
+    i32::try_from(fd).map_err(|_| EBADF)?;
+    Socket::from_fd(fd)
+}
+
+/// What the message wants of the device, with its sockets.
+fn changes(info: &Info<'_>) -> Result<Changes> {
+    Ok(Changes {
+        size: number(info, SIZE_BYTES)?,
+        block_size: number(info, BLOCK_SIZE_BYTES)?,
+        timeout: number(info, TIMEOUT)?,
+        dead_conn_timeout: number(info, DEAD_CONN_TIMEOUT)?,
+        client: number(info, CLIENT_FLAGS)?.map(ClientFlags::new),
+        sockets: sockets(info)?,
+    })
+}
+
+/// What the message calls the backend, up to a NUL.
+fn backend<'a>(info: &Info<'a>) -> Option<&'a [u8]> {
+    let name = info.attr(BACKEND_IDENTIFIER)?.string();
+    name.split(|byte| *byte == 0).next()
+}
+
+fn copy(bytes: &[u8]) -> Result<KVec<u8>> {
+    let mut copy = KVec::new();
+    copy.extend_from_slice(bytes, GFP_KERNEL)?;
+    Ok(copy)
+}
+
+fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
+    let index = info
+        .attr(INDEX)
+        .map(|attr| Ok::<_, Error>((attr, attr.u32()?)));
+    let index = index.transpose()?;
+    if let Some((attr, index)) = index {
+        if index >= devices.limit() {
+            info.refuse(
+                Some(attr),
+                fmt!("the index is too large: at most {}", devices.limit() - 1),
+            );
+            return Err(EINVAL);
+        }
+    }
+    info.require(SOCKETS)?;
+    info.require(SIZE_BYTES)?;
+
+    let mut changes = changes(info)?;
+    let params = changes.apply(Params::default()).inspect_err(|_| {
+        info.refuse(None, fmt!("a value is out of range"));
+    })?;
+    let flags = number(info, SERVER_FLAGS)?.map_or(Flags::default(), |f| Flags::new(f as u32));
+    let params = params.with_flags(flags);
+    let backend = backend(info).map(copy).transpose()?;
+
+    let mut sockets = core::mem::take(&mut changes.sockets).into_iter();
+    let Some(first) = sockets.next() else {
+        info.refuse(info.attr(SOCKETS), fmt!("give at least one socket"));
+        return Err(EINVAL);
+    };
+    let mut setup = Setup::new(params, Process::current(), first)
+        .map_err(|(refusal, _socket)| refusal.errno())?;
+    for socket in sockets {
+        if let Err((refusal, _socket)) = setup.add(socket) {
+            info.refuse(info.attr(SOCKETS), fmt!("{refusal}"));
+            setup.forget();
+            return Err(refusal.errno());
+        }
+    }
+    if setup.socket_count() > 1 && !flags.multi_conn() {
+        info.refuse(
+            info.attr(SOCKETS),
+            fmt!("the server does not support multiple connections: give one"),
+        );
+        setup.forget();
+        return Err(EINVAL);
+    }
+
+    let (disk, begun) = match index {
+        Some((_, index)) => begin_at(devices, info, index, setup)?,
+        None => {
+            let hw_queues = setup.socket_count() as u32;
+            devices.begin_any(setup, hw_queues)?
+        }
+    };
+    let Begun {
+        setup,
+        before,
+        stale,
+    } = begun;
+    drop(stale);
+    disk.data()
+        .run(&disk, setup, before, Origin::Netlink { backend })?;
+
+    // The session runs, whether or not the sender hears of it.
+    let _ = Message::reply(info, CONNECT, attr_size(4)).and_then(|reply| {
+        reply.put_u32(INDEX, disk.data().index())?;
+        reply.send_reply(info)
+    });
+    Ok(())
+}
+
+/// Takes the device of this index for a session, or one that is made.
+fn begin_at(
+    devices: &Arc<Devices>,
+    info: &Info<'_>,
+    index: u32,
+    mut setup: Setup,
+) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
+    loop {
+        let hw_queues = setup.socket_count() as u32;
+        let disk = match devices.find_or_add(index, hw_queues) {
+            Ok(disk) => disk,
+            Err(error) => {
+                setup.forget();
+                return Err(error);
+            }
+        };
+        match disk.data().begin_patiently(setup) {
+            Ok(begun) => return Ok((disk, begun)),
+            Err((Refusal::Leaving, back)) => {
+                setup = back;
+                drop(disk);
+                devices.settle();
+            }
+            Err((refusal, setup)) => {
+                setup.forget();
+                return Err(refuse(info, &disk, "NBD_CMD_CONNECT", &refusal));
+            }
+        }
+    }
+}
+
+fn disconnect(devices: &Devices, info: &Info<'_>) -> Result {
+    let disk = device(devices, info)?;
+    disk.data().disconnect("NBD_CMD_DISCONNECT", &disk)?;
+    if disk.data().is_leaving() {
+        drop(disk);
+        devices.settle();
+    }
+    Ok(())
+}
+
+fn reconfigure(devices: &Devices, info: &Info<'_>) -> Result {
+    let disk = device(devices, info)?;
+    disk.data()
+        .reconfigure(&disk, backend(info), changes(info)?)
+        .map_err(|refusal| refuse(info, &disk, "NBD_CMD_RECONFIGURE", &refusal))
+}
+
+fn status(devices: &Devices, info: &Info<'_>) -> Result {
+    let index = info.attr(INDEX).map(|attr| attr.u32()).transpose()?;
+    let count = match index {
+        Some(_) => 1,
+        None => devices.count(),
+    };
+    let item = attr_size(attr_size(4) + attr_size(1));
+    let reply = Message::reply(info, STATUS, attr_size(count * item))?;
+    let put = |disk: &Disk| {
+        reply.nest(DEVICE_ITEM, |reply| {
+            reply.put_u32(DEVICE_INDEX, disk.data().index())?;
+            reply.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())
+        })
+    };
+    reply
+        .nest(DEVICE_LIST, |_| match index {
+            Some(index) => devices.find(index).map_or(Ok(()), |disk| put(&disk)),
+            None => devices.for_each(put),
+        })
+        .inspect_err(|_| {
+            info.refuse(None, fmt!("too many devices for one message: ask for one"));
+        })?;
+    reply.send_reply(info)
+}
