@@ -317,15 +317,20 @@ impl Device {
         let setup = self.config.lock().state.start();
         let setup = setup.map_err(|refusal| self.refuse(disk, "NBD_DO_IT", &refusal))?;
         let before = setup.params();
-        self.run(disk, setup, before, Origin::Ioctl)
+        self.make_session(disk, setup, before, Origin::Ioctl)
     }
 
     /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise.
-    /// [`Self::run`] must follow. Does not sleep for long.
+    /// [`Self::make_session`] must follow. Does not sleep for long.
     pub(crate) fn begin(&self, setup: Setup) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
         let mut config = self.config.lock();
         let openers = config.openers;
         config.state.begin(setup, openers)
+    }
+
+    /// Whether anybody has the device open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.config.lock().openers > 0
     }
 
     /// As [`Self::begin`], but waits for a short while for those who hold the device still, though
@@ -357,7 +362,7 @@ impl Device {
 
     /// Makes a session of a setup that was taken out of the state, and starts it. On failure the
     /// setup is dropped, and the device is idle with the parameters that it had `before`. Sleeps.
-    pub(crate) fn run(
+    pub(crate) fn make_session(
         &self,
         disk: &Disk,
         setup: Setup,
@@ -598,18 +603,13 @@ impl Device {
 
     /// Has a debugfs directory while there is something to say about the device. Sleeps.
     fn show_debug(&self, disk: &Disk) {
-        let gone = {
-            let mut debug = self.debug.lock();
-            if self.config.lock().state.is_idle() {
-                debug.take()
-            } else {
-                if debug.is_none() {
-                    *debug = DebugDir::new(self.devices.debug(), disk).ok();
-                }
-                None
-            }
-        };
-        drop(gone);
+        // What goes is gone before the lock is free for another of the same name.
+        let mut debug = self.debug.lock();
+        if self.config.lock().state.is_idle() {
+            *debug = None;
+        } else if debug.is_none() {
+            *debug = DebugDir::new(self.devices.debug(), disk).ok();
+        }
     }
 }
 
@@ -618,7 +618,7 @@ impl WorkItem for Device {
 
     /// Removes the device.
     fn run(this: Arc<Self>) {
-        drop(this.debug.lock().take());
+        *this.debug.lock() = None;
         this.devices.remove(this.index);
     }
 }

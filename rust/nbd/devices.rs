@@ -98,8 +98,9 @@ impl Devices {
         }
     }
 
-    /// Takes the first idle device for a session of `setup`, or a new one if there is none.
-    /// `Device::run` must follow. Sleeps. Fails with `ENOSPC` if there are no minors left.
+    /// Takes the first idle device for a session of `setup`, one that nobody has open if possible,
+    /// for whoever opens it may be about to set it up; or a new one if there is none.
+    /// `Device::make_session` must follow. Sleeps. Fails with `ENOSPC` if there are no minors left.
     pub(crate) fn begin_any(
         self: &Arc<Self>,
         mut setup: Setup,
@@ -107,11 +108,15 @@ impl Devices {
     ) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
         let mut table = self.table.lock();
         let mut free = 0;
-        for (index, disk) in table.iter() {
-            setup = match disk.data().begin(setup) {
-                Ok(begun) => return Ok((ARef::from(&**disk), begun)),
-                Err((_, setup)) => setup,
-            };
+        for open in [false, true] {
+            for disk in table.values().filter(|disk| disk.data().is_open() == open) {
+                setup = match disk.data().begin(setup) {
+                    Ok(begun) => return Ok((ARef::from(&**disk), begun)),
+                    Err((_, setup)) => setup,
+                };
+            }
+        }
+        for index in table.keys() {
             if *index == free {
                 free += 1;
             }

@@ -266,7 +266,7 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
     } = begun;
     drop(stale);
     disk.data()
-        .run(&disk, setup, before, Origin::Netlink { backend })?;
+        .make_session(&disk, setup, before, Origin::Netlink { backend })?;
 
     // The session runs, whether or not the sender hears of it.
     let _ = Message::reply(info, CONNECT, attr_size(4)).and_then(|reply| {
