@@ -7,6 +7,8 @@
 
 #include <linux/compiler_types.h>
 
+#include "../bindings/bindings_helper.h"
+
 #define __rust_helper
 
 #include "blk.c"

@@ -12,9 +12,11 @@ pub(crate) mod module_param;
 pub(crate) mod net;
 pub(crate) mod ratelimit;
 pub(crate) mod task;
+pub(crate) mod trace;
+pub(crate) mod tracepoint;
 pub(crate) mod workqueue;
 
-/// Prototypes of the C helpers under `rust/helpers`.
+/// Prototypes of the C helpers under `rust/helpers`, and what else the kernel's bindings lack.
 #[allow(
     clippy::all,
     dead_code,

@@ -148,11 +148,7 @@ pub(crate) fn encode_request<T: Operations>(rq: &StartedRequest<T>) -> [u8; REQU
     } else {
         (rq.sector() << SECTOR_SHIFT, rq.bytes())
     };
-    let cookie = Cookie {
-        tag: rq.unique_tag(),
-        attempt: rq.cookie(),
-    };
-    encode(kind, cookie.into_wire(), from, len)
+    encode(kind, Cookie::of(rq).into_wire(), from, len)
 }
 
 /// Length of a request on the wire, with its payload, in bytes.
@@ -173,7 +169,15 @@ pub(crate) struct Cookie {
 }
 
 impl Cookie {
-    fn into_wire(self) -> u64 {
+    /// The cookie of a published request.
+    pub(crate) fn of<T: Operations>(rq: &StartedRequest<T>) -> Self {
+        Self {
+            tag: rq.unique_tag(),
+            attempt: rq.cookie(),
+        }
+    }
+
+    pub(crate) fn into_wire(self) -> u64 {
         u64::from(self.attempt) << 32 | u64::from(self.tag)
     }
 

@@ -10,7 +10,8 @@ use crate::{
             BlkStatus, //
         },
         bvec::{BvecBuf, BvecDest},
-        net::socket::Wait, //
+        net::socket::Wait,
+        trace, //
     },
     link::Link,
     protocol::{Reply, REPLY_LEN},
@@ -98,10 +99,11 @@ impl Receiver {
         let Some(mut claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
-        match reply.result {
+        trace::nbd_header_received(&claim, || cookie.into_wire());
+        let status = match reply.result {
             // The block layer takes a flush that is not supported for one that is done.
-            Err(BlkStatus::NOTSUPP) if claim.op() == Op::Flush => claim.end(BlkStatus::IOERR),
-            Err(status) => claim.end(status),
+            Err(BlkStatus::NOTSUPP) if claim.op() == Op::Flush => BlkStatus::IOERR,
+            Err(status) => status,
             Ok(()) => {
                 if claim.op() == Op::Read {
                     if let Err(error) = self.payload(link, &mut claim) {
@@ -109,9 +111,11 @@ impl Receiver {
                         return Err(error);
                     }
                 }
-                claim.end(BlkStatus::OK);
+                BlkStatus::OK
             }
-        }
+        };
+        trace::nbd_payload_received(&claim, || cookie.into_wire());
+        claim.end(status);
         Ok(())
     }
 

@@ -4,12 +4,13 @@
 
 use crate::{
     kernel::{
-        block::mq::{Op, RequestList},
+        block::mq::{Op, RequestList, StartedRequest},
         bvec::BvecBuf,
-        net::socket::Wait, //
+        net::socket::Wait,
+        trace, //
     },
     link::Link,
-    protocol::{encode_disconnect, encode_request, wire_len, REQUEST_LEN},
+    protocol::{encode_disconnect, encode_request, wire_len, Cookie, REQUEST_LEN},
     queue::Queue,
 };
 use kernel::{prelude::*, sync::Arc};
@@ -36,6 +37,9 @@ pub(crate) struct Sender {
     batch: RequestList<Queue>,
     /// Bytes of the batch's first request that are sent.
     sent: usize,
+    /// The headers of the batch's first requests, as they were given to tracers, who may change
+    /// them: made once, however often a send must be continued.
+    headers: KVec<[u8; REQUEST_LEN]>,
     vecs: BvecBuf,
 }
 
@@ -45,6 +49,7 @@ impl Sender {
             link,
             batch: RequestList::new(),
             sent: 0,
+            headers: KVec::with_capacity(MAX_HEADERS, GFP_KERNEL)?,
             vecs: BvecBuf::new(MAX_PIECES, MAX_HEADERS * REQUEST_LEN)?,
         })
     }
@@ -65,6 +70,7 @@ impl Sender {
     pub(crate) fn load(&mut self, batch: RequestList<Queue>) {
         self.batch = batch;
         self.sent = 0;
+        self.headers.clear();
     }
 
     /// Sends what was loaded. Several requests go out in one call of the socket, each with its
@@ -75,8 +81,10 @@ impl Sender {
         while !self.batch.is_empty() {
             let mut source = self.vecs.source();
             let mut skip = self.sent;
-            for rq in self.batch.iter() {
-                let header = encode_request(rq);
+            for (index, rq) in self.batch.iter().enumerate() {
+                let Some(header) = Self::header(&mut self.headers, index, rq) else {
+                    break;
+                };
                 let rest = header.get(skip..).unwrap_or(&[]);
                 if !rest.is_empty() && !source.push_copy(rest) {
                     break;
@@ -112,19 +120,46 @@ impl Sender {
         socket.shutdown_send();
     }
 
+    /// The header of the batch's request number `index`, which is the first that is not in
+    /// `headers` or one that is. `None` when there is no room.
+    fn header<'a>(
+        headers: &'a mut KVec<[u8; REQUEST_LEN]>,
+        index: usize,
+        rq: &StartedRequest<Queue>,
+    ) -> Option<&'a [u8; REQUEST_LEN]> {
+        if index == headers.len() && index < headers.capacity() {
+            let mut header = encode_request(rq);
+            trace::nbd_send_request(&mut header, || rq.disk().data().index(), rq);
+            headers.push_within_capacity(header).ok()?;
+        }
+        headers.get(index)
+    }
+
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
     fn advance(&mut self, bytes: usize) {
+        let mut before = self.sent;
         self.sent += bytes;
         let mut whole = 0;
-        while let Some(len) = self.batch.front().map(wire_len) {
+        while let Some(rq) = self.batch.front() {
+            if before < REQUEST_LEN && self.sent >= REQUEST_LEN {
+                trace::nbd_header_sent(rq, || Cookie::of(rq).into_wire());
+            }
+            let len = wire_len(rq);
             if self.sent < len {
                 break;
             }
+            trace::nbd_payload_sent(rq, || Cookie::of(rq).into_wire());
             self.sent -= len;
+            before = 0;
             self.batch.pop_front();
             whole += 1;
         }
         self.link.traffic().add_sent(bytes);
         self.link.traffic().add_requests(whole);
+        let mut number = 0;
+        self.headers.retain(|_| {
+            number += 1;
+            number > whole
+        });
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
-use super::Operations;
+use super::{gen_disk::GenDisk, Operations};
 use crate::kernel::{bindings as helpers, block::BlkStatus};
 use core::{
     marker::PhantomData,
@@ -112,7 +112,7 @@ impl<T: Operations> Request<T> {
         unsafe { &*rq.cast() }
     }
 
-    fn as_raw(&self) -> *mut bindings::request {
+    pub(in crate::kernel) fn as_raw(&self) -> *mut bindings::request {
         self.0.get()
     }
 
@@ -255,6 +255,13 @@ impl<T: Operations> Deref for StartedRequest<T> {
 }
 
 impl<T: Operations> StartedRequest<T> {
+    /// The disk that the request is for.
+    pub(crate) fn disk(&self) -> &GenDisk<T::Disk> {
+        // SAFETY: The request is valid, and was made by the queue of a disk of `T`, which stays for
+        // as long as a request is in flight.
+        unsafe { GenDisk::from_raw((*(*self.0.as_ptr()).q).disk) }
+    }
+
     /// The operation asked for.
     pub(crate) fn op(&self) -> Op {
         // SAFETY: The request is valid and `cmd_flags` is constant while it is started.

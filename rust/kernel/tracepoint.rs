@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tracepoints that C defines.
+//!
+//! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
+
+/// Calls a tracepoint that a C file has defined with `CREATE_RUST_TRACE_POINTS`. While the
+/// tracepoint is off, this is one static branch: the arguments are not evaluated.
+///
+/// The kernel crate's `declare_trace!` takes the tracepoint from that crate's own bindings, and
+/// evaluates the arguments first.
+///
+/// # Safety
+///
+/// The arguments must be what the tracepoint's C code requires.
+macro_rules! do_trace {
+    ($name:ident($($arg:expr),* $(,)?)) => {
+        ::kernel::macros::paste! {{
+            #[cfg(CONFIG_TRACEPOINTS)]
+            if ::kernel::jump_label::static_branch_unlikely!(
+                $crate::kernel::bindings::[<__tracepoint_ $name>],
+                ::kernel::bindings::tracepoint,
+                key
+            ) {
+                $crate::kernel::bindings::[<rust_do_trace_ $name>]($($arg),*);
+            }
+
+            // Without tracepoints, keep the arguments from being unused.
+            #[cfg(not(CONFIG_TRACEPOINTS))]
+            if false {
+                $( let _unused = $arg; )*
+            }
+        }}
+    };
+}
+
+pub(crate) use do_trace;
