@@ -128,7 +128,7 @@ impl DiskBuilder<'_> {
                     queue_depth,
                     numa_node: bindings::NUMA_NO_NODE,
                     cmd_size: mem::size_of::<Pdu<T::Queue>>() as u32,
-                    flags: bindings::BLK_MQ_F_BLOCKING,
+                    flags: bindings::BLK_MQ_F_BLOCKING | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
                     ..pin_init::zeroed()
                 }),
                 data,
