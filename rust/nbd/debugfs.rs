@@ -53,7 +53,7 @@ fn timeout(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn blocksize_bits(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(f, "{}", disk.data().params().block_size().ilog2())
+    writeln!(f, "{}", disk.data().params().block_size().trailing_zeros())
 }
 
 fn flags(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -292,14 +292,20 @@ impl Device {
         }
     }
 
-    /// Changes the parameters.
+    /// Changes the parameters as an ioctl asks for.
     pub(crate) fn update(
         &self,
         disk: &Disk,
         what: &str,
         f: impl FnOnce(Params) -> Result<Params>,
     ) -> Result {
-        let updated = self.config.lock().state.update(f);
+        let updated = {
+            let mut config = self.config.lock();
+            match config.state.session() {
+                Ok(Some(session)) if session.is_of_netlink() => Err(Refusal::OfNetlink),
+                _ => config.state.update(f),
+            }
+        };
         match updated {
             Ok(None) => Ok(()),
             Ok(Some(session)) => session.refresh(),
@@ -377,6 +383,7 @@ impl Device {
                     config.state.started(params, session.clone());
                     *self.session.lock() = Some(session.clone());
                 }
+                self.settled.notify_all();
                 session
                     .publish()
                     .map(|()| session.clone())
@@ -469,18 +476,21 @@ impl Device {
 
     /// Ends the session, if there is one, and waits for a short while until others have closed the
     /// device, so that it is free. Sleeps, for little more than two seconds.
-    pub(crate) fn disconnect(&self, what: &str, disk: &Disk) -> Result {
+    pub(crate) fn disconnect(&self, disk: &Disk, what: &str) -> Result {
+        // One that is starting, or being cleaned, is not so for long.
+        self.wait_while(State::is_starting);
         if let Some(session) = self.running(disk, what)? {
             session.disconnect();
         }
-        self.wait_until_settled();
+        self.wait_while(State::is_held);
         Ok(())
     }
 
-    fn wait_until_settled(&self) {
+    /// Waits for a short while until the state is not so any more. Sleeps.
+    fn wait_while(&self, is_so: impl Fn(&State) -> bool) {
         let mut left = msecs_to_jiffies(PATIENCE_MS);
         let mut config = self.config.lock();
-        while config.state.is_stopped() {
+        while is_so(&config.state) {
             match self.settled.wait_interruptible_timeout(&mut config, left) {
                 CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
                 CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => break,

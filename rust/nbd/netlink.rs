@@ -309,7 +309,7 @@ fn begin_at(
 
 fn disconnect(devices: &Devices, info: &Info<'_>) -> Result {
     let disk = device(devices, info)?;
-    disk.data().disconnect("NBD_CMD_DISCONNECT", &disk)?;
+    disk.data().disconnect(&disk, "NBD_CMD_DISCONNECT")?;
     if disk.data().is_leaving() {
         drop(disk);
         devices.settle();

@@ -70,14 +70,14 @@ impl<O, S: Endpoint> Setup<O, S> {
         self.params
     }
 
-    /// Takes out the socket added last, to make a connection of it.
+    /// Takes out the socket that was added first, to make a connection of it.
     pub(crate) fn pop_socket(&mut self) -> Option<S> {
-        self.sockets.pop()
+        self.sockets.remove(0).ok()
     }
 
     /// Drops the setup, but leaves the sockets open for whoever has them.
     pub(crate) fn forget(mut self) {
-        while self.pop_socket().is_some() {}
+        self.sockets.clear();
     }
 
     pub(crate) fn socket_count(&self) -> usize {
@@ -150,6 +150,8 @@ pub(crate) enum Refusal {
     Leaving,
     /// No session that netlink has made is running.
     NotConnected,
+    /// A netlink message made the session that runs.
+    OfNetlink,
     /// The session is for another backend.
     OtherBackend,
     /// No connection is open.
@@ -159,7 +161,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn errno(&self) -> Error {
         match self {
-            Self::NoSocket | Self::NotConnected | Self::OtherBackend => EINVAL,
+            Self::NoSocket | Self::NotConnected | Self::OfNetlink | Self::OtherBackend => EINVAL,
             Self::TooManySockets => ENOSPC,
             Self::NoMemory => ENOMEM,
             Self::BadParameter(error) => *error,
@@ -203,6 +205,9 @@ impl fmt::Display for Refusal {
             }
             Self::Leaving => f.write_str("the device is being removed; close it, then connect"),
             Self::NotConnected => f.write_str("no session made by netlink runs; connect first"),
+            Self::OfNetlink => {
+                f.write_str("netlink connected the device; use NBD_CMD_RECONFIGURE or disconnect")
+            }
             Self::OtherBackend => {
                 f.write_str("the backend identifier is not the session's; give that")
             }
@@ -416,9 +421,14 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         LastClose::Nothing
     }
 
-    /// Whether a session has ended, and others still have the device open.
-    pub(crate) fn is_stopped(&self) -> bool {
-        matches!(self, Self::Stopped(_) | Self::Starting)
+    /// Whether the device is with somebody who will not have it for long.
+    pub(crate) fn is_starting(&self) -> bool {
+        matches!(self, Self::Starting)
+    }
+
+    /// Whether the device is left from an ended session: cleaned, or held by others.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self, Self::Starting | Self::Stopped(_))
     }
 
     /// Whether the device is being removed.
