@@ -80,6 +80,11 @@ rust_helper_queue_limits_start_update(struct request_queue *q)
 	return queue_limits_start_update(q);
 }
 
+__rust_helper void rust_helper_queue_limits_cancel_update(struct request_queue *q)
+{
+	queue_limits_cancel_update(q);
+}
+
 __rust_helper int rust_helper_blk_validate_block_size(unsigned long bsize)
 {
 	return blk_validate_block_size(bsize);

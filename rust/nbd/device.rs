@@ -22,7 +22,10 @@ use crate::{
     debugfs::DebugDir,
     devices::Devices,
     kernel::{
-        block::mq::{DiskBuilder, DiskOperations, GenDisk, RegisteredDisk},
+        block::{
+            mq::{DiskBuilder, DiskOperations, GenDisk, RegisteredDisk},
+            MAX_TIMEOUT, //
+        },
         net::socket::Socket,
         ratelimit::RateLimit,
         task::Process,
@@ -112,7 +115,7 @@ struct Config {
 }
 
 /// A device.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct Device {
     index: u32,
     #[pin]
@@ -151,7 +154,8 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// `params` with what changes.
+    /// `params` with what changes. Times that are longer than the kernel can count mean as long as
+    /// it can.
     pub(crate) fn apply(&self, mut params: Params) -> Result<Params> {
         let fit = |n: u64| usize::try_from(n).map_err(|_| EINVAL);
         if let Some(bytes) = self.block_size {
@@ -161,10 +165,10 @@ impl Changes {
             params = params.with_size(bytes)?;
         }
         if let Some(seconds) = self.timeout {
-            params = params.with_timeout(fit(seconds)?)?;
+            params = params.with_timeout(fit(seconds.min(MAX_TIMEOUT.into()))?)?;
         }
         if let Some(seconds) = self.dead_conn_timeout {
-            params = params.with_dead_conn_timeout(seconds)?;
+            params = params.with_dead_conn_timeout(seconds);
         }
         if let Some(client) = self.client {
             params = params.with_client(client);
@@ -181,6 +185,7 @@ impl Device {
         minors: Minors,
         hw_queues: u32,
     ) -> Result<RegisteredDisk<DiskOps>> {
+        devices.expect();
         let device = Arc::pin_init(
             pin_init!(Self {
                 index,
@@ -198,7 +203,8 @@ impl Device {
                 remove_work <- new_work!("nbd_remove"),
             }),
             GFP_KERNEL,
-        )?;
+        )
+        .inspect_err(|_| devices.forget())?;
         DiskBuilder {
             name: fmt!("nbd{index}"),
             major: MAJOR,
@@ -308,14 +314,15 @@ impl Device {
         };
         match updated {
             Ok(None) => Ok(()),
-            Ok(Some(session)) => session.refresh(),
+            Ok(Some(session)) => Self::refreshed(session.refresh())
+                .map_err(|refusal| self.refuse(disk, what, &refusal)),
             Err(refusal) => Err(self.refuse(disk, what, &refusal)),
         }
     }
 
     /// The parameters of the running session.
     pub(crate) fn running_params(&self) -> Option<Params> {
-        self.config.lock().state.running_params()
+        self.config.lock().state.running().map(|(_, params)| params)
     }
 
     /// Makes a session of the setup that ioctls have made, and starts it.
@@ -376,37 +383,34 @@ impl Device {
         origin: Origin,
     ) -> Result<Arc<Session>> {
         let params = setup.params();
-        let started = match Session::new(disk, setup, origin) {
-            Ok(session) => {
-                {
-                    let mut config = self.config.lock();
-                    config.state.started(params, session.clone());
-                    *self.session.lock() = Some(session.clone());
-                }
-                self.settled.notify_all();
-                session
-                    .publish()
-                    .map(|()| session.clone())
-                    .inspect_err(|_| {
-                        session.stop(Reason::Requested);
-                        // Nobody can have used it.
-                        self.retire(disk, u32::MAX);
-                    })
+        let started = Session::new(disk, setup, origin).and_then(|session| {
+            // Nobody can end the session before its files are complete.
+            *self.session.lock() = Some(session.clone());
+            session.publish().inspect_err(|_| {
+                session.stop(Reason::Requested);
+            })?;
+            Ok(session)
+        });
+        if started.is_err() {
+            Self::clean(disk);
+        }
+        {
+            let mut config = self.config.lock();
+            let openers = config.openers;
+            match &started {
+                Ok(session) => config.state.started(params, session.clone()),
+                Err(_) => config.state.failed(before, openers),
             }
-            Err(error) => {
-                Self::clean(disk);
-                self.config.lock().state.idle(before);
-                self.settled.notify_all();
-                Err(error)
-            }
-        };
+        }
         match started {
             Ok(session) => {
+                self.settled.notify_all();
                 session.launch();
                 self.show_debug(disk);
                 Ok(session)
             }
             Err(error) => {
+                self.settled.notify_all();
                 self.show_debug(disk);
                 if self.may_log() {
                     dev_err!(
@@ -427,8 +431,13 @@ impl Device {
         backend: Option<&[u8]>,
         mut changes: Changes,
     ) -> Result<(), Refusal> {
-        let session = self.config.lock().state.session()?;
-        let session = session.ok_or(Refusal::NotConnected)?;
+        self.wait_if_starting();
+        let (session, params) = self
+            .config
+            .lock()
+            .state
+            .running()
+            .ok_or(Refusal::NotConnected)?;
         if !session.is_of_netlink() {
             return Err(Refusal::NotConnected);
         }
@@ -437,9 +446,6 @@ impl Device {
                 return Err(Refusal::OtherBackend);
             }
         }
-        let Some(params) = self.running_params() else {
-            return Err(Refusal::NotConnected);
-        };
         let new = changes.apply(params).map_err(Refusal::BadParameter)?;
         // New connections first: they are what waiting requests need to finish.
         let sockets = core::mem::take(&mut changes.sockets);
@@ -462,28 +468,49 @@ impl Device {
         if new.block_size() != params.block_size() && !session.is_live() {
             return Err(Refusal::Dead);
         }
-        if self
+        {
+            let mut config = self.config.lock();
+            match config.state.running() {
+                Some((running, _)) if Arc::ptr_eq(&running, &session) => {
+                    config.state.update(|params| changes.apply(params))?
+                }
+                _ => return Err(Refusal::NotConnected),
+            };
+        }
+        Self::refreshed(session.refresh())
+    }
+
+    fn refreshed(result: Result) -> Result<(), Refusal> {
+        result.map_err(|error| match error {
+            EBUSY => Refusal::InFlight,
+            error => Refusal::BadParameter(error),
+        })
+    }
+
+    /// Puts back the block size of a running session: the disk could not have another.
+    pub(crate) fn revert_block_size(&self, block_size: u32) {
+        // The old one is valid.
+        let _ = self
             .config
             .lock()
             .state
-            .update(|params| changes.apply(params))?
-            .is_some()
-        {
-            session.refresh().map_err(Refusal::BadParameter)?;
-        }
-        Ok(())
+            .update(|params| params.with_block_size(block_size as usize));
     }
 
     /// Ends the session, if there is one, and waits for a short while until others have closed the
     /// device, so that it is free. Sleeps, for little more than two seconds.
     pub(crate) fn disconnect(&self, disk: &Disk, what: &str) -> Result {
-        // One that is starting, or being cleaned, is not so for long.
-        self.wait_while(State::is_starting);
+        self.wait_if_starting();
         if let Some(session) = self.running(disk, what)? {
             session.disconnect();
         }
         self.wait_while(State::is_held);
         Ok(())
+    }
+
+    /// Waits for a short while if somebody starts or cleans the device. Sleeps.
+    pub(crate) fn wait_if_starting(&self) {
+        self.wait_while(State::is_starting);
     }
 
     /// Waits for a short while until the state is not so any more. Sleeps.
@@ -511,6 +538,11 @@ impl Device {
     /// The session of the configuration, which is there from its start to its end.
     pub(crate) fn configured(&self) -> Option<Arc<Session>> {
         self.config.lock().state.session().ok().flatten()
+    }
+
+    /// The session that has files in sysfs.
+    pub(crate) fn shown(&self) -> Option<Arc<Session>> {
+        self.session().or_else(|| self.configured())
     }
 
     /// Writes the state for people to read.
@@ -602,24 +634,33 @@ impl Device {
             let openers = config.openers;
             config.state.retired(params, openers)
         };
-        self.settled.notify_all();
-        disk.notify_change();
         self.show_debug(disk);
         if leaves {
             // It cannot be queued already: a device begins to leave once.
             let _ = self.workers().enqueue(Arc::from(disk.data()));
+        } else {
+            disk.notify_change();
         }
+        // Whoever sees a device leave may wait for the worker.
+        self.settled.notify_all();
     }
 
     /// Has a debugfs directory while there is something to say about the device. Sleeps.
     fn show_debug(&self, disk: &Disk) {
         // What goes is gone before the lock is free for another of the same name.
         let mut debug = self.debug.lock();
-        if self.config.lock().state.is_idle() {
+        if self.config.lock().state.is_unused() {
             *debug = None;
         } else if debug.is_none() {
             *debug = DebugDir::new(self.devices.debug(), disk).ok();
         }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Device {
+    fn drop(self: Pin<&mut Self>) {
+        self.devices.forget();
     }
 }
 
@@ -628,7 +669,6 @@ impl WorkItem for Device {
 
     /// Removes the device.
     fn run(this: Arc<Self>) {
-        *this.debug.lock() = None;
         this.devices.remove(this.index);
     }
 }
@@ -643,17 +683,11 @@ impl DiskOperations for DiskOps {
 
     fn open(disk: &Disk) -> Result {
         let device = disk.data();
-        let first = {
-            let mut config = device.config.lock();
-            if config.state.is_leaving() {
-                return Err(ENXIO);
-            }
-            config.openers += 1;
-            config.openers == 1
-        };
-        if first && crate::partitions() {
-            disk.need_partition_scan();
+        let mut config = device.config.lock();
+        if config.state.is_leaving() {
+            return Err(ENXIO);
         }
+        config.openers += 1;
         Ok(())
     }
 

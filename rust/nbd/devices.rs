@@ -14,10 +14,12 @@ use crate::{
 };
 use kernel::{
     debugfs::Dir,
+    new_condvar,
     new_mutex,
+    new_spinlock,
     prelude::*,
     rbtree::{RBTree, RBTreeNode},
-    sync::{aref::ARef, Arc, Mutex}, //
+    sync::{aref::ARef, Arc, CondVar, Mutex, SpinLock}, //
 };
 
 /// The devices by their index.
@@ -29,6 +31,11 @@ pub(crate) struct Devices {
     debug: Dir,
     #[pin]
     table: Mutex<RBTree<u32, RegisteredDisk<DiskOps>>>,
+    /// Devices that are not freed yet, in the table or not.
+    #[pin]
+    alive: SpinLock<u32>,
+    #[pin]
+    all_gone: CondVar,
 }
 
 impl Devices {
@@ -41,6 +48,8 @@ impl Devices {
                 workers,
                 debug: Dir::new(c"nbd"),
                 table <- new_mutex!(RBTree::new()),
+                alive <- new_spinlock!(0),
+                all_gone <- new_condvar!(),
             }),
             GFP_KERNEL,
         )
@@ -142,18 +151,15 @@ impl Devices {
         }
     }
 
-    /// Calls `f` for each device, in order of their indices, until it fails. Sleeps.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&Disk) -> Result) -> Result {
+    /// Calls `f` with all devices, in order of their indices, and their number. Sleeps.
+    pub(crate) fn with_all<R>(
+        &self,
+        f: impl FnOnce(usize, &mut dyn Iterator<Item = &Disk>) -> R,
+    ) -> R {
         let table = self.table.lock();
-        for disk in table.values() {
-            f(disk)?;
-        }
-        Ok(())
-    }
-
-    /// How many devices there are. Sleeps.
-    pub(crate) fn count(&self) -> usize {
-        self.table.lock().values().count()
+        let count = table.keys().count();
+        let mut disks = table.values().map(|disk| &**disk);
+        f(count, &mut disks)
     }
 
     /// Removes a device that is not used any more. Sleeps.
@@ -172,5 +178,22 @@ impl Devices {
         self.settle();
         let table = core::mem::replace(&mut *self.table.lock(), RBTree::new());
         drop(table);
+        // The kernel may hold a disk for a moment longer, and calls the driver when it lets go.
+        let mut alive = self.alive.lock();
+        while *alive > 0 {
+            self.all_gone.wait(&mut alive);
+        }
+    }
+
+    /// One more device is about to be made.
+    pub(crate) fn expect(&self) {
+        *self.alive.lock() += 1;
+    }
+
+    /// A device is no more.
+    pub(crate) fn forget(&self) {
+        let mut alive = self.alive.lock();
+        *alive = alive.saturating_sub(1);
+        self.all_gone.notify_all();
     }
 }

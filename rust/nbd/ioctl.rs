@@ -36,6 +36,9 @@ pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
         return Err(EINVAL);
     }
     let device = disk.data();
+    if cmd != DO_IT {
+        device.wait_if_starting();
+    }
     match cmd {
         SET_SOCK => {
             let fd = i32::try_from(arg).map_err(|_| EINVAL)?;

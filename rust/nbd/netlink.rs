@@ -325,23 +325,28 @@ fn reconfigure(devices: &Devices, info: &Info<'_>) -> Result {
 }
 
 fn status(devices: &Devices, info: &Info<'_>) -> Result {
-    let index = info.attr(INDEX).map(|attr| attr.u32()).transpose()?;
-    let count = match index {
-        Some(_) => 1,
-        None => devices.count(),
-    };
+    match info.attr(INDEX).map(|attr| attr.u32()).transpose()? {
+        None => devices.with_all(|count, disks| list(info, count, disks)),
+        Some(index) => match devices.find(index) {
+            Some(disk) => list(info, 1, &mut [&*disk].into_iter()),
+            None => list(info, 0, &mut [].into_iter()),
+        },
+    }
+}
+
+/// Replies with what `count` devices do.
+fn list(info: &Info<'_>, count: usize, disks: &mut dyn Iterator<Item = &Disk>) -> Result {
     let item = attr_size(attr_size(4) + attr_size(1));
     let reply = Message::reply(info, STATUS, attr_size(count * item))?;
-    let put = |disk: &Disk| {
-        reply.nest(DEVICE_ITEM, |reply| {
-            reply.put_u32(DEVICE_INDEX, disk.data().index())?;
-            reply.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())
-        })
-    };
     reply
-        .nest(DEVICE_LIST, |_| match index {
-            Some(index) => devices.find(index).map_or(Ok(()), |disk| put(&disk)),
-            None => devices.for_each(put),
+        .nest(DEVICE_LIST, |reply| {
+            for disk in disks {
+                reply.nest(DEVICE_ITEM, |reply| {
+                    reply.put_u32(DEVICE_INDEX, disk.data().index())?;
+                    reply.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())
+                })?;
+            }
+            Ok(())
         })
         .inspect_err(|_| {
             info.refuse(None, fmt!("too many devices for one message: ask for one"));

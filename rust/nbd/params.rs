@@ -11,13 +11,16 @@ use crate::{
     },
     protocol::{ClientFlags, Flags},
 };
-use kernel::prelude::*;
+use kernel::{prelude::*, time::msecs_to_jiffies};
 
 /// The block size unless told otherwise, in bytes.
 const DEFAULT_BLOCK_SIZE: u32 = 1024;
 
 /// The block layer's timeout for a device that never disconnects: how often it warns, in seconds.
 const WARN_INTERVAL: u32 = 30;
+
+/// How long new limits wait for the requests in flight, in milliseconds.
+const FREEZE_MS: u32 = 1000;
 
 /// The longest discard and write of zeroes, in bytes.
 const MAX_RANGE: u32 = u32::MAX;
@@ -109,13 +112,10 @@ impl Params {
     }
 
     /// `seconds` as `NBD_ATTR_DEAD_CONN_TIMEOUT` gives them.
-    pub(crate) fn with_dead_conn_timeout(self, seconds: u64) -> Result<Self> {
-        match u32::try_from(seconds) {
-            Ok(dead_conn_timeout) if dead_conn_timeout <= MAX_TIMEOUT => Ok(Self {
-                dead_conn_timeout,
-                ..self
-            }),
-            _ => Err(EINVAL),
+    pub(crate) fn with_dead_conn_timeout(self, seconds: u64) -> Self {
+        Self {
+            dead_conn_timeout: u32::try_from(seconds).unwrap_or(u32::MAX),
+            ..self
         }
     }
 
@@ -138,11 +138,12 @@ impl Params {
         self.apply_limits(disk)
     }
 
-    /// Gives the disk its limits. Sleeps until no request is in flight.
+    /// Gives the disk its limits. Sleeps until no request is in flight, for a second at most;
+    /// then it fails with `EBUSY`.
     pub(crate) fn apply_limits<T: DiskOperations>(&self, disk: &GenDisk<T>) -> Result {
         let flags = self.flags;
         let range = |on| if on { MAX_RANGE } else { 0 };
-        disk.update_limits(|limits| {
+        disk.update_limits(msecs_to_jiffies(FREEZE_MS), |limits| {
             limits
                 .block_size(self.block_size)
                 .write_cache(flags.flush(), flags.fua())

@@ -263,10 +263,6 @@ impl Session {
 
     /// Starts serving requests, after the session was made known to the device.
     pub(crate) fn launch(&self) {
-        let mut applied = self.applied.lock();
-        if let Some(params) = self.disk.data().running_params() {
-            *applied = params;
-        }
         {
             // Whoever ends the session waits for the receivers that were started under the lock.
             let life = self.life.lock();
@@ -279,7 +275,17 @@ impl Session {
                 }
             }
         }
-        applied.apply_size(&self.disk);
+        {
+            let mut applied = self.applied.lock();
+            if self.is_ended() {
+                return;
+            }
+            // What was changed since the session was made.
+            if self.apply(&mut applied).is_err() {
+                dev_warn!(self.disk.device(), "could not change the block size\n");
+            }
+            applied.apply_size(&self.disk);
+        }
         dev_info!(
             self.disk.device(),
             "session started by task {} with {} connection(s)\n",
@@ -613,26 +619,46 @@ impl Session {
 
     /// Gives the disk the parameters that were changed while the session runs. Sleeps; for another
     /// block size, until no request is in flight.
+    ///
+    /// Fails with `EBUSY` if that takes longer than a second; the block size is then as before.
     pub(crate) fn refresh(&self) -> Result {
         let mut applied = self.applied.lock();
-        let Some(new) = self.disk.data().running_params() else {
+        if self.is_ended() {
+            return Ok(());
+        }
+        let old = *applied;
+        let result = self.apply(&mut applied);
+        if old.size() != applied.size() {
+            applied.apply_size(&self.disk);
+        }
+        result
+    }
+
+    /// Gives the disk all parameters but the size.
+    fn apply(&self, applied: &mut Params) -> Result {
+        let device = self.disk.data();
+        let Some(new) = device.running_params() else {
             return Ok(());
         };
-        let old = core::mem::replace(&mut *applied, new);
+        let old = core::mem::replace(applied, new);
         self.timeout.store(new.timeout(), Relaxed);
-        self.dead_conn_timeout
-            .store(new.dead_conn_timeout(), Relaxed);
-        if old.dead_conn_timeout() != new.dead_conn_timeout() {
-            self.changed.notify_all();
-        }
         if old.timeout() != new.timeout() {
             new.apply_timeout(&self.disk);
         }
-        if old.block_size() != new.block_size() {
-            new.apply_limits(&self.disk)?;
+        if old.dead_conn_timeout() != new.dead_conn_timeout() {
+            // Whoever waits looks at it under the lock.
+            let _life = self.life.lock();
+            self.dead_conn_timeout
+                .store(new.dead_conn_timeout(), Relaxed);
+            self.changed.notify_all();
         }
-        if old.size() != new.size() && !self.is_ended() {
-            new.apply_size(&self.disk);
+        if old.block_size() != new.block_size() {
+            new.apply_limits(&self.disk).inspect_err(|_| {
+                device.revert_block_size(old.block_size());
+                if let Ok(reverted) = new.with_block_size(old.block_size() as usize) {
+                    *applied = reverted;
+                }
+            })?;
         }
         Ok(())
     }

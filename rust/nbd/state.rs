@@ -156,6 +156,8 @@ pub(crate) enum Refusal {
     OtherBackend,
     /// No connection is open.
     Dead,
+    /// Requests are in flight for too long.
+    InFlight,
 }
 
 impl Refusal {
@@ -170,7 +172,8 @@ impl Refusal {
             | Self::Running
             | Self::PreviousSession { .. }
             | Self::Leaving
-            | Self::Dead => EBUSY,
+            | Self::Dead
+            | Self::InFlight => EBUSY,
         }
     }
 }
@@ -211,6 +214,7 @@ impl fmt::Display for Refusal {
             Self::OtherBackend => {
                 f.write_str("the backend identifier is not the session's; give that")
             }
+            Self::InFlight => f.write_str("requests wait for the server; try again later"),
             Self::Dead => f.write_str("no connection is open; give sockets first"),
         }
     }
@@ -330,10 +334,10 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         self.session()
     }
 
-    /// The parameters of the running session.
-    pub(crate) fn running_params(&self) -> Option<Params> {
+    /// The running session and its parameters.
+    pub(crate) fn running(&self) -> Option<(R, Params)> {
         match self {
-            Self::Running { params, .. } => Some(*params),
+            Self::Running { params, session } => Some((session.clone(), *params)),
             _ => None,
         }
     }
@@ -360,9 +364,12 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         *self = Self::Running { params, session };
     }
 
-    /// The session that [`Self::start`] was for could not be made.
-    pub(crate) fn idle(&mut self, params: Params) {
-        *self = Self::Idle(params);
+    /// The session that [`Self::start`] or [`Self::begin`] was for could not be made.
+    pub(crate) fn failed(&mut self, before: Params, openers: u32) {
+        *self = Self::Idle(match openers {
+            0 => Params::default(),
+            _ => before,
+        });
     }
 
     /// The running session has ended. Returns it.
@@ -437,8 +444,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     }
 
     /// Whether nothing is configured.
-    pub(crate) fn is_idle(&self) -> bool {
-        matches!(self, Self::Idle(_))
+    pub(crate) fn is_unused(&self) -> bool {
+        matches!(self, Self::Idle(_) | Self::Leaving)
     }
 
     /// The parameters; the defaults while they are with whoever starts or removes the device.

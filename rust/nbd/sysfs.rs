@@ -15,7 +15,8 @@ impl Attribute<DiskOps> for Pid {
     const NAME: &'static CStr = c"pid";
 
     fn show(disk: &Disk, to: &mut dyn fmt::Write) -> fmt::Result {
-        let session = disk.data().configured();
+        // The files come before the session is configured, and go before it is not any more.
+        let session = disk.data().shown();
         writeln!(to, "{}", session.map_or(0, |session| session.pid()))
     }
 }
@@ -27,7 +28,7 @@ impl Attribute<DiskOps> for Backend {
     const NAME: &'static CStr = c"backend";
 
     fn show(disk: &Disk, to: &mut dyn fmt::Write) -> fmt::Result {
-        if let Some(backend) = disk.data().configured().as_ref().and_then(|s| s.backend()) {
+        if let Some(backend) = disk.data().shown().as_ref().and_then(|s| s.backend()) {
             match core::str::from_utf8(backend) {
                 Ok(text) => to.write_str(text)?,
                 Err(_) => to.write_fmt(fmt!("{}", BStr::from_bytes(backend)))?,

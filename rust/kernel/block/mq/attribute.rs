@@ -77,7 +77,8 @@ impl<T: DiskOperations, A: Attribute<T>> AttributeFile<T, A> {
         _attr: *mut bindings::device_attribute,
         buf: *mut ffi::c_char,
     ) -> isize {
-        // SAFETY: The file is only ever made for disks of `T`; sysfs passes a page, zeroed.
+        // SAFETY: The file is only ever made for disks of `T`; sysfs passes a page, zeroed. It takes
+        // less than a page for an answer.
         let (disk, page) = unsafe {
             (
                 GenDisk::<T>::from_raw(helpers::dev_to_disk(dev)),
@@ -87,7 +88,7 @@ impl<T: DiskOperations, A: Attribute<T>> AttributeFile<T, A> {
         let mut to = Formatter::new(page);
         // What does not fit is cut off.
         let _ = A::show(disk, &mut to);
-        to.bytes_written().min(PAGE_SIZE) as isize
+        to.bytes_written().min(PAGE_SIZE - 1) as isize
     }
 }
 

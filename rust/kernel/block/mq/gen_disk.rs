@@ -18,6 +18,7 @@ use kernel::{
     module::ModuleMetadata,
     prelude::*,
     sync::{aref::AlwaysRefCounted, Arc, ArcBorrow},
+    time::Jiffies,
     types::{NotThreadSafe, Opaque}, //
 };
 
@@ -173,10 +174,15 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { bindings::disk_force_media_change(self.as_raw()) };
     }
 
-    /// Changes the queue's limits by `f`, with no request in flight meanwhile. Sleeps, until that
-    /// is so. Fails with `EINVAL` if the result is no good, and then changes nothing.
-    pub(crate) fn update_limits(&self, f: impl FnOnce(&mut Limits)) -> Result {
-        // SAFETY: The queue is valid. The lock that this takes is released by the commit.
+    /// Changes the queue's limits by `f`, with no request in flight meanwhile. Sleeps until that is
+    /// so, but no longer than `patience` jiffies.
+    ///
+    /// Fails with `EINVAL` if the result is no good, and with `EBUSY` if requests are still in
+    /// flight after that time; then it changes nothing.
+    pub(crate) fn update_limits(&self, patience: Jiffies, f: impl FnOnce(&mut Limits)) -> Result {
+        let _noio = NoIo::enter();
+        // SAFETY: The queue is valid. The lock that this takes is released by the commit or by
+        // cancelling.
         let mut limits = Limits(unsafe { helpers::queue_limits_start_update(self.queue()) });
         // A disk without sectors and cache has no requests: spare it the freeze.
         // SAFETY: The disk is valid, and the function returns a constant.
@@ -185,14 +191,29 @@ impl<T: DiskOperations> GenDisk<T> {
                 && limits.0.features & helpers::blk_feat_write_cache() == 0
         };
         f(&mut limits);
-        // SAFETY: The lock taken above is held.
-        to_result(unsafe {
-            if idle {
+        if idle {
+            // SAFETY: The lock taken above is held.
+            return to_result(unsafe {
                 bindings::queue_limits_commit_update(self.queue(), &mut limits.0)
+            });
+        }
+        // SAFETY: The queue is valid, the lock taken above is held and released once, and the queue
+        // is unfrozen as often as it is frozen.
+        unsafe {
+            bindings::blk_freeze_queue_start(self.queue());
+            let frozen = bindings::blk_mq_freeze_queue_wait_timeout(self.queue(), patience) > 0;
+            let result = if frozen {
+                to_result(bindings::queue_limits_commit_update(
+                    self.queue(),
+                    &mut limits.0,
+                ))
             } else {
-                bindings::queue_limits_commit_update_frozen(self.queue(), &mut limits.0)
-            }
-        })
+                helpers::queue_limits_cancel_update(self.queue());
+                Err(EBUSY)
+            };
+            bindings::blk_mq_unfreeze_queue_nomemrestore(self.queue());
+            result
+        }
     }
 
     /// Sets the time after which [`Operations::timeout`] is called, in seconds.
@@ -236,14 +257,21 @@ impl<T: DiskOperations> GenDisk<T> {
             unsafe { (*data.cast::<F>())(Request::from_raw(rq)) };
             true
         }
-        // SAFETY: The tag set is valid by the type invariant, and `f` lives across the call.
+        // SAFETY: The queue is valid.
+        if !unsafe { helpers::blk_queue_usage_tryget(self.queue()) } {
+            // It is frozen: nothing is in flight.
+            return;
+        }
+        // SAFETY: The tag set is valid by the type invariant. Its arrays are replaced only while
+        // the queue is frozen, which the usage count prevents. `f` lives across the call.
         unsafe {
             bindings::blk_mq_tagset_busy_iter(
                 self.tag_set(),
                 Some(call::<T, F>),
                 ptr::from_ref(&f).cast_mut().cast(),
-            )
-        };
+            );
+            helpers::blk_queue_usage_put(self.queue());
+        }
     }
 
     /// Has requests that [`OwnedRequest::requeue_later`] handed back come again. Does not sleep.
