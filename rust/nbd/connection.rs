@@ -8,10 +8,10 @@ use crate::{
         net::socket::Wait,
         workqueue::OwnedQueue, //
     },
+    life::Loss,
     link::Link,
     queue::Queue,
     send::{Progress, Sender},
-    session::Loss,
 };
 use core::mem;
 use kernel::{

@@ -5,7 +5,7 @@
 //! Locks, outermost first. What a lock guards is moved out under it and dropped after it.
 //!
 //! 1. `Devices::table`, which devices there are; held while one is added or removed
-//! 2. `disk->open_mutex`, of the block layer, around [`DiskOperations::open`] and `release`
+//! 2. `disk->open_mutex`, of the block layer, around `DiskOps::open` and `release`
 //! 3. `Session::applied`, while parameters of a running disk change; freezes the queue
 //! 4. [`Device::debug`], while the debugfs directory comes or goes; waits for its readers
 //! 5. [`Device::config`], the configuration; never held on the way of a request, nor while
@@ -21,22 +21,17 @@
 use crate::{
     debugfs::DebugDir,
     devices::Devices,
+    disk_ops::DiskOps,
     kernel::{
-        block::{
-            mq::{DiskBuilder, DiskOperations, GenDisk, RegisteredDisk},
-            MAX_TIMEOUT, //
-        },
+        block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
         net::socket::Socket,
         ratelimit::RateLimit,
         task::Process,
         workqueue::OwnedQueue, //
     },
     params::Params,
-    protocol::ClientFlags,
-    queue::Queue,
-    session::{Origin, Reason, Session},
-    state::{self, Begun, Endpoint, Identity, LastClose, Refusal},
-    NbdModule,
+    session::Session,
+    state::{self, Endpoint, Identity, Refusal},
 };
 use kernel::{
     fmt,
@@ -74,7 +69,7 @@ const OPTIMAL_REQUEST: u32 = 128 << 10;
 
 /// How long a netlink message waits for those who hold a device for a moment, as udev does, in
 /// milliseconds.
-const PATIENCE_MS: u32 = 1000;
+pub(crate) const PATIENCE_MS: u32 = 1000;
 
 /// How many minors a device has, and where they begin.
 #[derive(Clone, Copy)]
@@ -108,10 +103,10 @@ impl Endpoint for Socket {
 }
 
 /// The configuration of a device.
-struct Config {
+pub(crate) struct Config {
     /// Who has the device or a partition of it open.
-    openers: u32,
-    state: State,
+    pub(crate) openers: u32,
+    pub(crate) state: State,
 }
 
 /// A device.
@@ -119,13 +114,13 @@ struct Config {
 pub(crate) struct Device {
     index: u32,
     #[pin]
-    config: Mutex<Config>,
+    pub(crate) config: Mutex<Config>,
     /// The session that takes requests.
     #[pin]
-    session: SpinLock<Option<Arc<Session>>>,
+    pub(crate) session: SpinLock<Option<Arc<Session>>>,
     /// A state was settled, see [`State::is_settled`].
     #[pin]
-    settled: CondVar,
+    pub(crate) settled: CondVar,
     devices: Arc<Devices>,
     /// There while the device is not idle.
     #[pin]
@@ -141,40 +136,6 @@ pub(crate) struct Device {
 
 impl_has_work! {
     impl HasWork<Device> for Device { self.remove_work }
-}
-
-/// What a netlink message asks to change of a running session.
-pub(crate) struct Changes {
-    pub(crate) sockets: KVec<Socket>,
-    pub(crate) size: Option<u64>,
-    pub(crate) block_size: Option<u64>,
-    pub(crate) timeout: Option<u64>,
-    pub(crate) dead_conn_timeout: Option<u64>,
-    pub(crate) client: Option<ClientFlags>,
-}
-
-impl Changes {
-    /// `params` with what changes. Times that are longer than the kernel can count mean as long as
-    /// it can.
-    pub(crate) fn apply(&self, mut params: Params) -> Result<Params> {
-        let fit = |n: u64| usize::try_from(n).map_err(|_| EINVAL);
-        if let Some(bytes) = self.block_size {
-            params = params.with_block_size(fit(bytes)?)?;
-        }
-        if let Some(bytes) = self.size {
-            params = params.with_size(bytes)?;
-        }
-        if let Some(seconds) = self.timeout {
-            params = params.with_timeout(fit(seconds.min(MAX_TIMEOUT.into()))?)?;
-        }
-        if let Some(seconds) = self.dead_conn_timeout {
-            params = params.with_dead_conn_timeout(seconds);
-        }
-        if let Some(client) = self.client {
-            params = params.with_client(client);
-        }
-        Ok(params)
-    }
 }
 
 impl Device {
@@ -260,252 +221,9 @@ impl Device {
         refusal.errno()
     }
 
-    /// Adds a socket of the current process.
-    pub(crate) fn set_socket(&self, disk: &Disk, fd: u32) -> Result {
-        let socket = Socket::from_fd(fd).inspect_err(|error| {
-            if self.may_log() {
-                dev_err!(
-                    disk.device(),
-                    "NBD_SET_SOCK refused: descriptor {} is no TCP or AF_UNIX stream socket ({})\n",
-                    fd,
-                    error.to_errno()
-                );
-            }
-        })?;
-        self.retire(disk, 1);
-        let added = {
-            let mut config = self.config.lock();
-            let openers = config.openers;
-            config.state.add_socket(Process::current(), openers, socket)
-        };
-        match added {
-            Ok(stale) => {
-                Self::drop_stale(disk, stale);
-                self.show_debug(disk);
-                Ok(())
-            }
-            Err((refusal, _socket)) => Err(self.refuse(disk, "NBD_SET_SOCK", &refusal)),
-        }
-    }
-
-    fn drop_stale(disk: &Disk, stale: Option<Setup>) {
-        if let Some(stale) = stale {
-            dev_info!(
-                disk.device(),
-                "dropped a setup of {} socket(s) whose owner has exited\n",
-                stale.socket_count()
-            );
-        }
-    }
-
-    /// Changes the parameters as an ioctl asks for.
-    pub(crate) fn update(
-        &self,
-        disk: &Disk,
-        what: &str,
-        f: impl FnOnce(Params) -> Result<Params>,
-    ) -> Result {
-        let updated = {
-            let mut config = self.config.lock();
-            match config.state.session() {
-                Ok(Some(session)) if session.is_of_netlink() => Err(Refusal::OfNetlink),
-                _ => config.state.update(f),
-            }
-        };
-        match updated {
-            Ok(None) => Ok(()),
-            Ok(Some(session)) => Self::refreshed(session.refresh())
-                .map_err(|refusal| self.refuse(disk, what, &refusal)),
-            Err(refusal) => Err(self.refuse(disk, what, &refusal)),
-        }
-    }
-
     /// The parameters of the running session.
     pub(crate) fn running_params(&self) -> Option<Params> {
         self.config.lock().state.running().map(|(_, params)| params)
-    }
-
-    /// Makes a session of the setup that ioctls have made, and starts it.
-    pub(crate) fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
-        let setup = self.config.lock().state.start();
-        let setup = setup.map_err(|refusal| self.refuse(disk, "NBD_DO_IT", &refusal))?;
-        let before = setup.params();
-        self.make_session(disk, setup, before, Origin::Ioctl)
-    }
-
-    /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise.
-    /// [`Self::make_session`] must follow. Does not sleep for long.
-    pub(crate) fn begin(&self, setup: Setup) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
-        let mut config = self.config.lock();
-        let openers = config.openers;
-        config.state.begin(setup, openers)
-    }
-
-    /// Whether anybody has the device open.
-    pub(crate) fn is_open(&self) -> bool {
-        self.config.lock().openers > 0
-    }
-
-    /// As [`Self::begin`], but waits for a short while for those who hold the device still, though
-    /// its session has ended.
-    pub(crate) fn begin_patiently(
-        &self,
-        mut setup: Setup,
-    ) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
-        let mut left = msecs_to_jiffies(PATIENCE_MS);
-        let mut config = self.config.lock();
-        loop {
-            let openers = config.openers;
-            let refusal;
-            (refusal, setup) = match config.state.begin(setup, openers) {
-                Ok(begun) => return Ok(begun),
-                Err(refused) => refused,
-            };
-            if !matches!(refusal, Refusal::Starting | Refusal::PreviousSession { .. }) {
-                return Err((refusal, setup));
-            }
-            match self.settled.wait_interruptible_timeout(&mut config, left) {
-                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
-                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => {
-                    return Err((refusal, setup));
-                }
-            }
-        }
-    }
-
-    /// Makes a session of a setup that was taken out of the state, and starts it. On failure the
-    /// setup is dropped, and the device is idle with the parameters that it had `before`. Sleeps.
-    pub(crate) fn make_session(
-        &self,
-        disk: &Disk,
-        setup: Setup,
-        before: Params,
-        origin: Origin,
-    ) -> Result<Arc<Session>> {
-        let params = setup.params();
-        let started = Session::new(disk, setup, origin).and_then(|session| {
-            // Nobody can end the session before its files are complete.
-            *self.session.lock() = Some(session.clone());
-            session.publish().inspect_err(|_| {
-                session.stop(Reason::Requested);
-            })?;
-            Ok(session)
-        });
-        if started.is_err() {
-            Self::clean(disk);
-        }
-        {
-            let mut config = self.config.lock();
-            let openers = config.openers;
-            match &started {
-                Ok(session) => config.state.started(params, session.clone()),
-                Err(_) => config.state.failed(before, openers),
-            }
-        }
-        match started {
-            Ok(session) => {
-                self.settled.notify_all();
-                session.launch();
-                self.show_debug(disk);
-                Ok(session)
-            }
-            Err(error) => {
-                self.settled.notify_all();
-                self.show_debug(disk);
-                if self.may_log() {
-                    dev_err!(
-                        disk.device(),
-                        "no session was started ({}), the setup was dropped; set it up again\n",
-                        error.to_errno()
-                    );
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Changes what runs. Sleeps; for another block size, until no request is in flight.
-    pub(crate) fn reconfigure(
-        &self,
-        disk: &Disk,
-        backend: Option<&[u8]>,
-        mut changes: Changes,
-    ) -> Result<(), Refusal> {
-        self.wait_if_starting();
-        let (session, params) = self
-            .config
-            .lock()
-            .state
-            .running()
-            .ok_or(Refusal::NotConnected)?;
-        if !session.is_of_netlink() {
-            return Err(Refusal::NotConnected);
-        }
-        if let Some(known) = session.backend() {
-            if backend != Some(known) {
-                return Err(Refusal::OtherBackend);
-            }
-        }
-        let new = changes.apply(params).map_err(Refusal::BadParameter)?;
-        // New connections first: they are what waiting requests need to finish.
-        let sockets = core::mem::take(&mut changes.sockets);
-        let given = sockets.len();
-        if given > 0 {
-            let used = session.reconnect(sockets).map_err(|error| match error {
-                ENOMEM => Refusal::NoMemory,
-                _ => Refusal::NotConnected,
-            })?;
-            if (used as usize) < given {
-                dev_info!(
-                    disk.device(),
-                    "{} of {} new sockets were not needed\n",
-                    given - used as usize,
-                    given
-                );
-            }
-        }
-        // Another block size waits for all requests.
-        if new.block_size() != params.block_size() && !session.is_live() {
-            return Err(Refusal::Dead);
-        }
-        {
-            let mut config = self.config.lock();
-            match config.state.running() {
-                Some((running, _)) if Arc::ptr_eq(&running, &session) => {
-                    config.state.update(|params| changes.apply(params))?
-                }
-                _ => return Err(Refusal::NotConnected),
-            };
-        }
-        Self::refreshed(session.refresh())
-    }
-
-    fn refreshed(result: Result) -> Result<(), Refusal> {
-        result.map_err(|error| match error {
-            EBUSY => Refusal::InFlight,
-            error => Refusal::BadParameter(error),
-        })
-    }
-
-    /// Puts back the block size of a running session: the disk could not have another.
-    pub(crate) fn revert_block_size(&self, block_size: u32) {
-        // The old one is valid.
-        let _ = self
-            .config
-            .lock()
-            .state
-            .update(|params| params.with_block_size(block_size as usize));
-    }
-
-    /// Ends the session, if there is one, and waits for a short while until others have closed the
-    /// device, so that it is free. Sleeps, for little more than two seconds.
-    pub(crate) fn disconnect(&self, disk: &Disk, what: &str) -> Result {
-        self.wait_if_starting();
-        if let Some(session) = self.running(disk, what)? {
-            session.disconnect();
-        }
-        self.wait_while(State::is_held);
-        Ok(())
     }
 
     /// Waits for a short while if somebody starts or cleans the device. Sleeps.
@@ -514,7 +232,7 @@ impl Device {
     }
 
     /// Waits for a short while until the state is not so any more. Sleeps.
-    fn wait_while(&self, is_so: impl Fn(&State) -> bool) {
+    pub(crate) fn wait_while(&self, is_so: impl Fn(&State) -> bool) {
         let mut left = msecs_to_jiffies(PATIENCE_MS);
         let mut config = self.config.lock();
         while is_so(&config.state) {
@@ -579,7 +297,7 @@ impl Device {
 
     /// Takes from a disk without session what is left of one: data, size, policies
     /// and limits.
-    fn clean(disk: &Disk) {
+    pub(crate) fn clean(disk: &Disk) {
         disk.invalidate();
         // Clients set it for a server that is read-only; few clear it for the next one.
         disk.clear_user_read_only();
@@ -589,14 +307,6 @@ impl Device {
         if crate::partitions() {
             disk.need_partition_scan();
         }
-    }
-
-    /// Drops the sockets of a setup; their peers see the end of the streams.
-    pub(crate) fn clear_setup(&self, disk: &Disk) {
-        let setup = self.config.lock().state.clear();
-        drop(setup);
-        self.settled.notify_all();
-        self.show_debug(disk);
     }
 
     /// The session's end is made. Returns it, to be dropped by the caller.
@@ -615,7 +325,7 @@ impl Device {
 
     /// Cleans the device and makes it idle, if it is left from an ended session and at most so many
     /// have it open. Sleeps.
-    fn retire(&self, disk: &Disk, openers: u32) {
+    pub(crate) fn retire(&self, disk: &Disk, openers: u32) {
         let retired = {
             let mut config = self.config.lock();
             let now = config.openers;
@@ -627,7 +337,7 @@ impl Device {
     }
 
     /// Cleans a device that was taken out of use, and makes it idle, or has it removed. Sleeps.
-    fn finish(&self, disk: &Disk, params: Params) {
+    pub(crate) fn finish(&self, disk: &Disk, params: Params) {
         Self::clean(disk);
         let leaves = {
             let mut config = self.config.lock();
@@ -646,7 +356,7 @@ impl Device {
     }
 
     /// Has a debugfs directory while there is something to say about the device. Sleeps.
-    fn show_debug(&self, disk: &Disk) {
+    pub(crate) fn show_debug(&self, disk: &Disk) {
         // What goes is gone before the lock is free for another of the same name.
         let mut debug = self.debug.lock();
         if self.config.lock().state.is_unused() {
@@ -670,51 +380,5 @@ impl WorkItem for Device {
     /// Removes the device.
     fn run(this: Arc<Self>) {
         this.devices.remove(this.index);
-    }
-}
-
-/// What user space can do to a device.
-pub(crate) struct DiskOps;
-
-impl DiskOperations for DiskOps {
-    type Data = Device;
-    type Queue = Queue;
-    type OwnerModule = NbdModule;
-
-    fn open(disk: &Disk) -> Result {
-        let device = disk.data();
-        let mut config = device.config.lock();
-        if config.state.is_leaving() {
-            return Err(ENXIO);
-        }
-        config.openers += 1;
-        Ok(())
-    }
-
-    fn release(disk: &Disk) {
-        let device = disk.data();
-        let todo = {
-            let mut config = device.config.lock();
-            config.openers = config.openers.saturating_sub(1);
-            if config.openers == 0 {
-                config.state.last_closed()
-            } else {
-                LastClose::Nothing
-            }
-        };
-        match todo {
-            LastClose::Nothing => {}
-            LastClose::Drop(setup) => {
-                drop(setup);
-                device.settled.notify_all();
-                device.show_debug(disk);
-            }
-            LastClose::Clean(params) => device.finish(disk, params),
-            LastClose::Disconnect(session) => session.disconnect(),
-        }
-    }
-
-    fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
-        crate::ioctl::ioctl(disk, cmd, arg)
     }
 }

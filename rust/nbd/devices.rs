@@ -3,7 +3,8 @@
 //! Which devices there are.
 
 use crate::{
-    device::{Device, Disk, DiskOps, Minors, Setup, MINOR_BITS},
+    device::{Device, Disk, Minors, Setup, MINOR_BITS},
+    disk_ops::DiskOps,
     kernel::{
         block::mq::RegisteredDisk,
         net::socket::Socket,

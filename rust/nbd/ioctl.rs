@@ -7,8 +7,8 @@
 use crate::{
     device::Disk,
     kernel::capability,
+    life::Reason, //
     protocol::Flags,
-    session::Reason, //
 };
 use kernel::{ioctl::_IO, prelude::*};
 

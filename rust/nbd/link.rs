@@ -5,8 +5,8 @@
 use crate::{
     device::Disk,
     kernel::{net::socket::Socket, task::Process, workqueue::OwnedQueue},
+    life::Loss,
     receive::Receiver,
-    session::Loss,
 };
 use kernel::{
     new_spinlock,

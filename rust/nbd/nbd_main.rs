@@ -6,21 +6,26 @@
 //!
 //! - submit: [`queue`] → [`session`] → [`connection`] → [`send`]
 //! - complete: [`receive`] → request by tag → completion
-//! - configure: [`ioctl`] or [`netlink`] → [`device`] → [`state`] → [`session`]
+//! - configure: [`ioctl`] or [`netlink`] → [`configure`] → [`state`] → [`session`]
 
+mod configure;
 mod connection;
 mod debugfs;
 mod device;
 mod devices;
+mod disk_ops;
 mod ioctl;
 #[path = "../kernel/lib.rs"]
 mod kernel;
+mod life;
 mod link;
 mod netlink;
 mod params;
 mod protocol;
 mod queue;
 mod receive;
+mod reconnect;
+mod route;
 mod send;
 mod session;
 mod state;

@@ -5,7 +5,8 @@
 //! C header: [`include/uapi/linux/nbd-netlink.h`](srctree/include/uapi/linux/nbd-netlink.h)
 
 use crate::{
-    device::{Changes, Disk, Setup},
+    configure::Changes,
+    device::{Disk, Setup},
     devices::Devices,
     kernel::{
         net::{

@@ -173,3 +173,240 @@ impl Params {
         Self::default().prepare(disk)
     }
 }
+
+#[kernel::macros::kunit_tests(nbd_params)]
+mod tests {
+    use super::*;
+    use crate::device::Changes;
+
+    const MAX_SIZE: u64 = i64::MAX as u64;
+
+    fn no_changes() -> Changes {
+        Changes {
+            sockets: KVec::new(),
+            size: None,
+            block_size: None,
+            timeout: None,
+            dead_conn_timeout: None,
+            client: None,
+        }
+    }
+
+    /// All that can be seen of `params`.
+    fn view(params: Params) -> (u64, u32, u32, u32, u32, ClientFlags) {
+        (
+            params.size(),
+            params.block_size(),
+            params.timeout(),
+            params.flags().raw(),
+            params.dead_conn_timeout(),
+            params.client(),
+        )
+    }
+
+    #[test]
+    fn defaults() {
+        let wanted = (0, DEFAULT_BLOCK_SIZE, 0, 0, 0, ClientFlags::default());
+        assert!(view(Params::default()) == wanted);
+        assert_eq!(Params::default().sectors(), 0);
+    }
+
+    #[test]
+    fn sizes_up_to_2_to_the_63() {
+        for size in [0, 1, 511, 512, 1 << 20, 1 << 40, MAX_SIZE - 1, MAX_SIZE] {
+            let params = Params::default().with_size(size);
+            assert!(params.is_ok_and(|params| params.size() == size));
+        }
+        for size in [MAX_SIZE + 1, MAX_SIZE + 512, u64::MAX - 511, u64::MAX] {
+            let params = Params::default().with_size(size);
+            assert!(params.is_err_and(|error| error == EINVAL));
+        }
+    }
+
+    #[test]
+    fn capacity_is_in_whole_sectors() -> Result {
+        for (size, sectors) in [
+            (0, 0),
+            (511, 0),
+            (512, 1),
+            (1023, 1),
+            (1024, 2),
+            (MAX_SIZE, (1 << 54) - 1),
+        ] {
+            assert_eq!(Params::default().with_size(size)?.sectors(), sectors);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn blocks_times_size_does_not_overflow() -> Result {
+        for block_size in [512u64, 1024, 2048, 4096] {
+            let params = Params::default().with_block_size(block_size as usize)?;
+            let most = MAX_SIZE / block_size;
+            for blocks in [0, 1, 3, most - 1, most] {
+                assert_eq!(params.with_blocks(blocks)?.size(), blocks * block_size);
+            }
+            // Past 2^63, past 2^64, and products that would come round to something small.
+            for blocks in [
+                most + 1,
+                2 * most,
+                u64::MAX / block_size,
+                u64::MAX / block_size + 1,
+                u64::MAX / block_size + 2,
+                u64::MAX,
+            ] {
+                assert!(params
+                    .with_blocks(blocks)
+                    .is_err_and(|error| error == EINVAL));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn block_sizes_are_powers_of_two() -> Result {
+        for size in [512, 1024, 2048, 4096] {
+            let params = Params::default().with_block_size(size)?;
+            assert_eq!(params.block_size() as usize, size);
+        }
+        let zero = Params::default().with_block_size(4096)?;
+        assert_eq!(zero.with_block_size(0)?.block_size(), DEFAULT_BLOCK_SIZE);
+        // Also what has 4096 in its lower half.
+        for size in [
+            1,
+            2,
+            256,
+            511,
+            513,
+            768,
+            4095,
+            4097,
+            5000,
+            1 << 30,
+            1 << 31,
+            (1 << 32) + 512,
+            (1 << 32) + 4096,
+            1 << 63,
+            usize::MAX,
+        ] {
+            let params = Params::default().with_block_size(size);
+            assert!(params.is_err_and(|error| error == EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn block_size_leaves_the_size() -> Result {
+        let params = Params::default().with_blocks(7)?;
+        assert_eq!(params.with_block_size(4096)?.size(), 7 * 1024);
+        Ok(())
+    }
+
+    #[test]
+    fn timeouts_that_the_kernel_can_count() -> Result {
+        let most = MAX_TIMEOUT as usize;
+        for seconds in [0, 1, 30, most - 1, most] {
+            let params = Params::default().with_timeout(seconds)?;
+            assert_eq!(params.timeout() as usize, seconds);
+        }
+        for seconds in [
+            most + 1,
+            u32::MAX as usize,
+            1 << 32,
+            (1 << 32) + 1,
+            1 << 63,
+            usize::MAX,
+        ] {
+            let params = Params::default().with_timeout(seconds);
+            assert!(params.is_err_and(|error| error == EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn waits_of_136_years_are_for_ever() {
+        let most = u64::from(u32::MAX);
+        for seconds in [0, 1, 1 << 31, most, most + 1, 1 << 63, u64::MAX] {
+            let params = Params::default().with_dead_conn_timeout(seconds);
+            assert_eq!(u64::from(params.dead_conn_timeout()), seconds.min(most));
+        }
+    }
+
+    #[test]
+    fn timeouts_of_a_message_are_cut() -> Result {
+        let most = u64::from(MAX_TIMEOUT);
+        for seconds in [0, 1, most, most + 1, 1 << 32, u64::MAX] {
+            let changes = Changes {
+                timeout: Some(seconds),
+                ..no_changes()
+            };
+            let params = changes.apply(Params::default())?;
+            assert_eq!(u64::from(params.timeout()), seconds.min(most));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn each_changes_nothing_else() -> Result {
+        let all = Params::default()
+            .with_block_size(4096)?
+            .with_size(1 << 30)?
+            .with_timeout(5)?
+            .with_dead_conn_timeout(6)
+            .with_flags(Flags::new(0x17f))
+            .with_client(ClientFlags::new(3));
+        let client = ClientFlags::new(3);
+        assert!(view(all) == (1 << 30, 4096, 5, 0x17f, 6, client));
+        assert!(view(all.with_size(1)?) == (1, 4096, 5, 0x17f, 6, client));
+        assert!(view(all.with_blocks(1)?) == (4096, 4096, 5, 0x17f, 6, client));
+        assert!(view(all.with_block_size(512)?) == (1 << 30, 512, 5, 0x17f, 6, client));
+        assert!(view(all.with_timeout(0)?) == (1 << 30, 4096, 0, 0x17f, 6, client));
+        assert!(view(all.with_dead_conn_timeout(0)) == (1 << 30, 4096, 5, 0x17f, 0, client));
+        assert!(view(all.with_flags(Flags::new(0))) == (1 << 30, 4096, 5, 0, 6, client));
+        let none = ClientFlags::default();
+        assert!(view(all.with_client(none)) == (1 << 30, 4096, 5, 0x17f, 6, none));
+        Ok(())
+    }
+
+    #[test]
+    fn changes_of_a_message() -> Result {
+        let before = Params::default().with_size(1 << 20)?.with_timeout(5)?;
+        assert!(view(no_changes().apply(before)?) == view(before));
+        let all = Changes {
+            size: Some(1 << 30),
+            block_size: Some(4096),
+            timeout: Some(0),
+            dead_conn_timeout: Some(9),
+            client: Some(ClientFlags::new(1)),
+            ..no_changes()
+        };
+        assert!(view(all.apply(before)?) == (1 << 30, 4096, 0, 0, 9, ClientFlags::new(1)));
+        Ok(())
+    }
+
+    #[test]
+    fn one_bad_change_refuses_all() {
+        let bad = [
+            Changes {
+                size: Some(MAX_SIZE + 1),
+                ..no_changes()
+            },
+            Changes {
+                block_size: Some(513),
+                ..no_changes()
+            },
+            Changes {
+                block_size: Some(u64::MAX),
+                ..no_changes()
+            },
+        ];
+        for changes in bad {
+            let changed = Changes {
+                client: Some(ClientFlags::new(2)),
+                ..changes
+            }
+            .apply(Params::default());
+            assert!(changed.is_err_and(|error| error == EINVAL));
+        }
+    }
+}

@@ -127,9 +127,8 @@ pub(crate) fn is_supported(op: Op) -> bool {
     op != Op::Other
 }
 
-/// The header of a published request.
-pub(crate) fn encode_request<T: Operations>(rq: &StartedRequest<T>) -> [u8; REQUEST_LEN] {
-    let op = rq.op();
+/// The command for `op`, with its flags.
+fn kind_of(op: Op, fua: bool, no_hole: bool) -> u32 {
     let mut kind = match op {
         Op::Read | Op::Other => CMD_READ,
         Op::Write => CMD_WRITE,
@@ -137,27 +136,43 @@ pub(crate) fn encode_request<T: Operations>(rq: &StartedRequest<T>) -> [u8; REQU
         Op::Discard => CMD_TRIM,
         Op::WriteZeroes => CMD_WRITE_ZEROES,
     };
-    if rq.is_fua() {
+    if fua {
         kind |= CMD_FLAG_FUA;
     }
-    if op == Op::WriteZeroes && rq.is_nounmap() {
+    if no_hole {
         kind |= CMD_FLAG_NO_HOLE;
     }
-    let (from, len) = if op == Op::Flush {
-        (0, 0)
-    } else {
-        (rq.sector() << SECTOR_SHIFT, rq.bytes())
-    };
+    kind
+}
+
+/// Where the data of `op` begins and how long it is, in bytes.
+fn range_of(op: Op, sector: u64, bytes: u32) -> (u64, u32) {
+    match op {
+        // What the block layer says of a flush means nothing.
+        Op::Flush => (0, 0),
+        _ => (sector << SECTOR_SHIFT, bytes),
+    }
+}
+
+/// The header of a published request.
+pub(crate) fn encode_request<T: Operations>(rq: &StartedRequest<T>) -> [u8; REQUEST_LEN] {
+    let op = rq.op();
+    let kind = kind_of(op, rq.is_fua(), op == Op::WriteZeroes && rq.is_nounmap());
+    let (from, len) = range_of(op, rq.sector(), rq.bytes());
     encode(kind, Cookie::of(rq).into_wire(), from, len)
 }
 
 /// Length of a request on the wire, with its payload, in bytes.
 pub(crate) fn wire_len<T: Operations>(rq: &StartedRequest<T>) -> usize {
-    REQUEST_LEN
-        + match rq.op() {
-            Op::Write => rq.bytes() as usize,
-            _ => 0,
-        }
+    REQUEST_LEN + payload_len(rq.op(), || rq.bytes())
+}
+
+/// Bytes that follow the header of a request.
+fn payload_len(op: Op, bytes: impl FnOnce() -> u32) -> usize {
+    match op {
+        Op::Write => bytes() as usize,
+        _ => 0,
+    }
 }
 
 /// Tells which request a reply is for: the tag finds it, and the attempt tells a reply to an
@@ -223,5 +238,222 @@ fn status_of(error: u32) -> BlkStatus {
         108 => BlkStatus::from_error(ENODEV),
         // EPERM, EIO and EOVERFLOW have no status of their own.
         _ => BlkStatus::IOERR,
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_protocol)]
+mod tests {
+    use super::*;
+
+    const OPS: [Op; 5] = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes];
+
+    fn reply(magic: u32, error: u32, cookie: u64) -> [u8; REPLY_LEN] {
+        let mut header = [0; REPLY_LEN];
+        let fields: [&[u8]; 3] = [
+            &magic.to_be_bytes(),
+            &error.to_be_bytes(),
+            &cookie.to_be_bytes(),
+        ];
+        for (to, from) in header.iter_mut().zip(fields.into_iter().flatten()) {
+            *to = *from;
+        }
+        header
+    }
+
+    #[test]
+    fn header_is_as_the_protocol_says() {
+        let header = encode(
+            0x0102_0304,
+            0x1112_1314_1516_1718,
+            0x2122_2324_2526_2728,
+            0x3132_3334,
+        );
+        assert_eq!(
+            header,
+            [
+                0x25, 0x60, 0x95, 0x13, // magic
+                0x01, 0x02, 0x03, 0x04, // flags and command
+                0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, // cookie
+                0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28, // from
+                0x31, 0x32, 0x33, 0x34, // length
+            ]
+        );
+    }
+
+    #[test]
+    fn disconnect_is_as_the_protocol_says() {
+        let header = encode_disconnect();
+        assert!(header.starts_with(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 2]));
+        assert!(header.iter().skip(8).all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn every_command() {
+        let commands = [0, 1, 3, 4, 6];
+        for (op, command) in OPS.into_iter().zip(commands) {
+            assert!(is_supported(op));
+            assert_eq!(kind_of(op, false, false), command);
+            assert_eq!(kind_of(op, true, false), command | 1 << 16);
+            assert_eq!(kind_of(op, false, true), command | 1 << 17);
+            assert_eq!(kind_of(op, true, true), command | 3 << 16);
+        }
+        assert!(!is_supported(Op::Other));
+    }
+
+    #[test]
+    fn ranges_are_in_bytes() {
+        for op in OPS {
+            let (from, len) = range_of(op, 8, 4096);
+            match op {
+                Op::Flush => assert_eq!((from, len), (0, 0)),
+                _ => assert_eq!((from, len), (4096, 4096)),
+            }
+        }
+        // A flush has no position, whatever the block layer gives.
+        assert_eq!(range_of(Op::Flush, u64::MAX, u32::MAX), (0, 0));
+        // The last sector of the largest device.
+        let last = (i64::MAX as u64 >> SECTOR_SHIFT) - 1;
+        let (from, len) = range_of(Op::Read, last, 512);
+        assert_eq!(from, last * 512);
+        assert!(from.checked_add(len.into()).is_some());
+        // The longest discard is longer than 31 bits.
+        assert_eq!(range_of(Op::Discard, 0, u32::MAX - 511).1, u32::MAX - 511);
+    }
+
+    #[test]
+    fn only_writes_have_a_payload() {
+        for op in Iterator::chain(OPS.into_iter(), [Op::Other]) {
+            for bytes in [0, 512, 32 << 20, u32::MAX] {
+                let wanted = if op == Op::Write { bytes as usize } else { 0 };
+                assert_eq!(payload_len(op, || bytes), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn cookies_go_round() {
+        let numbers = [0, 1, 0xffff, 0x1_0000, 0x8000_0000, 0xdead_beef, u32::MAX];
+        for tag in numbers {
+            for attempt in numbers {
+                let cookie = Cookie { tag, attempt };
+                assert!(Cookie::from_wire(cookie.into_wire()) == cookie);
+                // Another attempt and another tag are other cookies.
+                for other in numbers {
+                    let again = Cookie {
+                        tag,
+                        attempt: other,
+                    };
+                    assert_eq!((again.into_wire() == cookie.into_wire()), other == attempt);
+                    let neighbour = Cookie {
+                        tag: other,
+                        attempt,
+                    };
+                    assert_eq!((neighbour.into_wire() == cookie.into_wire()), other == tag);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reply_names_its_request() {
+        let sent = Cookie {
+            tag: 0x0003_0042,
+            attempt: 0xfedc_ba98,
+        };
+        let header = encode(CMD_WRITE, sent.into_wire(), 0, 512);
+        let mut cookie = [0; 8];
+        for (to, from) in cookie.iter_mut().zip(header.iter().skip(8)) {
+            *to = *from;
+        }
+        let back = Reply::decode(&reply(REPLY_MAGIC, 0, u64::from_be_bytes(cookie)));
+        assert!(back.is_ok_and(|reply| reply.cookie == sent && reply.result.is_ok()));
+        // A late reply to an earlier attempt has the tag, but not the cookie.
+        let late = Cookie {
+            attempt: sent.attempt.wrapping_sub(1),
+            ..sent
+        };
+        let back = Reply::decode(&reply(REPLY_MAGIC, 0, late.into_wire()));
+        assert!(back.is_ok_and(|reply| reply.cookie.tag == sent.tag && reply.cookie != sent));
+    }
+
+    #[test]
+    fn what_is_no_reply() {
+        assert!(Reply::decode(&[0; REPLY_LEN]).is_err_and(|error| error == EPROTO));
+        assert!(Reply::decode(&[0xff; REPLY_LEN]).is_err());
+        for bit in 0..32 {
+            assert!(Reply::decode(&reply(REPLY_MAGIC ^ 1 << bit, 0, 0)).is_err());
+        }
+        // The magic numbers of requests, of structured replies, and in the wrong order.
+        for magic in [REQUEST_MAGIC, 0x668e_33ef, REPLY_MAGIC.swap_bytes()] {
+            assert!(Reply::decode(&reply(magic, 0, 0)).is_err());
+        }
+    }
+
+    #[test]
+    fn every_error_is_an_error() {
+        let errors = Iterator::chain(0..=4096, [0x8000_0000, 0xffff_fff4, u32::MAX]);
+        for error in errors {
+            let decoded = Reply::decode(&reply(REPLY_MAGIC, error, 1));
+            let status = match decoded.map(|reply| reply.result) {
+                Ok(Ok(())) => BlkStatus::OK,
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    assert!(error == 0 && error != 0);
+                    return;
+                }
+            };
+            let wanted = match error {
+                0 => BlkStatus::OK,
+                12 => BlkStatus::from_error(ENOMEM),
+                22 => BlkStatus::from_error(EINVAL),
+                28 => BlkStatus::from_error(ENOSPC),
+                95 => BlkStatus::NOTSUPP,
+                108 => BlkStatus::from_error(ENODEV),
+                _ => BlkStatus::IOERR,
+            };
+            assert!(status == wanted);
+            assert_eq!((status == BlkStatus::OK), error == 0);
+        }
+        // Those that have a status of their own are told apart.
+        for error in [12, 28, 95] {
+            assert!(status_of(error) != BlkStatus::IOERR);
+        }
+    }
+
+    #[test]
+    fn flags_one_by_one() {
+        let views: [(u32, fn(Flags) -> bool); 7] = [
+            (1, Flags::read_only),
+            (2, Flags::flush),
+            (3, Flags::fua),
+            (4, Flags::rotational),
+            (5, Flags::trim),
+            (6, Flags::write_zeroes),
+            (8, Flags::multi_conn),
+        ];
+        for bit in 0..32 {
+            let flags = Flags::new(1 << bit);
+            assert_eq!(flags.raw(), 1 << bit);
+            for (own, view) in views {
+                assert_eq!(view(flags), own == bit);
+                assert_eq!(view(Flags::new(!(1 << bit))), own != bit);
+            }
+        }
+        assert!(views.iter().all(|(_, view)| !view(Flags::default())));
+        // Each name has a bit of its own.
+        let all = Flags::NAMES.iter().fold(0, |all, (_, bit)| all | bit);
+        assert_eq!(all, 0x17f);
+        assert_eq!(Flags::NAMES.len() as u32, all.count_ones());
+    }
+
+    #[test]
+    fn client_flags_one_by_one() {
+        for bit in 0..64 {
+            let flags = ClientFlags::new(1 << bit);
+            assert_eq!(flags.destroy_on_disconnect(), bit == 0);
+            assert_eq!(flags.disconnect_on_close(), bit == 1);
+        }
+        let none = ClientFlags::default();
+        assert!(!none.destroy_on_disconnect() && !none.disconnect_on_close());
     }
 }

@@ -3,7 +3,8 @@
 //! The way of requests from the block layer into a session.
 
 use crate::{
-    device::{Disk, DiskOps},
+    device::Disk,
+    disk_ops::DiskOps,
     kernel::block::{
         mq::{Operations, OwnedRequest, Request, TimeoutAction},
         BlkStatus, //

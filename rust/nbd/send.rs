@@ -30,13 +30,51 @@ pub(crate) enum Progress {
     Blocked,
 }
 
+/// A place in a batch of requests: so many bytes behind the beginning of its first one.
+#[derive(Clone, Copy, Default)]
+struct Position(usize);
+
+impl Position {
+    /// Bytes of the first request's header before this place.
+    fn in_header(self) -> usize {
+        self.0.min(REQUEST_LEN)
+    }
+
+    /// Bytes of the first request's payload before this place.
+    fn in_payload(self) -> usize {
+        self.0.saturating_sub(REQUEST_LEN)
+    }
+
+    /// Whether the first request's header is before this place.
+    fn has_header(self) -> bool {
+        self.0 >= REQUEST_LEN
+    }
+
+    /// Moves on by so many bytes.
+    fn advance(&mut self, bytes: usize) {
+        self.0 += bytes;
+    }
+
+    /// Whether the first request, of `len` bytes, is before this place, which is then one in what
+    /// comes after it.
+    fn pass(&mut self, len: usize) -> bool {
+        match self.0.checked_sub(len) {
+            Some(rest) => {
+                self.0 = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
 /// The one who writes to a link's socket. There is one for each link, so that a request that was
 /// sent in part is always continued where it stopped.
 pub(crate) struct Sender {
     link: Arc<Link>,
     batch: RequestList<Queue>,
-    /// Bytes of the batch's first request that are sent.
-    sent: usize,
+    /// What of the batch's first request is sent.
+    sent: Position,
     /// The headers of the batch's first requests, as they were given to tracers, who may change
     /// them: made once, however often a send must be continued.
     headers: KVec<[u8; REQUEST_LEN]>,
@@ -48,7 +86,7 @@ impl Sender {
         Ok(Self {
             link,
             batch: RequestList::new(),
-            sent: 0,
+            sent: Position::default(),
             headers: KVec::with_capacity(MAX_HEADERS, GFP_KERNEL)?,
             vecs: BvecBuf::new(MAX_PIECES, MAX_HEADERS * REQUEST_LEN)?,
         })
@@ -69,7 +107,7 @@ impl Sender {
     /// Gives an idle sender requests to send.
     pub(crate) fn load(&mut self, batch: RequestList<Queue>) {
         self.batch = batch;
-        self.sent = 0;
+        self.sent = Position::default();
         self.headers.clear();
     }
 
@@ -80,21 +118,19 @@ impl Sender {
     pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
             let mut source = self.vecs.source();
-            let mut skip = self.sent;
+            let mut from = self.sent;
             for (index, rq) in self.batch.iter().enumerate() {
                 let Some(header) = Self::header(&mut self.headers, index, rq) else {
                     break;
                 };
-                let rest = header.get(skip..).unwrap_or(&[]);
+                let rest = header.get(from.in_header()..).unwrap_or(&[]);
                 if !rest.is_empty() && !source.push_copy(rest) {
                     break;
                 }
-                if rq.op() == Op::Write
-                    && !source.push_request(rq, skip.saturating_sub(REQUEST_LEN))
-                {
+                if rq.op() == Op::Write && !source.push_request(rq, from.in_payload()) {
                     break;
                 }
-                skip = 0;
+                from = Position::default();
             }
             match self.link.socket().send(&source, wait) {
                 Ok(bytes) => self.advance(bytes),
@@ -138,19 +174,18 @@ impl Sender {
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
     fn advance(&mut self, bytes: usize) {
         let mut before = self.sent;
-        self.sent += bytes;
+        self.sent.advance(bytes);
         let mut whole = 0;
         while let Some(rq) = self.batch.front() {
-            if before < REQUEST_LEN && self.sent >= REQUEST_LEN {
+            if !before.has_header() && self.sent.has_header() {
                 trace::nbd_header_sent(rq, || Cookie::of(rq).into_wire());
             }
             let len = wire_len(rq);
-            if self.sent < len {
+            if !self.sent.pass(len) {
                 break;
             }
             trace::nbd_payload_sent(rq, || Cookie::of(rq).into_wire());
-            self.sent -= len;
-            before = 0;
+            before = Position::default();
             self.batch.pop_front();
             whole += 1;
         }
@@ -161,5 +196,148 @@ impl Sender {
             number += 1;
             number > whole
         });
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_send)]
+mod tests {
+    use super::*;
+
+    /// Payloads of the requests of a batch.
+    const BATCH: [usize; 6] = [0, 1, 0, 512, 27, 4096];
+
+    fn total() -> usize {
+        BATCH.iter().map(|payload| REQUEST_LEN + payload).sum()
+    }
+
+    /// A sender of [`BATCH`] as [`Sender`] is one of requests.
+    struct Model {
+        first: usize,
+        sent: Position,
+        /// Bytes of the header and of the payload of each request that went out.
+        out: [(usize, usize); BATCH.len()],
+        /// A byte was sent twice, or before the one in front of it.
+        wrong: bool,
+    }
+
+    impl Model {
+        fn new() -> Self {
+            Self {
+                first: 0,
+                sent: Position::default(),
+                out: [(0, 0); BATCH.len()],
+                wrong: false,
+            }
+        }
+
+        /// Sends all that is left, of which the socket takes at most `room` bytes.
+        fn send(&mut self, room: usize) {
+            let mut left = room;
+            let mut from = self.sent;
+            let batch = BATCH.iter().zip(self.out.iter_mut());
+            for (payload, out) in batch.skip(self.first) {
+                self.wrong |= out.0 != from.in_header() || out.1 != from.in_payload();
+                let header = (REQUEST_LEN - from.in_header()).min(left);
+                left -= header;
+                let data = (payload - from.in_payload()).min(left);
+                left -= data;
+                out.0 += header;
+                out.1 += data;
+                from = Position::default();
+            }
+            self.sent.advance(room - left);
+            while let Some(payload) = BATCH.get(self.first) {
+                if !self.sent.pass(REQUEST_LEN + payload) {
+                    break;
+                }
+                self.first += 1;
+            }
+        }
+
+        fn is_whole(&self) -> bool {
+            let mut requests = BATCH.iter().zip(&self.out);
+            self.first == BATCH.len()
+                && self.sent.0 == 0
+                && !self.wrong
+                && requests.all(|(payload, out)| *out == (REQUEST_LEN, *payload))
+        }
+    }
+
+    #[test]
+    fn position_is_in_header_or_payload() {
+        for (at, header, payload) in [
+            (0, 0, 0),
+            (1, 1, 0),
+            (REQUEST_LEN - 1, REQUEST_LEN - 1, 0),
+            (REQUEST_LEN, REQUEST_LEN, 0),
+            (REQUEST_LEN + 1, REQUEST_LEN, 1),
+            (REQUEST_LEN + (32 << 20), REQUEST_LEN, 32 << 20),
+        ] {
+            let mut position = Position::default();
+            position.advance(at);
+            assert_eq!(position.in_header(), header);
+            assert_eq!(position.in_payload(), payload);
+            assert_eq!(position.has_header(), at >= REQUEST_LEN);
+        }
+    }
+
+    #[test]
+    fn passes_whole_requests_only() {
+        let mut position = Position::default();
+        assert!(!position.pass(REQUEST_LEN));
+        position.advance(REQUEST_LEN - 1);
+        assert!(!position.pass(REQUEST_LEN));
+        assert_eq!(position.in_header(), REQUEST_LEN - 1);
+        position.advance(1);
+        assert!(!position.pass(REQUEST_LEN + 1));
+        assert!(position.pass(REQUEST_LEN));
+        assert_eq!(position.in_header(), 0);
+        assert!(!position.pass(REQUEST_LEN));
+        // Two requests and a part of the third in one send.
+        position.advance(2 * REQUEST_LEN + 100 + 5);
+        assert!(position.pass(REQUEST_LEN + 100));
+        assert!(position.pass(REQUEST_LEN));
+        assert!(!position.pass(REQUEST_LEN));
+        assert_eq!((position.in_header(), position.in_payload()), (5, 0));
+    }
+
+    #[test]
+    fn cut_once_anywhere() {
+        for cut in 0..=total() {
+            let mut model = Model::new();
+            model.send(cut);
+            assert_eq!(model.is_whole(), cut == total());
+            model.send(usize::MAX / 2);
+            assert!(model.is_whole());
+        }
+    }
+
+    #[test]
+    fn cut_into_equal_parts() {
+        for part in Iterator::chain(1..100, [511, 512, 4095, 4096, 5000]) {
+            let mut model = Model::new();
+            let mut sends = 0;
+            while !model.is_whole() && sends <= total() {
+                model.send(part);
+                sends += 1;
+            }
+            assert_eq!(sends, total().div_ceil(part));
+        }
+    }
+
+    #[test]
+    fn cut_at_random() {
+        let mut seed = 0x2560_9513u32;
+        for _ in 0..200 {
+            let mut model = Model::new();
+            let mut sends = 0;
+            while !model.is_whole() && sends < 100_000 {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Now and then the socket takes nothing.
+                model.send((seed >> 16) as usize % 200);
+                sends += 1;
+            }
+            assert!(model.is_whole());
+        }
     }
 }

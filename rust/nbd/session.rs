@@ -8,26 +8,26 @@
 
 use crate::{
     connection::{Channel, Connection},
-    device::{Disk, DiskOps, Setup},
+    device::{Disk, Setup},
+    disk_ops::DiskOps,
     kernel::{
         block::{
             mq::{AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
             BlkStatus, //
         },
         module::ModuleRef,
-        net::socket::Socket,
         workqueue::OwnedQueue, //
     },
+    life::{Life, Loss, Reason},
     link::Link,
     params::Params,
     protocol::{is_supported, Flags},
     queue::Queue,
-    receive::ReceiveError,
+    route,
     sysfs::{Backend, Pid as PidAttribute},
     NbdModule,
 };
 use kernel::{
-    fmt,
     new_condvar,
     new_mutex,
     new_work,
@@ -38,7 +38,7 @@ use kernel::{
         Arc, CondVar, CondVarTimeoutResult, Mutex,
     },
     task::Pid,
-    time::{msecs_to_jiffies, Delta, Instant, Monotonic},
+    time::msecs_to_jiffies,
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
@@ -61,76 +61,6 @@ pub(crate) enum Origin {
     },
 }
 
-/// Why a connection was lost.
-#[derive(Clone, Copy)]
-pub(crate) enum Loss {
-    Receive(ReceiveError),
-    Send(Error),
-    TimedOut,
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Receive(error) => error.fmt(f),
-            Self::Send(error) => write!(f, "send failed ({})", error.to_errno()),
-            Self::TimedOut => f.write_str("timed out"),
-        }
-    }
-}
-
-/// The longest single wait for a connection, in milliseconds.
-const MAX_WAIT_MS: u32 = 60_000;
-
-/// Why a session ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// The last connection was lost.
-    Lost,
-    /// The last connection was lost because the server took too long.
-    TimedOut,
-    /// A user asked for it.
-    Requested,
-    /// The task that runs the session got a signal.
-    Interrupted,
-}
-
-impl Reason {
-    /// What `NBD_DO_IT` returns.
-    pub(crate) fn result(self) -> Result<i32> {
-        match self {
-            Self::Lost | Self::Requested => Ok(0),
-            Self::TimedOut => Err(ETIMEDOUT),
-            Self::Interrupted => Err(EINTR),
-        }
-    }
-
-    fn describe(self) -> &'static str {
-        match self {
-            Self::Lost => "all connections were lost",
-            Self::TimedOut => "the server took too long",
-            Self::Requested => "disconnected on request",
-            Self::Interrupted => "its task got a signal",
-        }
-    }
-}
-
-/// Where a session is in its life.
-enum Life {
-    /// So many connections are open: at least one.
-    Live(u32),
-    /// None is open since then; requests wait for a new one, for as long as the parameters say.
-    Waiting(Instant<Monotonic>),
-    /// None is open, and requests fail; a reconnect may bring one.
-    Dead,
-    /// So many connections are open, and the servers were told to close them.
-    Goodbye(u32),
-    /// The end is being made.
-    Ending(Reason),
-    /// All connections are closed, all requests finished.
-    Ended(Reason),
-}
-
 /// What user space sees of a session.
 struct Files {
     _pid: AttributeFile<DiskOps, PidAttribute>,
@@ -140,26 +70,26 @@ struct Files {
 /// A session.
 #[pin_data]
 pub(crate) struct Session {
-    disk: ARef<Disk>,
+    pub(crate) disk: ARef<Disk>,
     /// The thread that asked for the session.
     pid: Pid,
-    origin: Origin,
+    pub(crate) origin: Origin,
     flags: Flags,
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: Atomic<u32>,
     /// In seconds; how long requests wait when no connection is open.
-    dead_conn_timeout: Atomic<u32>,
-    connections: KVec<Arc<Connection>>,
-    receivers: Arc<OwnedQueue>,
+    pub(crate) dead_conn_timeout: Atomic<u32>,
+    pub(crate) connections: KVec<Arc<Connection>>,
+    pub(crate) receivers: Arc<OwnedQueue>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
     /// Connections that were lost and not yet told about.
-    deaths: Atomic<u32>,
+    pub(crate) deaths: Atomic<u32>,
     #[pin]
-    life: Mutex<Life>,
+    pub(crate) life: Mutex<Life>,
     #[pin]
-    changed: CondVar,
+    pub(crate) changed: CondVar,
     #[pin]
     published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
     senders: Arc<OwnedQueue>,
@@ -315,10 +245,9 @@ impl Session {
         }
     }
 
-    /// The connections of a hardware queue: every so many, since there may be fewer queues.
+    /// The connections of a hardware queue.
     fn of_queue(&self, hctx: u32) -> impl Iterator<Item = &Arc<Connection>> {
-        let (first, step) = (hctx as usize, self.hw_queues.max(1) as usize);
-        self.connections.iter().skip(first).step_by(step)
+        route::of_queue(&self.connections, hctx, self.hw_queues)
     }
 
     /// Hands a request to a connection: one of its hardware queue, or another that is open.
@@ -330,7 +259,7 @@ impl Session {
         if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
             rq.end(BlkStatus::IOERR);
         } else {
-            let pick = (rq.unique_tag() as usize).checked_rem(own).unwrap_or(0);
+            let pick = route::pick(rq.unique_tag(), own);
             let pushed = match self.of_queue(hctx).nth(pick) {
                 Some(connection) => {
                     let cookie = self.disk.data().new_cookie();
@@ -350,10 +279,8 @@ impl Session {
 
     /// Hands a request to a connection that is open, each in turn, or has it wait for one.
     fn fall_back(&self, mut rq: OwnedRequest<Queue>) {
-        let first = self.fallback.fetch_add(1, Relaxed) as usize;
-        let first = first.checked_rem(self.connections.len()).unwrap_or(0);
-        let (before, after) = self.connections.split_at(first);
-        for connection in [after, before].into_iter().flatten() {
+        let turn = self.fallback.fetch_add(1, Relaxed);
+        for connection in route::in_turn(&self.connections, turn) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
             match connection.push(rq, self.disk.data().new_cookie(), true) {
                 Ok(()) => return,
@@ -380,139 +307,6 @@ impl Session {
         }
     }
 
-    /// Closes `link`, if it is open: its requests go to another connection, or wait for one, or the
-    /// session ends. Sleeps only for the socket's lock.
-    pub(crate) fn lost(self: &Arc<Self>, link: &Link, loss: Loss) {
-        let (connection, _channel, left) = {
-            let mut life = self.life.lock();
-            let closed = self
-                .connections
-                .iter()
-                .find_map(|connection| Some((connection, connection.close(link)?)));
-            // Otherwise it was closed already, or belongs to an earlier session, whose end has seen
-            // to everything.
-            let Some((connection, channel)) = closed else {
-                return;
-            };
-            let left = match *life {
-                Life::Live(open) => {
-                    let left = open.saturating_sub(1);
-                    match left {
-                        0 => self.none_left(&mut life, &loss),
-                        _ => *life = Life::Live(left),
-                    }
-                    self.deaths.fetch_add(1, Relaxed);
-                    // If it is queued already, it will find this one, too.
-                    let device = self.disk.data();
-                    let _ = device.workers().enqueue::<Arc<Self>, 2>(self.clone());
-                    left
-                }
-                Life::Goodbye(open) => {
-                    let left = open.saturating_sub(1);
-                    match left {
-                        0 => self.end(&mut life, Reason::Requested),
-                        _ => *life = Life::Goodbye(left),
-                    }
-                    left
-                }
-                Life::Waiting(_) | Life::Dead | Life::Ending(_) | Life::Ended(_) => 0,
-            };
-            connection.record(loss);
-            (connection, channel, left)
-        };
-        link.socket().shutdown();
-        dev_info!(
-            self.disk.device(),
-            "connection {} lost: {}; {} of {} left\n",
-            connection.index(),
-            loss,
-            left,
-            self.connections.len()
-        );
-        self.disk.for_each_started(|rq| {
-            if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
-                connection.count_replay();
-                claim.requeue();
-            }
-        });
-    }
-
-    /// The last connection was lost.
-    fn none_left(self: &Arc<Self>, life: &mut Life, loss: &Loss) {
-        match self.origin {
-            Origin::Ioctl => {
-                let reason = match loss {
-                    Loss::TimedOut => Reason::TimedOut,
-                    Loss::Receive(_) | Loss::Send(_) => Reason::Lost,
-                };
-                self.end(life, reason);
-            }
-            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
-                *life = Life::Waiting(Instant::now());
-                // If it is queued already, it will see that the session waits again.
-                let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
-            }
-            Origin::Netlink { .. } => *life = Life::Dead,
-        }
-    }
-
-    /// Gives sockets to connections that are closed. Returns how many were used; the others are
-    /// dropped. Sleeps.
-    ///
-    /// Fails with `ENODEV` if the session ends, and with `ENOMEM`.
-    pub(crate) fn reconnect(self: &Arc<Self>, sockets: KVec<Socket>) -> Result<u32> {
-        let mut used = 0;
-        for socket in sockets {
-            if !self.connections.iter().any(|c| c.link().is_none()) {
-                break;
-            }
-            let mut channel = Channel::new(Link::new(&self.disk, socket)?)?;
-            let link = channel.link().clone();
-            let opened = {
-                let mut life = self.life.lock();
-                let open = match &*life {
-                    Life::Live(open) => *open,
-                    Life::Waiting(_) | Life::Dead => 0,
-                    Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => return Err(ENODEV),
-                };
-                let mut opened = None;
-                for connection in &self.connections {
-                    match connection.open(channel) {
-                        Ok(()) => {
-                            opened = Some(connection);
-                            break;
-                        }
-                        Err(back) => channel = back,
-                    }
-                }
-                if opened.is_some() {
-                    *life = Life::Live(open + 1);
-                    // Whoever ends the session waits for the receivers that were started under the
-                    // lock.
-                    link.launch(&self.receivers);
-                }
-                opened
-            };
-            let Some(connection) = opened else {
-                break;
-            };
-            used += 1;
-            self.changed.notify_all();
-            self.disk.kick_requeued();
-            dev_info!(
-                self.disk.device(),
-                "connection {} has a new socket\n",
-                connection.index()
-            );
-        }
-        Ok(used)
-    }
-
-    /// Whether requests have a connection.
-    pub(crate) fn is_live(&self) -> bool {
-        matches!(&*self.life.lock(), Life::Live(_))
-    }
-
     /// How far the session is, for people to read.
     pub(crate) fn describe(&self) -> &'static str {
         match &*self.life.lock() {
@@ -525,7 +319,7 @@ impl Session {
     }
 
     /// Has the end made, once.
-    fn end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
+    pub(crate) fn end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
         *life = Life::Ending(reason);
         // It cannot be queued already: a session begins to end once.
         let _ = self
@@ -704,45 +498,5 @@ impl WorkItem<0> for Session {
         this.changed.notify_all();
         // The module may be unloaded once it has no reference; that waits for this function.
         drop((published, stopped, module));
-    }
-}
-
-impl WorkItem<1> for Session {
-    type Pointer = Arc<Self>;
-
-    /// Waits until a connection is opened, the session ends, or it has waited for long enough.
-    fn run(this: Arc<Self>) {
-        let mut life = this.life.lock();
-        while let Life::Waiting(since) = &*life {
-            let limit = Delta::from_secs(this.dead_conn_timeout.load(Relaxed).into());
-            let left = limit.as_millis() - since.elapsed().as_millis();
-            if left <= 0 {
-                *life = Life::Dead;
-                drop(life);
-                dev_warn!(
-                    this.disk.device(),
-                    "no new connection in time: requests fail until there is one\n"
-                );
-                this.disk.kick_requeued();
-                return;
-            }
-            // In parts, since jiffies may be as short as 32 bits.
-            let left = u32::try_from(left).unwrap_or(u32::MAX).min(MAX_WAIT_MS);
-            // Workers get no signals; and whatever woke it, it looks again.
-            let _ = this
-                .changed
-                .wait_interruptible_timeout(&mut life, msecs_to_jiffies(left));
-        }
-    }
-}
-
-impl WorkItem<2> for Session {
-    type Pointer = Arc<Self>;
-
-    /// Tells who listens which device has lost a connection, once for each.
-    fn run(this: Arc<Self>) {
-        for _ in 0..this.deaths.xchg(0, Relaxed) {
-            crate::netlink::tell_link_dead(this.disk.data().index());
-        }
     }
 }

@@ -483,3 +483,6 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 }
+
+#[cfg(CONFIG_KUNIT)]
+mod tests;

@@ -3,7 +3,8 @@
 //! What a connected disk shows in sysfs.
 
 use crate::{
-    device::{Disk, DiskOps},
+    device::Disk,
+    disk_ops::DiskOps,
     kernel::block::mq::Attribute, //
 };
 use kernel::{fmt, prelude::*, str::BStr};

@@ -31,7 +31,7 @@ enum Fate {
 }
 
 /// The state of a request, packed into one atomic word.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Phase {
     /// Published: may be claimed.
     live: bool,
@@ -73,6 +73,43 @@ impl Phase {
             users: (word >> 8) as u8,
             cookie: (word >> 32) as u32,
         }
+    }
+
+    /// Published under `cookie`, with one user.
+    fn published(cookie: u32) -> Self {
+        Self {
+            live: true,
+            claimed: false,
+            fate: Fate::Open,
+            users: 1,
+            cookie,
+        }
+    }
+
+    /// Claimed, with one more user, if it can be, and has this cookie if one is given.
+    fn claim(self, cookie: Option<u32>) -> Option<Self> {
+        let named = cookie.is_none_or(|cookie| cookie == self.cookie);
+        if !self.live || self.claimed || !named {
+            return None;
+        }
+        Some(Self {
+            claimed: true,
+            users: self.users.checked_add(1)?,
+            ..self
+        })
+    }
+
+    /// One user less, which has decided on `fate` if there is one. Published no more if that was
+    /// the last thing to wait for.
+    fn put_user(mut self, fate: Option<Fate>) -> Self {
+        self.users = self.users.saturating_sub(1);
+        if let Some(fate) = fate {
+            self.fate = fate;
+        }
+        if self.users == 0 && self.fate != Fate::Open {
+            self.live = false;
+        }
+        self
     }
 }
 
@@ -147,14 +184,9 @@ impl<T: Operations> Request<T> {
     ) -> Option<Claim<T>> {
         // The data is read after the phase, and changes only while the request is not published:
         // if the phase can be replaced, the data belongs to this publication.
-        self.update(|mut phase| {
-            let named = cookie.is_none_or(|cookie| cookie == phase.cookie);
-            if !phase.live || phase.claimed || !named || !wanted(self.data()) {
-                return None;
-            }
-            phase.claimed = true;
-            phase.users = phase.users.checked_add(1)?;
-            Some(phase)
+        self.update(|phase| {
+            let claimed = phase.claim(cookie)?;
+            wanted(self.data()).then_some(claimed)
         })?;
         // INVARIANT: The update set `claimed` on a live request and counted a user.
         Some(Claim(StartedRequest(
@@ -184,16 +216,7 @@ impl<T: Operations> Request<T> {
     /// The caller must own one count of `users`, and with `Some(fate)` also the claim; both are
     /// used up. `self` may be gone afterwards.
     unsafe fn put_user(&self, fate: Option<Fate>) {
-        let Some(phase) = self.update(|mut phase| {
-            phase.users = phase.users.saturating_sub(1);
-            if let Some(fate) = fate {
-                phase.fate = fate;
-            }
-            if phase.users == 0 && phase.fate != Fate::Open {
-                phase.live = false;
-            }
-            Some(phase)
-        }) else {
+        let Some(phase) = self.update(|phase| Some(phase.put_user(fate))) else {
             return;
         };
         if phase.live {
@@ -389,15 +412,8 @@ impl<T: Operations> OwnedRequest<T> {
         let this = ManuallyDrop::new(self);
         let rq = StartedRequest(this.0 .0, PhantomData);
         let word = &rq.pdu().phase;
-        let phase = Phase {
-            live: true,
-            claimed: false,
-            fate: Fate::Open,
-            users: 1,
-            cookie,
-        };
         // Nobody changes the phase of a request that is not published.
-        word.store(phase.pack(), Release);
+        word.store(Phase::published(cookie).pack(), Release);
         // INVARIANT: Live, with the one user that the value stands for.
         ActiveRequest(rq)
     }
@@ -495,5 +511,152 @@ impl<T: Operations> Drop for Claim<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the value stands for the claim and one user.
         unsafe { self.0.put_user(Some(Fate::End(BlkStatus::IOERR))) };
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_request)]
+mod tests {
+    use super::*;
+
+    const COOKIES: [u32; 6] = [0, 1, 0x7fff_ffff, 0x8000_0000, 0xdead_beef, u32::MAX];
+
+    /// Lets one user go, and counts in `ends` that the request is the caller's to finish.
+    fn put(phase: &mut Phase, fate: Option<Fate>, ends: &mut u32) {
+        let next = phase.put_user(fate);
+        *ends += u32::from(phase.live && !next.live);
+        *phase = Phase::unpack(next.pack());
+    }
+
+    #[test]
+    fn every_phase_survives_packing() {
+        for flags in 0..4 {
+            for kind in 0..=257 {
+                for users in [0, 1, 2, 127, 128, 255] {
+                    for cookie in COOKIES {
+                        let phase = Phase {
+                            live: flags & 1 != 0,
+                            claimed: flags & 2 != 0,
+                            fate: match kind {
+                                256 => Fate::Open,
+                                257 => Fate::Requeue,
+                                status => Fate::End(BlkStatus::from_raw(status as u8)),
+                            },
+                            users,
+                            cookie,
+                        };
+                        assert!(Phase::unpack(phase.pack()) == phase);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn idle_is_in_nobodys_hands() {
+        let phase = Phase::unpack(Phase::IDLE);
+        assert!(!phase.live && !phase.claimed && phase.fate == Fate::Open && phase.users == 0);
+        assert!(phase.claim(None).is_none());
+        assert!(phase.claim(Some(0)).is_none());
+    }
+
+    #[test]
+    fn published_is_alive_with_one_user() {
+        for cookie in COOKIES {
+            let phase = Phase::unpack(Phase::published(cookie).pack());
+            assert!(phase.live && !phase.claimed && phase.fate == Fate::Open);
+            assert_eq!((phase.users, phase.cookie), (1, cookie));
+        }
+    }
+
+    #[test]
+    fn claimed_once_and_by_its_cookie_only() {
+        for cookie in COOKIES {
+            let phase = Phase::published(cookie);
+            for other in COOKIES {
+                assert_eq!(phase.claim(Some(other)).is_some(), other == cookie);
+            }
+            for given in [None, Some(cookie)] {
+                let Some(claimed) = phase.claim(given) else {
+                    assert!(given.is_none() && given.is_some());
+                    continue;
+                };
+                assert!(claimed.live && claimed.claimed && claimed.fate == Fate::Open);
+                assert_eq!((claimed.users, claimed.cookie), (2, cookie));
+                assert!(claimed.claim(None).is_none());
+                assert!(claimed.claim(Some(cookie)).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn users_do_not_overflow() {
+        let mut phase = Phase::published(1);
+        phase.users = u8::MAX;
+        assert!(phase.claim(None).is_none());
+        phase.users = 0;
+        assert_eq!(phase.put_user(None).users, 0);
+    }
+
+    #[test]
+    fn undecided_goes_on_waiting() {
+        let mut ends = 0;
+        let mut phase = Phase::published(7);
+        put(&mut phase, None, &mut ends);
+        assert!(phase.live && ends == 0);
+        // A reply can still claim it.
+        assert!(phase.claim(Some(7)).is_some());
+    }
+
+    #[test]
+    fn finished_once_in_every_order() {
+        let fates = [
+            Fate::Requeue,
+            Fate::End(BlkStatus::OK),
+            Fate::End(BlkStatus::IOERR),
+        ];
+        for fate in fates {
+            // The sender lets go before the claim, between, or after the decision.
+            for sender in 0..3 {
+                let mut ends = 0;
+                let mut phase = Phase::published(3);
+                if sender == 0 {
+                    put(&mut phase, None, &mut ends);
+                }
+                assert!(ends == 0 && phase.live);
+                if let Some(claimed) = phase.claim(Some(3)) {
+                    phase = claimed;
+                }
+                assert!(phase.claimed);
+                if sender == 1 {
+                    put(&mut phase, None, &mut ends);
+                    assert!(ends == 0 && phase.live);
+                }
+                put(&mut phase, Some(fate), &mut ends);
+                assert_eq!(ends, u32::from(sender < 2));
+                // Decided, but not published any more or claimed: nobody decides again.
+                assert!(phase.claim(None).is_none());
+                if sender == 2 {
+                    put(&mut phase, None, &mut ends);
+                }
+                assert_eq!(ends, 1);
+                assert!(!phase.live && phase.users == 0 && phase.fate == fate);
+                assert!(phase.claim(None).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn published_anew_knows_nothing_of_before() {
+        let mut ends = 0;
+        let mut phase = Phase::published(3);
+        put(&mut phase, None, &mut ends);
+        if let Some(claimed) = phase.claim(None) {
+            phase = claimed;
+        }
+        put(&mut phase, Some(Fate::Requeue), &mut ends);
+        assert_eq!(ends, 1);
+        let phase = Phase::published(4);
+        assert!(phase.claim(Some(3)).is_none());
+        assert!(phase.claim(Some(4)).is_some());
     }
 }

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the block layer asks of a device.
+
+use crate::{
+    device::{Device, Disk},
+    kernel::block::mq::DiskOperations,
+    queue::Queue,
+    state::LastClose,
+    NbdModule, //
+};
+use kernel::prelude::*;
+
+/// What user space can do to a device.
+pub(crate) struct DiskOps;
+
+impl DiskOperations for DiskOps {
+    type Data = Device;
+    type Queue = Queue;
+    type OwnerModule = NbdModule;
+
+    fn open(disk: &Disk) -> Result {
+        let device = disk.data();
+        let mut config = device.config.lock();
+        if config.state.is_leaving() {
+            return Err(ENXIO);
+        }
+        config.openers += 1;
+        Ok(())
+    }
+
+    fn release(disk: &Disk) {
+        let device = disk.data();
+        let todo = {
+            let mut config = device.config.lock();
+            config.openers = config.openers.saturating_sub(1);
+            if config.openers == 0 {
+                config.state.last_closed()
+            } else {
+                LastClose::Nothing
+            }
+        };
+        match todo {
+            LastClose::Nothing => {}
+            LastClose::Drop(setup) => {
+                drop(setup);
+                device.settled.notify_all();
+                device.show_debug(disk);
+            }
+            LastClose::Clean(params) => device.finish(disk, params),
+            LastClose::Disconnect(session) => session.disconnect(),
+        }
+    }
+
+    fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
+        crate::ioctl::ioctl(disk, cmd, arg)
+    }
+}

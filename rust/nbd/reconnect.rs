@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What happens when connections of a session are lost, and when new ones come.
+
+use crate::{
+    connection::Channel,
+    kernel::net::socket::Socket,
+    life::{Life, Loss, Reason},
+    link::Link,
+    session::{Origin, Session}, //
+};
+use kernel::{
+    prelude::*,
+    sync::{atomic::Relaxed, Arc},
+    time::{msecs_to_jiffies, Delta, Instant},
+    workqueue::WorkItem, //
+};
+
+/// The longest single wait for a connection, in milliseconds.
+const MAX_WAIT_MS: u32 = 60_000;
+
+impl Session {
+    /// Closes `link`, if it is open: its requests go to another connection, or wait for one, or the
+    /// session ends. Sleeps only for the socket's lock.
+    pub(crate) fn lost(self: &Arc<Self>, link: &Link, loss: Loss) {
+        let (connection, _channel, left) = {
+            let mut life = self.life.lock();
+            let closed = self
+                .connections
+                .iter()
+                .find_map(|connection| Some((connection, connection.close(link)?)));
+            // Otherwise it was closed already, or belongs to an earlier session, whose end has seen
+            // to everything.
+            let Some((connection, channel)) = closed else {
+                return;
+            };
+            let left = match *life {
+                Life::Live(open) => {
+                    let left = open.saturating_sub(1);
+                    match left {
+                        0 => self.none_left(&mut life, &loss),
+                        _ => *life = Life::Live(left),
+                    }
+                    self.deaths.fetch_add(1, Relaxed);
+                    // If it is queued already, it will find this one, too.
+                    let device = self.disk.data();
+                    let _ = device.workers().enqueue::<Arc<Self>, 2>(self.clone());
+                    left
+                }
+                Life::Goodbye(open) => {
+                    let left = open.saturating_sub(1);
+                    match left {
+                        0 => self.end(&mut life, Reason::Requested),
+                        _ => *life = Life::Goodbye(left),
+                    }
+                    left
+                }
+                Life::Waiting(_) | Life::Dead | Life::Ending(_) | Life::Ended(_) => 0,
+            };
+            connection.record(loss);
+            (connection, channel, left)
+        };
+        link.socket().shutdown();
+        dev_info!(
+            self.disk.device(),
+            "connection {} lost: {}; {} of {} left\n",
+            connection.index(),
+            loss,
+            left,
+            self.connections.len()
+        );
+        self.disk.for_each_started(|rq| {
+            if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
+                connection.count_replay();
+                claim.requeue();
+            }
+        });
+    }
+
+    /// The last connection was lost.
+    fn none_left(self: &Arc<Self>, life: &mut Life, loss: &Loss) {
+        match self.origin {
+            Origin::Ioctl => {
+                let reason = match loss {
+                    Loss::TimedOut => Reason::TimedOut,
+                    Loss::Receive(_) | Loss::Send(_) => Reason::Lost,
+                };
+                self.end(life, reason);
+            }
+            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
+                *life = Life::Waiting(Instant::now());
+                // If it is queued already, it will see that the session waits again.
+                let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+            }
+            Origin::Netlink { .. } => *life = Life::Dead,
+        }
+    }
+
+    /// Gives sockets to connections that are closed. Returns how many were used; the others are
+    /// dropped. Sleeps.
+    ///
+    /// Fails with `ENODEV` if the session ends, and with `ENOMEM`.
+    pub(crate) fn reconnect(self: &Arc<Self>, sockets: KVec<Socket>) -> Result<u32> {
+        let mut used = 0;
+        for socket in sockets {
+            if !self.connections.iter().any(|c| c.link().is_none()) {
+                break;
+            }
+            let mut channel = Channel::new(Link::new(&self.disk, socket)?)?;
+            let link = channel.link().clone();
+            let opened = {
+                let mut life = self.life.lock();
+                let open = match &*life {
+                    Life::Live(open) => *open,
+                    Life::Waiting(_) | Life::Dead => 0,
+                    Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => return Err(ENODEV),
+                };
+                let mut opened = None;
+                for connection in &self.connections {
+                    match connection.open(channel) {
+                        Ok(()) => {
+                            opened = Some(connection);
+                            break;
+                        }
+                        Err(back) => channel = back,
+                    }
+                }
+                if opened.is_some() {
+                    *life = Life::Live(open + 1);
+                    // Whoever ends the session waits for the receivers that were started under the
+                    // lock.
+                    link.launch(&self.receivers);
+                }
+                opened
+            };
+            let Some(connection) = opened else {
+                break;
+            };
+            used += 1;
+            self.changed.notify_all();
+            self.disk.kick_requeued();
+            dev_info!(
+                self.disk.device(),
+                "connection {} has a new socket\n",
+                connection.index()
+            );
+        }
+        Ok(used)
+    }
+
+    /// Whether requests have a connection.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(&*self.life.lock(), Life::Live(_))
+    }
+}
+
+impl WorkItem<1> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Waits until a connection is opened, the session ends, or it has waited for long enough.
+    fn run(this: Arc<Self>) {
+        let mut life = this.life.lock();
+        while let Life::Waiting(since) = &*life {
+            let limit = Delta::from_secs(this.dead_conn_timeout.load(Relaxed).into());
+            let left = limit.as_millis() - since.elapsed().as_millis();
+            if left <= 0 {
+                *life = Life::Dead;
+                drop(life);
+                dev_warn!(
+                    this.disk.device(),
+                    "no new connection in time: requests fail until there is one\n"
+                );
+                this.disk.kick_requeued();
+                return;
+            }
+            // In parts, since jiffies may be as short as 32 bits.
+            let left = u32::try_from(left).unwrap_or(u32::MAX).min(MAX_WAIT_MS);
+            // Workers get no signals; and whatever woke it, it looks again.
+            let _ = this
+                .changed
+                .wait_interruptible_timeout(&mut life, msecs_to_jiffies(left));
+        }
+    }
+}
+
+impl WorkItem<2> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Tells who listens which device has lost a connection, once for each.
+    fn run(this: Arc<Self>) {
+        for _ in 0..this.deaths.xchg(0, Relaxed) {
+            crate::netlink::tell_link_dead(this.disk.data().index());
+        }
+    }
+}

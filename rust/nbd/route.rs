@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which of a session's connections a request goes to.
+
+/// Those of a hardware queue: every so many, since there may be fewer queues than connections.
+pub(crate) fn of_queue<T>(all: &[T], queue: u32, queues: u32) -> impl Iterator<Item = &T> {
+    let (first, step) = (queue as usize, queues.max(1) as usize);
+    all.iter().skip(first).step_by(step)
+}
+
+/// Which of its queue's `count` connections the request with this tag goes to.
+pub(crate) fn pick(tag: u32, count: usize) -> usize {
+    (tag as usize).checked_rem(count).unwrap_or(0)
+}
+
+/// All, once, beginning with another each turn.
+pub(crate) fn in_turn<T>(all: &[T], turn: u32) -> impl Iterator<Item = &T> {
+    let first = (turn as usize).checked_rem(all.len()).unwrap_or(0);
+    let (before, after) = all.split_at(first);
+    after.iter().chain(before)
+}
+
+#[kernel::macros::kunit_tests(nbd_route)]
+mod tests {
+    use super::*;
+
+    /// Has all the connections that there can be, and one more.
+    fn connections() -> [u16; 257] {
+        core::array::from_fn(|i| i as u16)
+    }
+
+    #[test]
+    fn queue_has_every_so_many() {
+        let all = connections();
+        assert!(of_queue(all.get(..7).unwrap_or(&[]), 1, 3).eq(&[1, 4]));
+        assert!(of_queue(all.get(..7).unwrap_or(&[]), 0, 3).eq(&[0, 3, 6]));
+        assert!(of_queue(all.get(..4).unwrap_or(&[]), 0, 1).eq(&[0, 1, 2, 3]));
+        assert!(of_queue(all.get(..4).unwrap_or(&[]), 3, 4).eq(&[3]));
+    }
+
+    #[test]
+    fn every_connection_has_one_queue() {
+        let all = connections();
+        for count in [1, 2, 3, 4, 5, 8, 16, 255, 256, 257] {
+            let all = all.get(..count).unwrap_or(&[]);
+            for queues in [1, 2, 3, 4, 5, 8, 16, 64, 256, 300] {
+                let mut seen = [0u32; 257];
+                for queue in 0..queues {
+                    for index in of_queue(all, queue, queues) {
+                        assert_eq!(u32::from(*index) % queues, queue);
+                        if let Some(seen) = seen.get_mut(usize::from(*index)) {
+                            *seen += 1;
+                        }
+                    }
+                }
+                assert!(seen.iter().take(count).all(|n| *n == 1));
+                assert!(seen.iter().skip(count).all(|n| *n == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn queue_without_connection() {
+        let all = connections();
+        assert_eq!(of_queue(all.get(..4).unwrap_or(&[]), 4, 8).count(), 0);
+        assert_eq!(
+            of_queue(all.get(..4).unwrap_or(&[]), u32::MAX, 8).count(),
+            0
+        );
+        assert_eq!(of_queue::<u16>(&[], 0, 1).count(), 0);
+        // No queues can be no queue's number: it is as with one.
+        assert_eq!(of_queue(all.get(..4).unwrap_or(&[]), 0, 0).count(), 4);
+        assert_eq!(
+            of_queue(all.get(..4).unwrap_or(&[]), 0, u32::MAX).count(),
+            1
+        );
+    }
+
+    #[test]
+    fn tags_are_spread() {
+        for count in 1..=256usize {
+            let mut seen = [0u32; 256];
+            for tag in 0..512u32 {
+                let pick = pick(tag, count);
+                assert!(pick < count);
+                if let Some(seen) = seen.get_mut(pick) {
+                    *seen += 1;
+                }
+            }
+            let fair = 512 / count as u32;
+            assert!(seen
+                .iter()
+                .take(count)
+                .all(|n| *n == fair || *n == fair + 1));
+        }
+        // Of none, the first; that there is none shows later.
+        assert_eq!(pick(7, 0), 0);
+        // The number of the hardware queue is in the upper half of a tag.
+        assert!(pick(u32::MAX, 3) < 3);
+    }
+
+    #[test]
+    fn fallback_tries_each_once() {
+        let all = connections();
+        for count in [1, 2, 3, 4, 16, 256] {
+            let all = all.get(..count).unwrap_or(&[]);
+            for turn in [0, 1, 2, 3, 255, 256, 257, u32::MAX - 1, u32::MAX] {
+                let mut seen = [0u32; 257];
+                for (nth, index) in in_turn(all, turn).enumerate() {
+                    assert_eq!(usize::from(*index), (turn as usize % count + nth) % count);
+                    if let Some(seen) = seen.get_mut(usize::from(*index)) {
+                        *seen += 1;
+                    }
+                }
+                assert!(seen.iter().take(count).all(|n| *n == 1));
+                assert!(seen.iter().skip(count).all(|n| *n == 0));
+            }
+        }
+        assert_eq!(in_turn::<u16>(&[], 5).count(), 0);
+    }
+
+    #[test]
+    fn fallback_is_fair() {
+        let all = [0u16, 1, 2, 3, 4];
+        // Of five connections two are dead: the others get requests in equal shares, but for what
+        // those behind a dead one get instead.
+        let mut first = [0u32; 5];
+        let mut open = [0u32; 5];
+        for turn in 0..500 {
+            let mut order = in_turn(&all, turn);
+            if let Some(n) = in_turn(&all, turn)
+                .next()
+                .and_then(|i| first.get_mut(usize::from(*i)))
+            {
+                *n += 1;
+            }
+            if let Some(n) = order
+                .find(|i| !matches!(**i, 1 | 3))
+                .and_then(|i| open.get_mut(usize::from(*i)))
+            {
+                *n += 1;
+            }
+        }
+        assert_eq!(first, [100; 5]);
+        assert_eq!(open, [100, 0, 200, 0, 200]);
+    }
+}

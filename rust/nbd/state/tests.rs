@@ -1,0 +1,1261 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests of the state machine, with sockets, owners and sessions that count themselves.
+
+use super::*;
+use crate::protocol::ClientFlags;
+use core::cell::Cell;
+
+/// What a test has made, and what became of it.
+#[derive(Default)]
+struct World {
+    /// Sockets made, dropped, and handed back by the machine.
+    made: Cell<u32>,
+    dropped: Cell<u32>,
+    back: Cell<u32>,
+    /// Sockets shut down, and those that were when they had been already.
+    shut: Cell<u32>,
+    shut_again: Cell<u32>,
+    /// Owners and references to sessions that exist.
+    owners: Cell<i32>,
+    sessions: Cell<i32>,
+    /// Processes up to this pid have exited.
+    exited: Cell<i32>,
+}
+
+fn add(counter: &Cell<u32>) {
+    counter.set(counter.get() + 1);
+}
+
+impl World {
+    fn socket(&self) -> FakeSocket<'_> {
+        add(&self.made);
+        FakeSocket {
+            world: self,
+            id: self.made.get(),
+            shut: Cell::new(false),
+        }
+    }
+
+    fn owner(&self, pid: i32) -> FakeOwner<'_> {
+        self.owners.set(self.owners.get() + 1);
+        FakeOwner { world: self, pid }
+    }
+
+    fn session(&self, id: u32) -> FakeSession<'_> {
+        self.sessions.set(self.sessions.get() + 1);
+        FakeSession { world: self, id }
+    }
+
+    fn setup(&self, params: Params, pid: i32) -> Result<FakeSetup<'_>> {
+        let mut setup = Setup::new(params, self.owner(pid), self.socket()).map_err(|_| ENOMEM)?;
+        setup.add(self.socket()).map_err(|_| ENOMEM)?;
+        Ok(setup)
+    }
+
+    /// The machine has refused to take this socket.
+    fn refused(&self, socket: FakeSocket<'_>) {
+        add(&self.back);
+        // It is for the caller to do that.
+        if socket.shut.get() {
+            add(&self.shut_again);
+        }
+    }
+
+    fn live(&self) -> u32 {
+        self.made.get() - self.dropped.get()
+    }
+
+    /// Nothing is left; every socket that a setup had was shut down, once.
+    fn is_clean(&self) -> bool {
+        self.live() == 0
+            && self.owners.get() == 0
+            && self.sessions.get() == 0
+            && self.shut_again.get() == 0
+            && self.shut.get() == self.made.get() - self.back.get()
+    }
+}
+
+struct FakeSocket<'a> {
+    world: &'a World,
+    id: u32,
+    shut: Cell<bool>,
+}
+
+impl Endpoint for FakeSocket<'_> {
+    fn shutdown(&self) {
+        add(if self.shut.replace(true) {
+            &self.world.shut_again
+        } else {
+            &self.world.shut
+        });
+    }
+}
+
+impl Drop for FakeSocket<'_> {
+    fn drop(&mut self) {
+        add(&self.world.dropped);
+    }
+}
+
+struct FakeOwner<'a> {
+    world: &'a World,
+    pid: i32,
+}
+
+impl Identity for FakeOwner<'_> {
+    fn is(&self, other: &Self) -> bool {
+        self.pid == other.pid
+    }
+
+    fn is_alive(&self) -> bool {
+        self.pid > self.world.exited.get()
+    }
+
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn comm(&self) -> [u8; 16] {
+        *b"tester\0leftover\0"
+    }
+}
+
+impl Drop for FakeOwner<'_> {
+    fn drop(&mut self) {
+        self.world.owners.set(self.world.owners.get() - 1);
+    }
+}
+
+struct FakeSession<'a> {
+    world: &'a World,
+    id: u32,
+}
+
+impl Clone for FakeSession<'_> {
+    fn clone(&self) -> Self {
+        self.world.session(self.id)
+    }
+}
+
+impl Drop for FakeSession<'_> {
+    fn drop(&mut self) {
+        self.world.sessions.set(self.world.sessions.get() - 1);
+    }
+}
+
+type FakeState<'a> = State<FakeOwner<'a>, FakeSocket<'a>, FakeSession<'a>>;
+type FakeSetup<'a> = Setup<FakeOwner<'a>, FakeSocket<'a>>;
+
+/// The states, as far as events tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Idle,
+    /// Set up by a process that is alive.
+    Setup,
+    /// Set up by a process that has exited.
+    Stale,
+    Starting,
+    Running,
+    /// Running, to end when the last opener closes the device.
+    Closer,
+    Stopped,
+    /// Stopped, and to be removed.
+    Doomed,
+    Leaving,
+}
+
+const KINDS: [Kind; 9] = [
+    Kind::Idle,
+    Kind::Setup,
+    Kind::Stale,
+    Kind::Starting,
+    Kind::Running,
+    Kind::Closer,
+    Kind::Stopped,
+    Kind::Doomed,
+    Kind::Leaving,
+];
+
+const DESTROY: u64 = 1;
+const CLOSE: u64 = 2;
+
+/// Parameters that are not the default ones.
+fn some_params(client: u64) -> Params {
+    let params = Params::default().with_timeout(7).unwrap_or_default();
+    params.with_client(ClientFlags::new(client))
+}
+
+type ParamsView = (u64, u32, u32, u32, u32, ClientFlags);
+
+fn view_params(params: Params) -> ParamsView {
+    (
+        params.size(),
+        params.block_size(),
+        params.timeout(),
+        params.flags().raw(),
+        params.dead_conn_timeout(),
+        params.client(),
+    )
+}
+
+/// A description of a state, to compare.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct View {
+    kind: Kind,
+    params: Option<ParamsView>,
+    pid: i32,
+    sockets: usize,
+    /// Which sockets, in order.
+    ids: u32,
+    session: u32,
+}
+
+fn view(state: &FakeState<'_>) -> View {
+    let mut view = View {
+        kind: Kind::Starting,
+        params: None,
+        pid: 0,
+        sockets: 0,
+        ids: 0,
+        session: 0,
+    };
+    match state {
+        State::Idle(params) => {
+            view.kind = Kind::Idle;
+            view.params = Some(view_params(*params));
+        }
+        State::Setup(setup) => {
+            view.kind = match setup.owner.is_alive() {
+                true => Kind::Setup,
+                false => Kind::Stale,
+            };
+            view.params = Some(view_params(setup.params));
+            view.pid = setup.owner.pid;
+            view.sockets = setup.socket_count();
+            for socket in &setup.sockets {
+                view.ids = view.ids.wrapping_mul(31).wrapping_add(socket.id);
+            }
+        }
+        State::Starting => view.kind = Kind::Starting,
+        State::Running { params, session } => {
+            view.kind = match params.client().disconnect_on_close() {
+                true => Kind::Closer,
+                false => Kind::Running,
+            };
+            view.params = Some(view_params(*params));
+            view.session = session.id;
+        }
+        State::Stopped(params) => {
+            view.kind = match params.client().destroy_on_disconnect() {
+                true => Kind::Doomed,
+                false => Kind::Stopped,
+            };
+            view.params = Some(view_params(*params));
+        }
+        State::Leaving => view.kind = Kind::Leaving,
+    }
+    view
+}
+
+/// The pid of the owner that [`make`] gives a setup.
+const OWNER: i32 = 10;
+
+/// A state of this kind.
+fn make<'a>(world: &'a World, kind: Kind) -> Result<FakeState<'a>> {
+    Ok(match kind {
+        Kind::Idle => State::Idle(some_params(0)),
+        Kind::Setup => State::Setup(world.setup(some_params(0), OWNER)?),
+        Kind::Stale => {
+            world.exited.set(OWNER);
+            State::Setup(world.setup(some_params(0), OWNER)?)
+        }
+        Kind::Starting => State::Starting,
+        Kind::Running | Kind::Closer => State::Running {
+            params: some_params(if kind == Kind::Closer { CLOSE } else { 0 }),
+            session: world.session(1),
+        },
+        Kind::Stopped => State::Stopped(some_params(0)),
+        Kind::Doomed => State::Stopped(some_params(DESTROY)),
+        Kind::Leaving => State::Leaving,
+    })
+}
+
+/// Why something was refused, to compare.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Why {
+    Owned,
+    Starting,
+    Running,
+    Previous(u32),
+    NoSocket,
+    TooMany,
+    Leaving,
+    Bad,
+    Other,
+}
+
+impl From<Refusal> for Why {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Owned { .. } => Self::Owned,
+            Refusal::Starting => Self::Starting,
+            Refusal::Running => Self::Running,
+            Refusal::PreviousSession { others } => Self::Previous(others),
+            Refusal::NoSocket => Self::NoSocket,
+            Refusal::TooManySockets => Self::TooMany,
+            Refusal::Leaving => Self::Leaving,
+            Refusal::BadParameter(_) => Self::Bad,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What an event did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Did {
+    /// What it is for.
+    Done,
+    /// Nothing, which is no error.
+    Nothing,
+    Refused(Why),
+}
+
+/// What can happen to a device in any state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Event {
+    /// The owner of the setup, if there is one, adds a socket; two have the device open.
+    AddOwn,
+    /// Somebody else does.
+    AddOther,
+    /// Somebody else does, who alone has the device open.
+    AddAlone,
+    /// The device is taken to be cleaned by the only opener, with nobody having it open, or with
+    /// more having it open than may.
+    RetireAlone,
+    RetireUnused,
+    RetireHeld,
+    /// A netlink message takes the device for a session.
+    Begin,
+    /// `NBD_DO_IT` does.
+    Start,
+    Update,
+    BadUpdate,
+    Session,
+    Stopped,
+    Clear,
+    LastClosed,
+    /// The process that owns the setup exits.
+    OwnerExits,
+}
+
+const EVENTS: [Event; 15] = [
+    Event::AddOwn,
+    Event::AddOther,
+    Event::AddAlone,
+    Event::RetireAlone,
+    Event::RetireUnused,
+    Event::RetireHeld,
+    Event::Begin,
+    Event::Start,
+    Event::Update,
+    Event::BadUpdate,
+    Event::Session,
+    Event::Stopped,
+    Event::Clear,
+    Event::LastClosed,
+    Event::OwnerExits,
+];
+
+/// What an event does in a state, and the state after it.
+fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
+    use Did::{Done, Nothing, Refused};
+    use Event::*;
+    use Kind::{Closer, Doomed, Idle, Leaving, Running, Setup, Stale, Starting};
+    match (event, kind) {
+        (AddOwn | AddOther | AddAlone, Idle) => (Done, Setup),
+        (AddOwn, Setup) => (Done, Setup),
+        (AddOwn, Stale) => (Done, Stale),
+        (AddOther | AddAlone, Stale) => (Done, Setup),
+        (AddOther | AddAlone | Begin, Setup) => (Refused(Why::Owned), Setup),
+        (AddOwn | AddOther | AddAlone | Begin, Starting) => (Refused(Why::Starting), Starting),
+        (AddOwn | AddOther | AddAlone | Begin, Running | Closer) => (Refused(Why::Running), kind),
+        (AddOwn | AddOther, Kind::Stopped) => (Refused(Why::Previous(1)), kind),
+        (AddAlone, Kind::Stopped) => (Refused(Why::Previous(0)), kind),
+        (AddOwn | AddOther | AddAlone, Doomed) => (Refused(Why::Leaving), kind),
+        (AddOwn | AddOther | AddAlone | Begin, Leaving) => (Refused(Why::Leaving), kind),
+
+        (Begin, Idle | Stale) => (Done, Starting),
+        (Begin, Kind::Stopped | Doomed) => (Refused(Why::Previous(2)), kind),
+
+        (RetireAlone | RetireUnused, Kind::Stopped) => (Done, Starting),
+        (RetireUnused, Doomed) => (Done, Starting),
+        (RetireAlone | RetireUnused | RetireHeld, _) => (Nothing, kind),
+
+        (Start, Setup | Stale) => (Done, Starting),
+        (Start, Idle) => (Refused(Why::NoSocket), kind),
+        (Start, Starting) => (Refused(Why::Starting), kind),
+        (Start, Running | Closer | Kind::Stopped | Doomed) => (Refused(Why::Running), kind),
+        (Start, Leaving) => (Refused(Why::Leaving), kind),
+
+        (Update | BadUpdate | Session, Starting) => (Refused(Why::Starting), kind),
+        (Update | BadUpdate, Leaving) => (Refused(Why::Leaving), kind),
+        (Update, _) => (Done, kind),
+        (BadUpdate, _) => (Refused(Why::Bad), kind),
+
+        (Session, Running | Closer) => (Done, kind),
+        (Session, _) => (Nothing, kind),
+
+        (Stopped, Running | Closer) => (Done, Kind::Stopped),
+        (Stopped, _) => (Nothing, kind),
+
+        (Clear, Setup | Stale) => (Done, Idle),
+        (Clear, _) => (Nothing, kind),
+
+        (LastClosed, Idle | Setup | Stale) => (Done, Idle),
+        (LastClosed, Closer) => (Done, Closer),
+        (LastClosed, Kind::Stopped | Doomed) => (Done, Starting),
+        (LastClosed, Starting | Running | Leaving) => (Nothing, kind),
+
+        (OwnerExits, Setup | Stale) => (Done, Stale),
+        (OwnerExits, _) => (Nothing, kind),
+    }
+}
+
+/// What finishes what has made a device [`State::Starting`].
+#[derive(Clone, Copy, Debug)]
+enum Finish {
+    Started,
+    StartedCloser,
+    Failed,
+    /// Clean, for nobody or somebody to use.
+    Cleaned,
+    CleanedUsed,
+    /// Clean, to be removed, with nobody or somebody having it open.
+    Removed,
+    RemovedUsed,
+}
+
+const FINISHES: [(Finish, Kind); 7] = [
+    (Finish::Started, Kind::Running),
+    (Finish::StartedCloser, Kind::Closer),
+    (Finish::Failed, Kind::Idle),
+    (Finish::Cleaned, Kind::Idle),
+    (Finish::CleanedUsed, Kind::Idle),
+    (Finish::Removed, Kind::Leaving),
+    (Finish::RemovedUsed, Kind::Doomed),
+];
+
+fn finish<'a>(world: &'a World, state: &mut FakeState<'a>, finish: Finish) -> Did {
+    let removed = match finish {
+        Finish::Started => {
+            state.started(some_params(0), world.session(2));
+            return Did::Done;
+        }
+        Finish::StartedCloser => {
+            state.started(some_params(CLOSE), world.session(3));
+            return Did::Done;
+        }
+        Finish::Failed => {
+            state.failed(some_params(0), 1);
+            return Did::Done;
+        }
+        Finish::Cleaned => state.retired(some_params(0), 0),
+        Finish::CleanedUsed => state.retired(some_params(0), 1),
+        Finish::Removed => state.retired(some_params(DESTROY), 0),
+        Finish::RemovedUsed => state.retired(some_params(DESTROY), 1),
+    };
+    match removed == state.is_leaving() {
+        true => Did::Done,
+        false => Did::Nothing,
+    }
+}
+
+/// Has `event` happen, and drops what it brings. Returns nothing if there is no memory for it.
+fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Option<Did> {
+    let owner = match state {
+        State::Setup(setup) => setup.owner.pid,
+        _ => world.exited.get() + 1,
+    };
+    let socket = |state: &mut FakeState<'a>, pid, openers| {
+        let added = state.add_socket(world.owner(pid), openers, world.socket());
+        match added {
+            Ok(_) => Some(Did::Done),
+            Err((refusal, socket)) => {
+                world.refused(socket);
+                match refusal {
+                    Refusal::NoMemory => None,
+                    refusal => Some(Did::Refused(refusal.into())),
+                }
+            }
+        }
+    };
+    let some = |is_some| Some(if is_some { Did::Done } else { Did::Nothing });
+    match event {
+        Event::AddOwn => socket(state, owner, 2),
+        Event::AddOther => socket(state, owner + 1, 2),
+        Event::AddAlone => socket(state, owner + 1, 1),
+        Event::RetireAlone => some(state.retire(1, 1).is_some()),
+        Event::RetireUnused => some(state.retire(0, 1).is_some()),
+        Event::RetireHeld => some(state.retire(2, 1).is_some()),
+        Event::Begin => {
+            let setup = world.setup(some_params(0), owner + 1).ok()?;
+            match state.begin(setup, 2) {
+                Ok(_) => Some(Did::Done),
+                Err((refusal, _setup)) => Some(Did::Refused(refusal.into())),
+            }
+        }
+        Event::Start => match state.start() {
+            Ok(_) => Some(Did::Done),
+            Err(refusal) => Some(Did::Refused(refusal.into())),
+        },
+        Event::Update => match state.update(|params| params.with_size(params.size() + 512)) {
+            Ok(session) => (session.is_some() == state.running().is_some()).then_some(Did::Done),
+            Err(refusal) => Some(Did::Refused(refusal.into())),
+        },
+        Event::BadUpdate => match state.update(|params| params.with_size(u64::MAX)) {
+            Ok(_) => Some(Did::Done),
+            Err(refusal) => Some(Did::Refused(refusal.into())),
+        },
+        Event::Session => match state.session() {
+            Ok(session) => some(session.is_some()),
+            Err(refusal) => Some(Did::Refused(refusal.into())),
+        },
+        Event::Stopped => some(state.stopped().is_some()),
+        Event::Clear => some(state.clear().is_some()),
+        Event::LastClosed => match state.last_closed() {
+            // An idle device forgets its parameters.
+            LastClose::Nothing => some(is_idle(state)),
+            LastClose::Drop(_) => some(is_idle(state)),
+            LastClose::Clean(_) => some(matches!(state, State::Starting)),
+            LastClose::Disconnect(_) => some(state.running().is_some()),
+        },
+        Event::OwnerExits => {
+            let State::Setup(setup) = state else {
+                return some(false);
+            };
+            world.exited.set(setup.owner.pid);
+            some(true)
+        }
+    }
+}
+
+/// Has `event` happen; says whether all is as [`wanted`].
+fn step<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> bool {
+    let before = view(state);
+    let (did, next) = wanted(event, before.kind);
+    let result = apply(world, state, event);
+    let after = view(state);
+    let ok = result == Some(did)
+        && after.kind == next
+        // What was refused, or had nothing to do, has changed nothing.
+        && (did == Did::Done || before == after)
+        // There are the sockets that the state has, and no others.
+        && world.live() == after.sockets as u32
+        && world.owners.get() == i32::from(after.sockets > 0)
+        && world.sessions.get() == i32::from(after.session > 0)
+        && world.shut_again.get() == 0
+        && world.shut.get() == world.made.get() - world.back.get() - after.sockets as u32;
+    if !ok {
+        pr_err!(
+            "{:?} in {:?}: {:?}, then {:?}; not {:?}, then {:?}\n",
+            event,
+            before.kind,
+            result,
+            after.kind,
+            did,
+            next
+        );
+    }
+    ok
+}
+
+fn is_idle(state: &FakeState<'_>) -> bool {
+    view(state).kind == Kind::Idle
+}
+
+struct Shown<'a, 'b>(&'b FakeState<'a>);
+
+impl fmt::Display for Shown<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.describe(f)
+    }
+}
+
+fn contains(text: &impl fmt::Display, wanted: &str) -> bool {
+    kernel::str::CString::try_from_fmt(fmt!("{}", text)).is_ok_and(|text| {
+        let text = text.to_bytes();
+        text.windows(wanted.len())
+            .any(|part| part == wanted.as_bytes())
+    })
+}
+
+/// Sets a socket as the device does: what is left of an ended session goes first if it may.
+fn set_sock<'a>(
+    world: &'a World,
+    state: &mut FakeState<'a>,
+    pid: i32,
+    openers: u32,
+) -> Result<(), Refusal> {
+    if let Some(params) = state.retire(openers, 1) {
+        state.retired(params, openers);
+    }
+    match state.add_socket(world.owner(pid), openers, world.socket()) {
+        Ok(_) => Ok(()),
+        Err((refusal, socket)) => {
+            world.refused(socket);
+            Err(refusal)
+        }
+    }
+}
+
+/// Every event in every state.
+#[kunit_tests(nbd_state)]
+mod table {
+    use super::*;
+
+    #[test]
+    fn makes_each_kind() -> Result {
+        for kind in KINDS {
+            let world = World::default();
+            let state = make(&world, kind)?;
+            assert!(view(&state).kind == kind);
+            drop(state);
+            assert!(world.is_clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_event_in_every_state() -> Result {
+        let mut wrong = 0;
+        for kind in KINDS {
+            for event in EVENTS {
+                let world = World::default();
+                let mut state = make(&world, kind)?;
+                wrong += u32::from(!step(&world, &mut state, event));
+                drop(state);
+                wrong += u32::from(!world.is_clean());
+            }
+        }
+        assert_eq!(wrong, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn every_two_events_in_every_state() -> Result {
+        let mut wrong = 0;
+        for kind in KINDS {
+            for first in EVENTS {
+                for second in EVENTS {
+                    let world = World::default();
+                    let mut state = make(&world, kind)?;
+                    wrong += u32::from(!step(&world, &mut state, first));
+                    wrong += u32::from(!step(&world, &mut state, second));
+                    drop(state);
+                    wrong += u32::from(!world.is_clean());
+                }
+            }
+        }
+        assert_eq!(wrong, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn every_way_out_of_starting() {
+        for (way, kind) in FINISHES {
+            let world = World::default();
+            let mut state = State::Starting;
+            assert_eq!(finish(&world, &mut state, way), Did::Done);
+            assert!(view(&state).kind == kind);
+            drop(state);
+            assert!(world.is_clean());
+        }
+    }
+
+    /// Those events have their turn in one state only; elsewhere they should at least leak nothing.
+    #[test]
+    fn out_of_turn_nothing_leaks() -> Result {
+        for kind in KINDS {
+            for (way, next) in FINISHES {
+                let world = World::default();
+                let mut state = make(&world, kind)?;
+                finish(&world, &mut state, way);
+                assert!(view(&state).kind == next);
+                assert_eq!(world.live(), 0);
+                drop(state);
+                assert!(world.is_clean());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn random_walk() {
+        let mut seed = 0x1dea_5eedu32;
+        let mut random = |n: usize| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) as usize % n
+        };
+        let mut seen = [0u32; KINDS.len()];
+        for _ in 0..20 {
+            let world = World::default();
+            let mut state: FakeState<'_> = State::Idle(Params::default());
+            for _ in 0..500 {
+                let kind = view(&state).kind;
+                let index = KINDS.iter().position(|other| *other == kind);
+                if let Some(seen) = index.and_then(|index| seen.get_mut(index)) {
+                    *seen += 1;
+                }
+                // Otherwise it would stay in the two for long.
+                if kind == Kind::Leaving {
+                    state = State::Idle(Params::default());
+                }
+                if kind == Kind::Starting && random(2) == 0 {
+                    if let Some((way, next)) = FINISHES.get(random(FINISHES.len())) {
+                        assert_eq!(finish(&world, &mut state, *way), Did::Done);
+                        assert!(view(&state).kind == *next);
+                    }
+                } else {
+                    let event = EVENTS.get(random(EVENTS.len()));
+                    assert!(event.is_some_and(|event| step(&world, &mut state, *event)));
+                }
+            }
+            drop(state);
+            assert!(world.is_clean());
+        }
+        // It has been everywhere.
+        assert!(seen.iter().all(|n| *n > 0));
+    }
+
+    #[test]
+    fn asks_and_answers() -> Result {
+        for kind in KINDS {
+            let world = World::default();
+            let state = make(&world, kind)?;
+            assert_eq!(is_idle(&state), kind == Kind::Idle);
+            assert_eq!(
+                state.is_unused(),
+                matches!(kind, Kind::Idle | Kind::Leaving)
+            );
+            assert_eq!(state.is_leaving(), kind == Kind::Leaving);
+            assert_eq!(state.is_starting(), kind == Kind::Starting);
+            assert_eq!(
+                state.is_held(),
+                matches!(kind, Kind::Stopped | Kind::Doomed | Kind::Starting)
+            );
+            let runs = matches!(kind, Kind::Running | Kind::Closer);
+            assert_eq!(state.running().is_some(), runs);
+            let timeout = match kind {
+                Kind::Starting | Kind::Leaving => 0,
+                _ => 7,
+            };
+            assert_eq!(state.params().timeout(), timeout);
+            assert!(contains(
+                &Shown(&state),
+                match kind {
+                    Kind::Idle => "idle",
+                    Kind::Setup => "setup of 2 socket(s) by process 10 (tester), which is alive",
+                    Kind::Stale => "setup of 2 socket(s) by process 10 (tester), which has exited",
+                    Kind::Starting => "starting",
+                    Kind::Running | Kind::Closer => "running",
+                    Kind::Stopped | Kind::Doomed => "stopped",
+                    Kind::Leaving => "removed",
+                }
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `NBD_SET_SOCK`, cell by cell of the design's table.
+#[kunit_tests(nbd_set_sock)]
+mod set_sock_table {
+    use super::*;
+
+    #[test]
+    fn idle_caller_becomes_owner() {
+        for openers in [1, 2, 1000] {
+            let world = World::default();
+            let mut state: FakeState<'_> = State::Idle(some_params(0));
+            assert!(set_sock(&world, &mut state, 5, openers).is_ok());
+            let after = view(&state);
+            assert!(after.kind == Kind::Setup);
+            assert_eq!((after.pid, after.sockets), (5, 1));
+            // The parameters stay.
+            assert!(after.params == Some(view_params(some_params(0))));
+            drop(state);
+            assert!(world.is_clean());
+        }
+    }
+
+    #[test]
+    fn setup_same_owner_adds() {
+        let world = World::default();
+        let mut state: FakeState<'_> = State::Idle(some_params(0));
+        for n in 1..=5 {
+            assert!(set_sock(&world, &mut state, 5, 2).is_ok());
+            let after = view(&state);
+            assert_eq!((after.pid, after.sockets), (5, n));
+            // One owner, however many sockets.
+            assert_eq!(world.owners.get(), 1);
+        }
+        drop(state);
+        assert!(world.is_clean());
+    }
+
+    #[test]
+    fn setup_other_owner_alive_is_refused() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Setup)?;
+        let before = view(&state);
+        for openers in [1, 2] {
+            let Err(refusal) = set_sock(&world, &mut state, OWNER + 1, openers) else {
+                return Err(EINVAL);
+            };
+            assert_eq!(refusal.errno(), EBUSY);
+            // The log names its pid and comm.
+            assert!(contains(&refusal, "process 10 (\"tester\")"));
+            assert!(view(&state) == before);
+            assert_eq!((world.live(), world.owners.get()), (2, 1));
+        }
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn setup_of_exited_owner_is_dropped_whole() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Stale)?;
+        assert!(set_sock(&world, &mut state, OWNER + 1, 2).is_ok());
+        let after = view(&state);
+        assert!(after.kind == Kind::Setup);
+        assert_eq!((after.pid, after.sockets), (OWNER + 1, 1));
+        // The peers of both see the end.
+        assert_eq!((world.shut.get(), world.live()), (2, 1));
+        assert_eq!(world.owners.get(), 1);
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn stale_setup_is_handed_out_before_it_is_dropped() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Stale)?;
+        let added = state.add_socket(world.owner(OWNER + 1), 2, world.socket());
+        let Ok(Some(stale)) = added else {
+            return Err(EINVAL);
+        };
+        // Sockets are shut down outside the device's lock.
+        assert_eq!((stale.socket_count(), world.shut.get()), (2, 0));
+        drop(stale);
+        assert_eq!((world.shut.get(), world.live()), (2, 1));
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn starting_and_running_are_refused() -> Result {
+        for kind in [Kind::Starting, Kind::Running, Kind::Closer] {
+            for openers in [1, 2] {
+                let world = World::default();
+                let mut state = make(&world, kind)?;
+                let before = view(&state);
+                let refused = set_sock(&world, &mut state, OWNER, openers);
+                assert!(refused.is_err_and(|refusal| refusal.errno() == EBUSY));
+                assert!(view(&state) == before);
+                assert_eq!((world.live(), world.owners.get()), (0, 0));
+                drop(state);
+                assert!(world.is_clean());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn stopped_only_opener_is_served() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Stopped)?;
+        assert!(set_sock(&world, &mut state, 5, 1).is_ok());
+        let after = view(&state);
+        assert!(after.kind == Kind::Setup);
+        assert_eq!((after.pid, after.sockets), (5, 1));
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn stopped_with_others_is_refused() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Stopped)?;
+        let before = view(&state);
+        let Err(refusal) = set_sock(&world, &mut state, 5, 4) else {
+            return Err(EINVAL);
+        };
+        assert_eq!(refusal.errno(), EBUSY);
+        // It says that the session ended, and how many it waits for.
+        assert!(contains(
+            &refusal,
+            "previous session ended, but 3 opener(s)"
+        ));
+        assert!(view(&state) == before);
+        assert_eq!((world.live(), world.owners.get()), (0, 0));
+        // It works the moment the last of them is gone.
+        assert!(set_sock(&world, &mut state, 5, 1).is_ok());
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn to_be_removed_is_refused() -> Result {
+        for kind in [Kind::Doomed, Kind::Leaving] {
+            for openers in [1, 2] {
+                let world = World::default();
+                let mut state = make(&world, kind)?;
+                let before = view(&state);
+                let refused = set_sock(&world, &mut state, 5, openers);
+                assert!(refused.is_err_and(|refusal| refusal.errno() == EBUSY));
+                assert!(view(&state) == before);
+                drop(state);
+                assert!(world.is_clean());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refused_socket_is_the_callers() -> Result {
+        for kind in [Kind::Setup, Kind::Starting, Kind::Running, Kind::Stopped] {
+            let world = World::default();
+            let mut state = make(&world, kind)?;
+            let socket = world.socket();
+            let id = socket.id;
+            let Err((_, socket)) = state.add_socket(world.owner(99), 2, socket) else {
+                return Err(EINVAL);
+            };
+            // The same, open; the owner is not kept.
+            assert!(socket.id == id && !socket.shut.get());
+            assert_eq!(world.owners.get(), i32::from(kind == Kind::Setup));
+            world.refused(socket);
+            drop(state);
+            assert!(world.is_clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn one_socket_too_many() {
+        let world = World::default();
+        let mut state: FakeState<'_> = State::Idle(some_params(0));
+        for _ in 0..MAX_CONNECTIONS {
+            assert!(set_sock(&world, &mut state, 5, 1).is_ok());
+        }
+        let before = view(&state);
+        assert_eq!((before.sockets, MAX_CONNECTIONS), (256, 256));
+        for _ in 0..3 {
+            let socket = world.socket();
+            let id = socket.id;
+            match state.add_socket(world.owner(5), 1, socket) {
+                Err((refusal, socket)) => {
+                    assert_eq!(refusal.errno(), ENOSPC);
+                    assert!(contains(&refusal, "256 sockets already"));
+                    assert!(socket.id == id && !socket.shut.get());
+                    world.refused(socket);
+                }
+                Ok(_) => assert_eq!(id, 0),
+            }
+            assert!(view(&state) == before);
+            assert_eq!((world.live(), world.owners.get()), (256, 1));
+        }
+        drop(state);
+        assert!(world.is_clean());
+        assert_eq!(world.shut.get(), 256);
+    }
+
+    #[test]
+    fn a_thousand_rounds_pile_nothing_up() -> Result {
+        let world = World::default();
+        let mut state: FakeState<'_> = State::Idle(Params::default());
+        for _ in 0..1000 {
+            assert!(set_sock(&world, &mut state, 5, 2).is_ok());
+            assert!(state.clear().is_some());
+            assert_eq!((world.live(), world.owners.get()), (0, 0));
+        }
+        assert_eq!(world.shut.get(), 1000);
+        Ok(())
+    }
+}
+
+/// What goes from state to state, and what is handed out.
+#[kunit_tests(nbd_transitions)]
+mod transitions {
+    use super::*;
+
+    #[test]
+    fn life_of_a_session() -> Result {
+        let world = World::default();
+        let mut state: FakeState<'_> = State::Idle(Params::default());
+        assert!(state.update(|params| params.with_size(1 << 20)).is_ok());
+        assert!(set_sock(&world, &mut state, 5, 1).is_ok());
+        assert!(set_sock(&world, &mut state, 5, 1).is_ok());
+        assert!(state.update(|params| params.with_timeout(9)).is_ok());
+        let mut setup = state.start().map_err(|refusal| refusal.errno())?;
+        let params = setup.params();
+        assert_eq!((params.size(), params.timeout()), (1 << 20, 9));
+        // The sockets become connections, in the order in which they were added.
+        let ids = [setup.pop_socket(), setup.pop_socket()].map(|s| s.map_or(0, |s| s.id));
+        assert_eq!(ids, [1, 2]);
+        assert!(setup.pop_socket().is_none());
+        drop(setup);
+        assert_eq!((world.live(), world.owners.get()), (0, 0));
+        state.started(params, world.session(4));
+        assert!(state
+            .running()
+            .is_some_and(|(session, params)| session.id == 4 && params.size() == 1 << 20));
+        let session = state.session().map_err(|refusal| refusal.errno())?;
+        assert!(session.is_some_and(|session| session.id == 4));
+        // Changes hold for the session.
+        let told = state.update(|params| params.with_timeout(10));
+        assert!(told.is_ok_and(|session| session.is_some_and(|session| session.id == 4)));
+        assert!(state
+            .running()
+            .is_some_and(|(_, params)| params.timeout() == 10));
+        let ended = state.stopped();
+        assert!(ended.is_some_and(|session| session.id == 4));
+        assert_eq!(world.sessions.get(), 0);
+        assert!(state.stopped().is_none());
+        assert_eq!(
+            (state.params().size(), state.params().timeout()),
+            (1 << 20, 10)
+        );
+        let LastClose::Clean(params) = state.last_closed() else {
+            return Err(EINVAL);
+        };
+        assert!(!state.retired(params, 0));
+        assert!(is_idle(&state));
+        assert!(view_params(state.params()) == view_params(Params::default()));
+        Ok(())
+    }
+
+    #[test]
+    fn failed_start_drops_the_setup() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Setup)?;
+        let setup = state.start().map_err(|refusal| refusal.errno())?;
+        let before = setup.params();
+        drop(setup);
+        state.failed(before, 1);
+        assert_eq!((world.shut.get(), world.live()), (2, 0));
+        assert!(is_idle(&state) && state.params().timeout() == 7);
+        assert!(set_sock(&world, &mut state, 5, 2).is_ok());
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn failed_start_of_an_unused_device_leaves_nothing() {
+        for openers in [0, 1, 2] {
+            let mut state: FakeState<'_> = State::Starting;
+            state.failed(some_params(0), openers);
+            assert!(is_idle(&state));
+            // As the last close would have done.
+            assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
+        }
+    }
+
+    #[test]
+    fn begin_leaves_the_devices_parameters_apart() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Idle)?;
+        let params = Params::default().with_timeout(30)?;
+        let Ok(begun) = state.begin(world.setup(params, 5)?, 1) else {
+            return Err(EINVAL);
+        };
+        assert_eq!(begun.before.timeout(), 7);
+        assert_eq!(begun.setup.params().timeout(), 30);
+        assert!(begun.stale.is_none());
+        assert_eq!(world.shut.get(), 0);
+        state.failed(begun.before, 1);
+        drop(begun);
+        assert_eq!((world.shut.get(), world.live()), (2, 0));
+        assert_eq!(state.params().timeout(), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn begin_hands_out_a_stale_setup() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Stale)?;
+        let Ok(begun) = state.begin(world.setup(Params::default(), 50)?, 1) else {
+            return Err(EINVAL);
+        };
+        assert_eq!(begun.before.timeout(), 7);
+        let stale = begun.stale.ok_or(EINVAL)?;
+        assert!(stale.owner.pid == OWNER && begun.setup.owner.pid == 50);
+        assert_eq!((world.shut.get(), world.live()), (0, 4));
+        drop(stale);
+        assert_eq!((world.shut.get(), world.live()), (2, 2));
+        drop(begun.setup);
+        drop(state);
+        assert!(world.is_clean());
+        Ok(())
+    }
+
+    #[test]
+    fn begin_hands_a_refused_setup_back() -> Result {
+        for kind in [
+            Kind::Setup,
+            Kind::Starting,
+            Kind::Running,
+            Kind::Stopped,
+            Kind::Doomed,
+            Kind::Leaving,
+        ] {
+            let world = World::default();
+            let mut state = make(&world, kind)?;
+            let before = view(&state);
+            let Err((refusal, setup)) = state.begin(world.setup(some_params(0), 50)?, 3) else {
+                return Err(EINVAL);
+            };
+            assert_eq!(refusal.errno(), EBUSY);
+            assert!(view(&state) == before);
+            // Whole, and open: the caller may try again.
+            assert_eq!((setup.owner.pid, setup.socket_count()), (50, 2));
+            assert_eq!(world.shut.get(), 0);
+            // Or leave the sockets to whoever has them.
+            world.back.set(2);
+            setup.forget();
+            assert_eq!(world.shut.get(), 0);
+            drop(state);
+            assert!(world.is_clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn clear_keeps_the_parameters() -> Result {
+        for kind in [Kind::Setup, Kind::Stale] {
+            let world = World::default();
+            let mut state = make(&world, kind)?;
+            let cleared = state.clear().ok_or(EINVAL)?;
+            assert!(is_idle(&state) && state.params().timeout() == 7);
+            // They are shut down outside the device's lock.
+            assert_eq!((cleared.socket_count(), world.shut.get()), (2, 0));
+            drop(cleared);
+            assert_eq!((world.live(), world.owners.get()), (0, 0));
+            assert!(world.is_clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn last_close_forgets_the_parameters() -> Result {
+        for kind in [Kind::Idle, Kind::Setup, Kind::Stale] {
+            let world = World::default();
+            let mut state = make(&world, kind)?;
+            drop(state.last_closed());
+            assert!(is_idle(&state));
+            assert!(view_params(state.params()) == view_params(Params::default()));
+            assert!(world.is_clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn last_close_ends_a_session_that_wants_it() -> Result {
+        let world = World::default();
+        let mut state = make(&world, Kind::Closer)?;
+        let LastClose::Disconnect(session) = state.last_closed() else {
+            return Err(EINVAL);
+        };
+        assert_eq!((session.id, world.sessions.get()), (1, 2));
+        drop(session);
+        assert!(state.running().is_some());
+        let mut state = make(&world, Kind::Running)?;
+        assert!(matches!(state.last_closed(), LastClose::Nothing));
+        assert!(state.running().is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn retire_heeds_the_openers() {
+        for openers in 0..4 {
+            for limit in [0, 1, 2, u32::MAX] {
+                let mut state: FakeState<'_> = State::Stopped(some_params(0));
+                let taken = state.retire(openers, limit);
+                assert_eq!(taken.is_some(), openers <= limit);
+                assert_eq!(matches!(state, State::Starting), openers <= limit);
+                // One to be removed is taken from nobody.
+                let mut state: FakeState<'_> = State::Stopped(some_params(DESTROY));
+                assert_eq!(state.retire(openers, limit).is_some(), openers == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn retired_waits_for_who_opened_meanwhile() {
+        for openers in [0, 1, 2, u32::MAX] {
+            let mut state: FakeState<'_> = State::Starting;
+            assert!(!state.retired(some_params(0), openers));
+            assert!(is_idle(&state));
+            // Who is there finds the parameters, who comes later does not.
+            assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
+            let mut state: FakeState<'_> = State::Starting;
+            assert_eq!(state.retired(some_params(DESTROY), openers), openers == 0);
+            assert_eq!(state.is_leaving(), openers == 0);
+            assert_eq!((view(&state).kind == Kind::Doomed), openers > 0);
+        }
+    }
+
+    #[test]
+    fn setup_shuts_down_what_it_still_has() -> Result {
+        let world = World::default();
+        let mut setup = world.setup(Params::default(), 5)?;
+        assert_eq!(setup.socket_count(), 2);
+        let popped = setup.pop_socket().ok_or(EINVAL)?;
+        assert_eq!((popped.id, setup.socket_count()), (1, 1));
+        drop(setup);
+        assert_eq!((world.shut.get(), world.live()), (1, 1));
+        assert!(!popped.shut.get());
+        drop(popped);
+        assert_eq!((world.live(), world.owners.get()), (0, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn every_refusal_has_its_errno() {
+        let owned = || Refusal::Owned {
+            pid: 1,
+            comm: [b'x'; 16],
+        };
+        for (refusal, errno) in [
+            (owned(), EBUSY),
+            (Refusal::Starting, EBUSY),
+            (Refusal::Running, EBUSY),
+            (Refusal::PreviousSession { others: 1 }, EBUSY),
+            (Refusal::NoSocket, EINVAL),
+            (Refusal::TooManySockets, ENOSPC),
+            (Refusal::NoMemory, ENOMEM),
+            (Refusal::BadParameter(EINVAL), EINVAL),
+            (Refusal::BadParameter(ERANGE), ERANGE),
+            (Refusal::Leaving, EBUSY),
+            (Refusal::NotConnected, EINVAL),
+            (Refusal::OfNetlink, EINVAL),
+            (Refusal::OtherBackend, EINVAL),
+            (Refusal::Dead, EBUSY),
+            (Refusal::InFlight, EBUSY),
+        ] {
+            assert_eq!(refusal.errno(), errno);
+            // It says why, then what to do.
+            assert!(contains(&refusal, "; ") || contains(&refusal, ", "));
+        }
+        // A name that fills its room has no end.
+        assert!(contains(&owned(), "process 1 (\"xxxxxxxxxxxxxxxx\")"));
+    }
+}
