@@ -3,7 +3,7 @@
 //! What users ask of a device, by ioctl or netlink: transitions of its configuration.
 
 use crate::{
-    device::{Device, Disk, Setup, State, PATIENCE_MS},
+    device::{Device, Disk, Setup, State, LINGER_MS, PATIENCE_MS},
     kernel::{
         block::MAX_TIMEOUT,
         net::socket::Socket,
@@ -289,13 +289,13 @@ impl Device {
     }
 
     /// Ends the session, if there is one, and waits for a short while until others have closed the
-    /// device, so that it is free. Sleeps, for little more than two seconds.
+    /// device, so that it is free. Sleeps, for two seconds at most.
     pub(crate) fn disconnect(&self, disk: &Disk, what: &str) -> Result {
         self.wait_if_starting();
         if let Some(session) = self.running(disk, what)? {
             session.disconnect();
         }
-        self.wait_while(State::is_held);
+        self.wait_while(State::is_held, LINGER_MS);
         Ok(())
     }
 

@@ -71,6 +71,9 @@ const OPTIMAL_REQUEST: u32 = 128 << 10;
 /// milliseconds.
 pub(crate) const PATIENCE_MS: u32 = 1000;
 
+/// How long a disconnect waits for them, after the server, in milliseconds.
+pub(crate) const LINGER_MS: u32 = 700;
+
 /// How many minors a device has, and where they begin.
 #[derive(Clone, Copy)]
 pub(crate) struct Minors {
@@ -228,12 +231,12 @@ impl Device {
 
     /// Waits for a short while if somebody starts or cleans the device. Sleeps.
     pub(crate) fn wait_if_starting(&self) {
-        self.wait_while(State::is_starting);
+        self.wait_while(State::is_starting, PATIENCE_MS);
     }
 
-    /// Waits for a short while until the state is not so any more. Sleeps.
-    pub(crate) fn wait_while(&self, is_so: impl Fn(&State) -> bool) {
-        let mut left = msecs_to_jiffies(PATIENCE_MS);
+    /// Waits until the state is not so any more, for so many milliseconds at most. Sleeps.
+    pub(crate) fn wait_while(&self, is_so: impl Fn(&State) -> bool, patience: u32) {
+        let mut left = msecs_to_jiffies(patience);
         let mut config = self.config.lock();
         while is_so(&config.state) {
             match self.settled.wait_interruptible_timeout(&mut config, left) {
