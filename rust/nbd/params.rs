@@ -177,7 +177,7 @@ impl Params {
 #[kernel::macros::kunit_tests(nbd_params)]
 mod tests {
     use super::*;
-    use crate::device::Changes;
+    use crate::configure::Changes;
 
     const MAX_SIZE: u64 = i64::MAX as u64;
 

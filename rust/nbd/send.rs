@@ -237,9 +237,9 @@ mod tests {
             let batch = BATCH.iter().zip(self.out.iter_mut());
             for (payload, out) in batch.skip(self.first) {
                 self.wrong |= out.0 != from.in_header() || out.1 != from.in_payload();
-                let header = (REQUEST_LEN - from.in_header()).min(left);
+                let header = REQUEST_LEN.saturating_sub(from.in_header()).min(left);
                 left -= header;
-                let data = (payload - from.in_payload()).min(left);
+                let data = payload.saturating_sub(from.in_payload()).min(left);
                 left -= data;
                 out.0 += header;
                 out.1 += data;

@@ -1,0 +1,799 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * CONNECT, DISCONNECT and STATUS: what they need, what they do, and what they refuse.
+ */
+#include "kselftest_harness.h"
+#include "nbd_nlpeer.h"
+
+#define FAR_INDEX	200
+
+FIXTURE(connect)
+{
+	struct nl_session ns;
+	int pair[2];
+};
+
+FIXTURE_SETUP(connect)
+{
+	const char *why = nl_init(&self->ns, 1, PEER_GOOD);
+
+	if (why)
+		SKIP(return, "%s", why);
+	self->pair[0] = -1;
+	self->pair[1] = -1;
+}
+
+FIXTURE_TEARDOWN(connect)
+{
+	EXPECT_TRUE(nl_cleanup(&self->ns));
+}
+
+/* What a file in the device's directory in sysfs has. */
+static const char *sys_text(struct nbd_dev *d, const char *name)
+{
+	static char text[256];
+	char path[128];
+	size_t n;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/block/nbd%d/%s", d->index, name);
+	f = fopen(path, "re");
+	if (!f)
+		return NULL;
+	n = fread(text, 1, sizeof(text) - 1, f);
+	text[n] = 0;
+	fclose(f);
+	return text;
+}
+
+static int highest_index(void)
+{
+	FILE *f = fopen("/sys/module/nbd/parameters/max_part", "re");
+	int max_part = 0, shift = 0;
+
+	if (f && fscanf(f, "%d", &max_part) != 1)
+		max_part = 0;
+	if (f)
+		fclose(f);
+	for (; max_part; max_part >>= 1)
+		shift++;
+	return ((1 << 20) - 1) >> shift;
+}
+
+TEST_F(connect, with_an_index)
+{
+	struct peer_session *s = &self->ns.s;
+
+	ASSERT_EQ(0, nl_connect(&self->ns)) TH_LOG("%s", self->ns.answer.text);
+	EXPECT_EQ(s->dev.index, self->ns.answer.index) TH_LOG("the reply's index");
+	EXPECT_EQ(NL_SECTORS, nbd_sys(&s->dev, "size"));
+	EXPECT_EQ(NL_BLKSIZE, nbd_sys(&s->dev, "queue/logical_block_size"));
+	EXPECT_EQ(0, nbd_sys(&s->dev, "ro"));
+	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
+	EXPECT_EQ(0, nl_disconnect(s->dev.index));
+	/* At once, without any wait: DISCONNECT is done when it returns. */
+	EXPECT_FALSE(nbd_sys_exists(&s->dev, "pid"));
+	EXPECT_FALSE(nbd_sys_exists(&s->dev, "backend"));
+	EXPECT_EQ(0, nbd_sys(&s->dev, "size"));
+	EXPECT_TRUE(WAIT_UNTIL(exited(s->peer[0]), SOON)) TH_LOG("the server sees no end");
+}
+
+TEST_F(connect, again_and_again)
+{
+	struct peer_session *s = &self->ns.s;
+	int i;
+
+	for (i = 0; i < 10; i++) {
+		ASSERT_EQ(0, nl_connect(&self->ns)) TH_LOG("round %d", i);
+		ASSERT_EQ(0, other_wait(other_run(s, read_block), BOUNDED));
+		ASSERT_EQ(0, nl_disconnect(s->dev.index));
+		ASSERT_TRUE(WAIT_UNTIL(exited(s->peer[0]), SOON));
+	}
+}
+
+TEST_F(connect, over_tcp)
+{
+	struct peer_session *s = &self->ns.s;
+
+	s->tcp = true;
+	ASSERT_EQ(0, nl_connect(&self->ns));
+	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
+	EXPECT_EQ(0, nl_disconnect(s->dev.index));
+	EXPECT_TRUE(WAIT_UNTIL(exited(s->peer[0]), SOON));
+}
+
+TEST_F(connect, four_sockets)
+{
+	struct peer_session *s = &self->ns.s;
+	int i;
+
+	s->npeers = 4;
+	ASSERT_EQ(0, nl_connect(&self->ns));
+	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
+	EXPECT_EQ(0, nl_disconnect(s->dev.index));
+	for (i = 0; i < 4; i++)
+		EXPECT_TRUE(WAIT_UNTIL(exited(s->peer[i]), SOON)) TH_LOG("connection %d", i);
+}
+
+TEST_F(connect, four_sockets_without_multi_conn_is_einval)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+	int i;
+
+	ns->s.npeers = 4;
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE);
+	nl_u64(&m, NBD_ATTR_SERVER_FLAGS, NL_FLAGS);
+	nl_socks(&m, ns->s.fd, 4);
+	EXPECT_EQ(-EINVAL, nl_finish(ns, &m));
+	EXPECT_TRUE(nbd_idle(&ns->s.dev));
+	for (i = 0; i < 4; i++)
+		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[i]), SOON)) TH_LOG("connection %d", i);
+	ASSERT_EQ(0, nl_connect(ns));
+}
+
+/* Without an index: the first idle device, and a new one where there is none. */
+TEST_F(connect, without_an_index)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_answer *all;
+	struct nl_msg m;
+	int i, first = -1;
+
+	all = nl_simple(NBD_CMD_STATUS, -1);
+	ASSERT_EQ(0, all->ret);
+	for (i = 0; i < all->ndevs; i++)
+		if (!all->dev[i].connected && (first < 0 || all->dev[i].index < first))
+			first = all->dev[i].index;
+	ASSERT_LE(0, first);
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin_connect(&m, ns, -1, ns->s.fd, 1);
+	ASSERT_EQ(0, nl_finish(ns, &m));
+	EXPECT_EQ(first, ns->answer.index);
+	nl_use(ns, ns->answer.index);
+	EXPECT_TRUE(nbd_running(&ns->s.dev));
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+}
+
+TEST_F(connect, without_an_index_when_all_are_busy)
+{
+	struct nl_session *ns = &self->ns;
+	int taken[256], n = 0, i, picked = ns->s.dev.index;
+	struct nl_answer *all;
+	struct nl_msg m;
+	bool isnew;
+
+	/* All of them have the same server, which nobody asks anything. */
+	ASSERT_EQ(0, nl_peers(ns));
+	do {
+		nl_begin_connect(&m, ns, -1, ns->s.fd, 1);
+		ns->answer = *nl_do(&m);
+		ASSERT_EQ(0, ns->answer.ret) TH_LOG("%d are taken", n);
+		taken[n++] = ns->answer.index;
+		isnew = ns->answer.index >= NBD_DEVICES;
+	} while (!isnew && n < 256);
+	EXPECT_TRUE(isnew);
+	all = nl_simple(NBD_CMD_STATUS, -1);
+	EXPECT_EQ(0, all->ret);
+	for (i = 0; i < all->ndevs; i++)
+		if (all->dev[i].index < taken[n - 1])
+			EXPECT_EQ(1, all->dev[i].connected) TH_LOG("nbd%d", all->dev[i].index);
+	nl_use(ns, taken[n - 1]);
+	EXPECT_TRUE(nbd_running(&ns->s.dev));
+	nl_close_ends(&ns->s);
+	ns->s.sh->close[0] = 1;
+	for (i = 0; i < n; i++)
+		EXPECT_EQ(0, nl_disconnect(taken[i]));
+	nl_use(ns, picked);
+}
+
+TEST_F(connect, makes_a_device_that_is_not_there)
+{
+	struct nl_session *ns = &self->ns;
+	int picked = ns->s.dev.index;
+
+	nl_use(ns, FAR_INDEX);
+	EXPECT_EQ(0, nl_connect(ns));
+	EXPECT_EQ(FAR_INDEX, ns->answer.index);
+	EXPECT_EQ(0, access(ns->s.dev.path, F_OK));
+	EXPECT_EQ(1, nl_connected(FAR_INDEX));
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+	EXPECT_EQ(0, nl_disconnect(FAR_INDEX));
+	EXPECT_EQ(0, nl_connected(FAR_INDEX)) TH_LOG("it stays");
+	EXPECT_EQ(0, access(ns->s.dev.path, F_OK));
+	nl_use(ns, picked);
+}
+
+TEST_F(connect, highest_index)
+{
+	struct nl_session *ns = &self->ns;
+	int picked = ns->s.dev.index, highest = highest_index();
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin_connect(&m, ns, highest + 1, ns->s.fd, 1);
+	EXPECT_EQ(-EINVAL, nl_do(&m)->ret);
+	nl_begin_connect(&m, ns, INT32_MAX, ns->s.fd, 1);
+	EXPECT_EQ(-EINVAL, nl_do(&m)->ret);
+	nl_begin(&m, NBD_CMD_CONNECT, -1);
+	nl_u32(&m, NBD_ATTR_INDEX, 0xffffffff);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE);
+	nl_socks(&m, ns->s.fd, 1);
+	EXPECT_EQ(-EINVAL, nl_do(&m)->ret);
+	nl_use(ns, highest);
+	nl_begin_connect(&m, ns, highest, ns->s.fd, 1);
+	nl_u64(&m, NBD_ATTR_CLIENT_FLAGS, NBD_CFLAG_DESTROY_ON_DISCONNECT);
+	EXPECT_EQ(0, nl_finish(ns, &m));
+	EXPECT_TRUE(WAIT_UNTIL(nbd_running(&ns->s.dev), SOON));
+	EXPECT_EQ(0, nl_disconnect(highest));
+	nl_use(ns, picked);
+}
+
+TEST_F(connect, pid_is_the_thread_that_connects)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_call call;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin_connect(&m, ns, ns->s.dev.index, ns->s.fd, 1);
+	m.thread = true;
+	call = nl_start(&m);
+	ns->answer = *nl_wait(call, BOUNDED);
+	ASSERT_EQ(0, ns->answer.ret);
+	EXPECT_NE(call.pid, ns->answer.tid);
+	EXPECT_EQ(ns->answer.tid, nbd_sys(&ns->s.dev, "pid"));
+}
+
+TEST_F(connect, backend_identifier)
+{
+	struct nl_session *ns = &self->ns;
+	const char *text;
+
+	ns->backend = "some image";
+	ASSERT_EQ(0, nl_connect(ns));
+	text = sys_text(&ns->s.dev, "backend");
+	ASSERT_NE(NULL, text);
+	EXPECT_STREQ("some image\n", text);
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	EXPECT_FALSE(nbd_sys_exists(&ns->s.dev, "backend"));
+	/* Nothing is left of it in the next session. */
+	ns->backend = NULL;
+	ASSERT_EQ(0, nl_connect(ns));
+	text = sys_text(&ns->s.dev, "backend");
+	ASSERT_NE(NULL, text);
+	EXPECT_STREQ("\n", text);
+}
+
+TEST_F(connect, read_only)
+{
+	struct peer_session *s = &self->ns.s;
+
+	s->flags = NBD_FLAG_READ_ONLY;
+	ASSERT_EQ(0, nl_connect(&self->ns));
+	EXPECT_EQ(1, nbd_sys(&s->dev, "ro"));
+	EXPECT_EQ(0, other_wait(other_run(s, read_block), BOUNDED));
+	EXPECT_EQ(0, nl_disconnect(s->dev.index));
+	s->flags = 0;
+	ASSERT_EQ(0, nl_connect(&self->ns));
+	EXPECT_EQ(0, nbd_sys(&s->dev, "ro"));
+}
+
+TEST_F(connect, timeout)
+{
+	struct peer_session *s = &self->ns.s;
+
+	s->timeout = 7;
+	ASSERT_EQ(0, nl_connect(&self->ns));
+	EXPECT_EQ(7000, nbd_sys(&s->dev, "queue/io_timeout"));
+}
+
+TEST_F(connect, default_block_size)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+	nl_socks(&m, ns->s.fd, 1);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE);
+	ASSERT_EQ(0, nl_finish(ns, &m));
+	EXPECT_EQ(1024, nbd_sys(&ns->s.dev, "queue/logical_block_size"));
+	EXPECT_EQ(NL_SECTORS, nbd_sys(&ns->s.dev, "size"));
+}
+
+TEST_F(connect, change_uevent)
+{
+	struct sockaddr_nl addr = { .nl_family = AF_NETLINK, .nl_groups = 1 };
+	int fd, changes = 0, size = 1 << 20;
+	char buf[16384], wanted[64];
+	struct pollfd p;
+	ssize_t n;
+
+	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT);
+	ASSERT_LE(0, fd);
+	setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+	ASSERT_EQ(0, bind(fd, (struct sockaddr *)&addr, sizeof(addr)));
+	ASSERT_EQ(0, nl_connect(&self->ns));
+	snprintf(wanted, sizeof(wanted), "/block/nbd%d", self->ns.s.dev.index);
+	p = (struct pollfd) { .fd = fd, .events = POLLIN };
+	while (!changes && poll(&p, 1, scaled(SOON)) == 1) {
+		n = recv(fd, buf, sizeof(buf) - 1, 0);
+		if (n <= 0)
+			break;
+		buf[n] = 0;
+		if (!strncmp(buf, "change@", 7) && strlen(buf) > strlen(wanted) &&
+		    !strcmp(buf + strlen(buf) - strlen(wanted), wanted))
+			changes++;
+	}
+	close(fd);
+	EXPECT_LT(0, changes);
+}
+
+TEST_F(connect, connected_already_is_ebusy)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_EQ(0, make_pair(KIND_UNIX, self->pair));
+	nl_begin_connect(&m, ns, ns->s.dev.index, self->pair, 1);
+	EXPECT_EQ(-EBUSY, nl_do(&m)->ret);
+	close(self->pair[0]);
+	EXPECT_TRUE(saw_eof(self->pair[1], SOON)) TH_LOG("the refused socket is kept");
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+}
+
+TEST_F(connect, second_disconnect_is_harmless)
+{
+	struct nl_session *ns = &self->ns;
+
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index)) TH_LOG("never connected");
+	ASSERT_EQ(0, nl_connect(ns));
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	ASSERT_EQ(0, nl_connect(ns));
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+}
+
+/* Two at once: each returns, and the device is free when either has. */
+TEST_F(connect, two_disconnects_at_once)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_call a, b;
+	struct nl_msg m;
+	int i;
+
+	for (i = 0; i < 5; i++) {
+		ASSERT_EQ(0, nl_connect(ns));
+		nl_begin(&m, NBD_CMD_DISCONNECT, ns->s.dev.index);
+		a = nl_start(&m);
+		b = nl_start(&m);
+		EXPECT_EQ(0, nl_wait(a, BOUNDED)->ret);
+		EXPECT_EQ(0, nl_wait(b, BOUNDED)->ret);
+		EXPECT_TRUE(nbd_idle(&ns->s.dev));
+		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
+	}
+}
+
+TEST_F(connect, disconnect_of_an_unknown_index_is_einval)
+{
+	EXPECT_EQ(-EINVAL, nl_disconnect(FAR_INDEX + 1));
+	EXPECT_EQ(-EINVAL, nl_disconnect(highest_index() + 1));
+	EXPECT_EQ(-EINVAL, nl_simple(NBD_CMD_RECONFIGURE, FAR_INDEX + 1)->ret);
+}
+
+/* Missing attributes: the kernel says which. */
+
+static bool says_missing(struct nl_answer *r, int type)
+{
+	return r->ret == -EINVAL && (r->missing == type || r->text[0]);
+}
+
+TEST_F(connect, no_sockets_is_einval)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE);
+	EXPECT_TRUE(says_missing(nl_do(&m), NBD_ATTR_SOCKETS));
+	EXPECT_TRUE(nbd_idle(&ns->s.dev));
+}
+
+TEST_F(connect, no_size_is_einval)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+	nl_socks(&m, ns->s.fd, 1);
+	ns->answer = *nl_do(&m);
+	EXPECT_TRUE(says_missing(&ns->answer, NBD_ATTR_SIZE_BYTES));
+	EXPECT_TRUE(nbd_idle(&ns->s.dev));
+	nl_close_ends(&ns->s);
+	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
+}
+
+TEST_F(connect, no_index_is_einval)
+{
+	EXPECT_TRUE(says_missing(nl_simple(NBD_CMD_DISCONNECT, -1), NBD_ATTR_INDEX));
+	EXPECT_TRUE(says_missing(nl_simple(NBD_CMD_RECONFIGURE, -1), NBD_ATTR_INDEX));
+}
+
+TEST_F(connect, short_attribute_is_an_error)
+{
+	struct nl_msg m;
+
+	nl_begin(&m, NBD_CMD_DISCONNECT, -1);
+	nl_put(&m, NBD_ATTR_INDEX, "\0", 2);
+	EXPECT_EQ(-ERANGE, nl_do(&m)->ret);
+}
+
+TEST_F(connect, unknown_command)
+{
+	EXPECT_EQ(-EOPNOTSUPP, nl_simple(NBD_CMD_MAX + 1, 0)->ret);
+	EXPECT_EQ(-EOPNOTSUPP, nl_simple(NBD_CMD_LINK_DEAD, 0)->ret);
+}
+
+/* Sockets that are none. */
+
+enum bad_fd { BAD_CLOSED, BAD_FILE, BAD_UDP, BAD_DGRAM, BAD_SEQPACKET, BAD_NEGATIVE, BAD_NETLINK };
+
+static int bad_fd(enum bad_fd kind)
+{
+	switch (kind) {
+	case BAD_CLOSED:
+		return 999;
+	case BAD_FILE:
+		return open("/dev/null", O_RDWR | O_CLOEXEC);
+	case BAD_UDP:
+		return socket(AF_INET, SOCK_DGRAM, 0);
+	case BAD_DGRAM:
+		return socket(AF_UNIX, SOCK_DGRAM, 0);
+	case BAD_SEQPACKET:
+		return socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	case BAD_NETLINK:
+		return socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC);
+	case BAD_NEGATIVE:
+		break;
+	}
+	return -1;
+}
+
+FIXTURE(refuse)
+{
+	struct nl_session ns;
+	int fd[2];
+};
+
+FIXTURE_VARIANT(refuse)
+{
+	enum bad_fd kind;
+	int error;
+};
+
+FIXTURE_VARIANT_ADD(refuse, closed) { .kind = BAD_CLOSED, .error = EBADF };
+FIXTURE_VARIANT_ADD(refuse, file) { .kind = BAD_FILE, .error = ENOTSOCK };
+FIXTURE_VARIANT_ADD(refuse, udp) { .kind = BAD_UDP, .error = EINVAL };
+FIXTURE_VARIANT_ADD(refuse, dgram) { .kind = BAD_DGRAM, .error = EINVAL };
+FIXTURE_VARIANT_ADD(refuse, seqpacket) { .kind = BAD_SEQPACKET, .error = EINVAL };
+FIXTURE_VARIANT_ADD(refuse, netlink) { .kind = BAD_NETLINK, .error = EINVAL };
+FIXTURE_VARIANT_ADD(refuse, negative) { .kind = BAD_NEGATIVE, .error = EINVAL };
+
+static bool is_refusal(int kind, int error, int ret)
+{
+	return ret == -error || (kind == BAD_NEGATIVE && ret == -EBADF);
+}
+
+FIXTURE_SETUP(refuse)
+{
+	const char *why = nl_init(&self->ns, 2, PEER_GOOD);
+
+	if (why)
+		SKIP(return, "%s", why);
+}
+
+FIXTURE_TEARDOWN(refuse)
+{
+	EXPECT_TRUE(nl_cleanup(&self->ns));
+}
+
+/* A good socket and a bad one: neither is kept, and the device is as it was. */
+TEST_F(refuse, connect)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+	int fd[2];
+
+	ns->s.npeers = 1;
+	ASSERT_EQ(0, nl_peers(ns));
+	fd[0] = ns->s.fd[0];
+	fd[1] = bad_fd(variant->kind);
+	nl_begin_connect(&m, ns, ns->s.dev.index, fd, 2);
+	nl_str(&m, NBD_ATTR_BACKEND_IDENTIFIER, "not to stay");
+	EXPECT_TRUE(is_refusal(variant->kind, variant->error, nl_finish(ns, &m)))
+		TH_LOG("%d", ns->answer.ret);
+	EXPECT_EQ(-1, ns->answer.index) TH_LOG("a reply although it failed");
+	if (fd[1] >= 0)
+		close(fd[1]);
+	EXPECT_TRUE(nbd_idle(&ns->s.dev));
+	EXPECT_FALSE(nbd_sys_exists(&ns->s.dev, "backend"));
+	EXPECT_EQ(0, nl_connected(ns->s.dev.index));
+	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the good socket is kept");
+	ASSERT_EQ(0, nl_connect(ns));
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+}
+
+/* The same while it runs. */
+TEST_F(refuse, reconfigure)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+	int fd;
+
+	ns->dead = 5;
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_TRUE(nl_kill_peer(&ns->s, 1));
+	fd = bad_fd(variant->kind);
+	nl_begin(&m, NBD_CMD_RECONFIGURE, ns->s.dev.index);
+	nl_socks(&m, &fd, 1);
+	ns->answer = *nl_do(&m);
+	EXPECT_TRUE(is_refusal(variant->kind, variant->error, ns->answer.ret))
+		TH_LOG("%d", ns->answer.ret);
+	if (fd >= 0)
+		close(fd);
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+	EXPECT_EQ(0, nl_reconnect(ns, 1));
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), BOUNDED));
+}
+
+TEST_F(connect, a_socket_list_without_sockets_is_einval)
+{
+	struct nl_session *ns = &self->ns;
+	struct nlattr *list, *item;
+	struct nl_msg m;
+
+	nl_begin_connect(&m, ns, ns->s.dev.index, NULL, 0);
+	EXPECT_EQ(-EINVAL, nl_do(&m)->ret) TH_LOG("empty");
+	nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE);
+	list = nl_nest(&m, NBD_ATTR_SOCKETS);
+	item = nl_nest(&m, NBD_SOCK_ITEM);
+	nl_nest_end(&m, item);
+	nl_nest_end(&m, list);
+	EXPECT_EQ(-EINVAL, nl_do(&m)->ret) TH_LOG("an item without a socket");
+	ASSERT_EQ(0, make_pair(KIND_UNIX, self->pair));
+	nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE);
+	list = nl_nest(&m, NBD_ATTR_SOCKETS);
+	item = nl_nest(&m, NBD_SOCK_ITEM + 1);
+	nl_u32(&m, NBD_SOCK_FD, self->pair[0]);
+	nl_nest_end(&m, item);
+	nl_nest_end(&m, list);
+	EXPECT_EQ(-EINVAL, nl_do(&m)->ret) TH_LOG("no item");
+	close(self->pair[0]);
+	EXPECT_TRUE(saw_eof(self->pair[1], SOON));
+	EXPECT_TRUE(nbd_idle(&ns->s.dev));
+	EXPECT_EQ(0, nl_connected(ns->s.dev.index));
+}
+
+TEST_F(connect, wrong_sizes_are_einval)
+{
+	static const struct {
+		uint64_t size, blksize;
+	} wrong[] = {
+		{ 1ULL << 63, 4096 }, { ~0ULL, 4096 }, { PEER_SIZE, 1000 }, { PEER_SIZE, 256 },
+		{ PEER_SIZE, 1ULL << 32 }, { PEER_SIZE, (1ULL << 32) + 4096 },
+	};
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+	size_t i;
+
+	ASSERT_EQ(0, nl_peers(ns));
+	for (i = 0; i < ARRAY_SIZE(wrong); i++) {
+		nl_begin(&m, NBD_CMD_CONNECT, ns->s.dev.index);
+		nl_u64(&m, NBD_ATTR_SIZE_BYTES, wrong[i].size);
+		nl_u64(&m, NBD_ATTR_BLOCK_SIZE_BYTES, wrong[i].blksize);
+		nl_u64(&m, NBD_ATTR_SERVER_FLAGS, NL_FLAGS);
+		nl_socks(&m, ns->s.fd, 1);
+		EXPECT_EQ(-EINVAL, nl_do(&m)->ret) TH_LOG("number %zu", i);
+		EXPECT_TRUE(nbd_idle(&ns->s.dev));
+		nl_disconnect(ns->s.dev.index);
+	}
+}
+
+/* Who may */
+
+static int drop_caps(void)
+{
+	return setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534) ? -errno : 0;
+}
+
+static int new_user_ns(void)
+{
+	return unshare(CLONE_NEWUSER) ? -errno : 0;
+}
+
+static int new_user_and_net_ns(void)
+{
+	return unshare(CLONE_NEWUSER | CLONE_NEWNET) ? -errno : 0;
+}
+
+static int new_net_ns(void)
+{
+	return unshare(CLONE_NEWNET) ? -errno : 0;
+}
+
+FIXTURE(privilege)
+{
+	struct nl_session ns;
+};
+
+FIXTURE_VARIANT(privilege)
+{
+	int (*before)(void);
+	int error;
+};
+
+FIXTURE_VARIANT_ADD(privilege, nobody) { .before = drop_caps, .error = EPERM };
+FIXTURE_VARIANT_ADD(privilege, user_ns) { .before = new_user_ns, .error = EPERM };
+FIXTURE_VARIANT_ADD(privilege, user_and_net_ns) { .before = new_user_and_net_ns, .error = EPERM };
+FIXTURE_VARIANT_ADD(privilege, net_ns) { .before = new_net_ns };
+
+FIXTURE_SETUP(privilege)
+{
+	const char *why = nl_init(&self->ns, 1, PEER_GOOD);
+
+	if (why)
+		SKIP(return, "%s", why);
+}
+
+FIXTURE_TEARDOWN(privilege)
+{
+	EXPECT_TRUE(nl_cleanup(&self->ns));
+}
+
+TEST_F(privilege, connect)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_peers(ns));
+	nl_begin_connect(&m, ns, ns->s.dev.index, ns->s.fd, 1);
+	m.before = variant->before;
+	EXPECT_EQ(-variant->error, nl_finish(ns, &m));
+	EXPECT_EQ(!variant->error, nbd_running(&ns->s.dev));
+	if (!variant->error)
+		EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+}
+
+TEST_F(privilege, disconnect)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_connect(ns));
+	nl_begin(&m, NBD_CMD_DISCONNECT, ns->s.dev.index);
+	m.before = variant->before;
+	EXPECT_EQ(-variant->error, nl_do(&m)->ret);
+	EXPECT_EQ(!!variant->error, nbd_running(&ns->s.dev));
+}
+
+TEST_F(privilege, reconfigure)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_connect(ns));
+	nl_begin(&m, NBD_CMD_RECONFIGURE, ns->s.dev.index);
+	nl_u64(&m, NBD_ATTR_SIZE_BYTES, PEER_SIZE / 2);
+	m.before = variant->before;
+	EXPECT_EQ(-variant->error, nl_do(&m)->ret);
+	EXPECT_EQ(NL_SECTORS / (variant->error ? 1 : 2), nbd_sys(&ns->s.dev, "size"));
+}
+
+TEST_F(privilege, status)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_answer *r;
+	struct nl_msg m;
+
+	ASSERT_EQ(0, nl_connect(ns));
+	nl_begin(&m, NBD_CMD_STATUS, ns->s.dev.index);
+	m.before = variant->before;
+	r = nl_do(&m);
+	EXPECT_EQ(0, r->ret);
+	EXPECT_EQ(1, r->ndevs);
+	EXPECT_EQ(1, r->dev[0].connected);
+}
+
+/* STATUS */
+
+TEST_F(connect, status_of_one)
+{
+	struct nl_session *ns = &self->ns;
+	int index = ns->s.dev.index;
+
+	EXPECT_EQ(0, nl_connected(index));
+	ASSERT_EQ(0, nl_connect(ns));
+	EXPECT_EQ(1, nl_connected(index));
+	EXPECT_EQ(0, nl_disconnect(index));
+	EXPECT_EQ(0, nl_connected(index));
+}
+
+TEST_F(connect, status_of_all)
+{
+	struct nl_session *ns = &self->ns;
+	bool seen[NBD_DEVICES] = {};
+	struct nl_answer *r;
+	int i, n = 0;
+
+	ASSERT_EQ(0, nl_connect(ns));
+	r = nl_simple(NBD_CMD_STATUS, -1);
+	ASSERT_EQ(0, r->ret);
+	for (i = 0; i < r->ndevs; i++) {
+		struct nbd_dev d = { .index = r->dev[i].index };
+
+		EXPECT_TRUE(nbd_sys_exists(&d, "size")) TH_LOG("nbd%d", d.index);
+		EXPECT_EQ(nbd_running(&d), r->dev[i].connected) TH_LOG("nbd%d", d.index);
+		if (d.index >= 0 && d.index < NBD_DEVICES && !seen[d.index]) {
+			seen[d.index] = true;
+			n++;
+		}
+	}
+	EXPECT_EQ(NBD_DEVICES, n) TH_LOG("not all devices are in the list");
+}
+
+TEST_F(connect, status_of_an_unknown_index_is_an_empty_list)
+{
+	struct nl_answer *r = nl_simple(NBD_CMD_STATUS, FAR_INDEX + 1);
+
+	EXPECT_EQ(0, r->ret);
+	EXPECT_EQ(0, r->ndevs);
+}
+
+TEST_F(connect, status_of_an_idle_device_that_is_open)
+{
+	struct agent a;
+
+	ASSERT_EQ(0, agent_start(&a, self->ns.s.dev.path));
+	ASSERT_EQ(0, agent_open(&a));
+	EXPECT_EQ(0, nl_connected(self->ns.s.dev.index));
+	EXPECT_EQ(0, agent_close(&a));
+}
+
+TEST_F(connect, status_after_the_end_while_open)
+{
+	struct nl_session *ns = &self->ns;
+	struct agent a;
+
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_EQ(0, agent_start(&a, ns->s.dev.path));
+	ASSERT_EQ(0, agent_open(&a));
+	EXPECT_EQ(1, nl_connected(ns->s.dev.index));
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	EXPECT_EQ(0, nl_connected(ns->s.dev.index));
+	EXPECT_FALSE(nbd_sys_exists(&ns->s.dev, "pid"));
+	EXPECT_EQ(0, agent_close(&a));
+}
+
+TEST_F(connect, status_of_an_ioctl_session)
+{
+	struct session io;
+	struct nbd_dev *d = &self->ns.s.dev;
+
+	ASSERT_EQ(0, session_setup(&io, d, KIND_UNIX, TOY_OBEDIENT));
+	EXPECT_EQ(0, nl_connected(d->index)) TH_LOG("set up, not started");
+	ASSERT_EQ(0, session_run(&io));
+	EXPECT_EQ(1, nl_connected(d->index));
+	EXPECT_EQ(0, agent_ioctl(&io.client, NBD_DISCONNECT, 0));
+	EXPECT_EQ(0, agent_wait(&io.client, io.do_it, BOUNDED));
+	EXPECT_EQ(0, nl_connected(d->index)) TH_LOG("still open");
+}
+
+TEST_HARNESS_MAIN
