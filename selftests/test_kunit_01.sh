@@ -1,0 +1,69 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# The unit tests that are in the module itself where the kernel has KUnit: runs each suite and passes the results of
+# its tests on.
+
+. "$(dirname "$0")/test_common.sh"
+
+KUNIT=/sys/kernel/debug/kunit
+SUITES=(nbd_params nbd_protocol nbd_request nbd_route nbd_send nbd_set_sock nbd_state nbd_transitions)
+
+# run SUITE: run the suite now, and keep what it says; true if it ran every test that it has.
+run() {
+	[ -e "$KUNIT/$1/results" ] || { echo "there is no suite $1"; return 1; }
+	# The mere loading of the module has run it, too.
+	echo 1 >"$KUNIT/$1/run" || return
+	cat "$KUNIT/$1/results" >"$NBD_TMP/$1" || return
+	local planned
+	planned=$(sed -n 's/^    1\.\.//p' "$NBD_TMP/$1")
+	[ "${planned:-0}" -gt 0 ] || { echo "it has no tests"; return 1; }
+	is "number of tests that ran" "$(grep -cE "$RESULT" "$NBD_TMP/$1")" "$planned"
+}
+RESULT='^    (not )?ok [0-9]+ '
+
+# planned SUITE: how many tests it said that it has when it was loaded.
+planned() { sed -n 's/^    1\.\.//p' "$KUNIT/$1/results" 2>/dev/null || echo 0; }
+
+# report SUITE: one test for each of the suite's.
+report() {
+	local line name said=()
+	while IFS= read -r line; do
+		if ! [[ $line =~ $RESULT ]]; then
+			said+=("$line")
+			continue
+		fi
+		name=${line#*ok }
+		name=$1.${name#* }
+		case $line in
+		*"# SKIP"*) ktap_test_skip "${name%% \# SKIP*}" ;;
+		*" not ok "*)
+			printf '#   %s\n' "${said[@]}"
+			ktap_test_fail "$name"
+			;;
+		*) ktap_test_pass "$name" ;;
+		esac
+		said=()
+	done <"$NBD_TMP/$1"
+}
+
+suites() { find "$KUNIT" -mindepth 1 -maxdepth 1 -name 'nbd_*' -printf '%f\n' | sort | paste -sd ' '; }
+
+[ "$NBD_DRIVER" = rust ] || nbd_skip_all "the C driver has no unit tests"
+nbd_require find paste
+[ "$(id -u)" = 0 ] || nbd_skip_all "must be run as root"
+[ -d $KUNIT ] || nbd_skip_all "the kernel has no CONFIG_KUNIT=y with CONFIG_KUNIT_DEBUGFS"
+! grep -qE "kunit\.enable=(0|n|N)" /proc/cmdline || nbd_skip_all "the kernel was started with kunit.enable=0"
+nbd_ensure >/dev/null 2>&1
+
+tests=0
+for suite in "${SUITES[@]}"; do
+	tests=$((tests + $(planned "$suite")))
+done
+nbd_begin $((1 + ${#SUITES[@]} + tests))
+check "the module has these suites" is suites "$(suites)" "${SUITES[*]}"
+for suite in "${SUITES[@]}"; do
+	check "$suite: every test ran" run "$suite"
+	[ ! -e "$NBD_TMP/$suite" ] || report "$suite"
+done
+nbd_end
