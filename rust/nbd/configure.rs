@@ -118,7 +118,11 @@ impl Device {
 
     /// Makes a session of the setup that ioctls have made, and starts it.
     pub(crate) fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
-        let setup = self.config.lock().state.start();
+        let setup = {
+            let mut config = self.config.lock();
+            let openers = config.openers;
+            config.state.start(openers)
+        };
         let setup = setup.map_err(|refusal| self.refuse(disk, "NBD_DO_IT", &refusal))?;
         let before = setup.params();
         self.make_session(disk, setup, before, Origin::Ioctl)

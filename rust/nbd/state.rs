@@ -192,6 +192,9 @@ impl fmt::Display for Refusal {
             }
             Self::Starting => f.write_str("a session is being started; try again"),
             Self::Running => f.write_str("a session is running; disconnect it first"),
+            Self::PreviousSession { others: 0 } => {
+                f.write_str("the previous session has ended; use NBD_SET_SOCK first")
+            }
             Self::PreviousSession { others } => write!(
                 f,
                 "the previous session ended, but {others} opener(s) of that time still hold the \
@@ -342,15 +345,18 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Takes the setup out to start a session with it.
-    pub(crate) fn start(&mut self) -> Result<Setup<O, S>, Refusal> {
+    /// Takes the setup out to start a session with it, with `openers` having the device open.
+    pub(crate) fn start(&mut self, openers: u32) -> Result<Setup<O, S>, Refusal> {
         match mem::replace(self, Self::Starting) {
             Self::Setup(setup) => Ok(setup),
             other => {
                 let refusal = match &other {
                     Self::Idle(_) | Self::Setup(_) => Refusal::NoSocket,
                     Self::Starting => Refusal::Starting,
-                    Self::Running { .. } | Self::Stopped(_) => Refusal::Running,
+                    Self::Running { .. } => Refusal::Running,
+                    Self::Stopped(_) => Refusal::PreviousSession {
+                        others: openers.saturating_sub(1),
+                    },
                     Self::Leaving => Refusal::Leaving,
                 };
                 *self = other;

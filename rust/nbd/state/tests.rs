@@ -395,7 +395,8 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
         (Start, Setup | Stale) => (Done, Starting),
         (Start, Idle) => (Refused(Why::NoSocket), kind),
         (Start, Starting) => (Refused(Why::Starting), kind),
-        (Start, Running | Closer | Kind::Stopped | Doomed) => (Refused(Why::Running), kind),
+        (Start, Running | Closer) => (Refused(Why::Running), kind),
+        (Start, Kind::Stopped | Doomed) => (Refused(Why::Previous(1)), kind),
         (Start, Leaving) => (Refused(Why::Leaving), kind),
 
         (Update | BadUpdate | Session, Starting) => (Refused(Why::Starting), kind),
@@ -505,7 +506,7 @@ fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Optio
                 Err((refusal, _setup)) => Some(Did::Refused(refusal.into())),
             }
         }
-        Event::Start => match state.start() {
+        Event::Start => match state.start(2) {
             Ok(_) => Some(Did::Done),
             Err(refusal) => Some(Did::Refused(refusal.into())),
         },
@@ -1009,7 +1010,7 @@ mod transitions {
         assert!(set_sock(&world, &mut state, 5, 1).is_ok());
         assert!(set_sock(&world, &mut state, 5, 1).is_ok());
         assert!(state.update(|params| params.with_timeout(9)).is_ok());
-        let mut setup = state.start().map_err(|refusal| refusal.errno())?;
+        let mut setup = state.start(1).map_err(|refusal| refusal.errno())?;
         let params = setup.params();
         assert_eq!((params.size(), params.timeout()), (1 << 20, 9));
         // The sockets become connections, in the order in which they were added.
@@ -1051,7 +1052,7 @@ mod transitions {
     fn failed_start_drops_the_setup() -> Result {
         let world = World::default();
         let mut state = make(&world, Kind::Setup)?;
-        let setup = state.start().map_err(|refusal| refusal.errno())?;
+        let setup = state.start(1).map_err(|refusal| refusal.errno())?;
         let before = setup.params();
         drop(setup);
         state.failed(before, 1);
