@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the fuzzers share. The test forks a worker, which does all the work and says in shared
+ * memory how far it is and what is wrong, and watches it: a driver that hangs leaves a stuck
+ * worker, and a test that says where it hangs.
+ */
+#ifndef NBD_FUZZ_H
+#define NBD_FUZZ_H
+
+#include <dirent.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+
+#include "nbd_genl.h"
+
+struct fuzz_shared {
+	_Atomic long beat;		/* moves as long as the worker does */
+	_Atomic long count[8];		/* what was done, for the test to print */
+	_Atomic int done, failed;
+	_Atomic int len;
+	char doing[128];		/* now */
+	char text[24576];		/* what is to be told, in lines */
+};
+
+static struct fuzz_shared *fuzz;
+
+static inline void fuzz_init(void)
+{
+	fuzz = mmap(NULL, sizeof(*fuzz), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (fuzz == MAP_FAILED)
+		exit(1);
+}
+
+__attribute__((__format__(__printf__, 1, 2)))
+static inline void fuzz_say(const char *fmt, ...)
+{
+	int room = sizeof(fuzz->text) - 1 - fuzz->len, n;
+	va_list ap;
+
+	if (room < 2)
+		return;
+	va_start(ap, fmt);
+	n = vsnprintf(fuzz->text + fuzz->len, room, fmt, ap);
+	va_end(ap);
+	fuzz->len += n < room ? n : room - 1;
+	fuzz->text[fuzz->len++] = '\n';
+}
+
+#define fuzz_fail(...)				\
+	do {					\
+		fuzz->failed = 1;		\
+		fuzz_say(__VA_ARGS__);		\
+	} while (0)
+
+__attribute__((__format__(__printf__, 1, 2)))
+static inline void fuzz_doing(const char *fmt, ...)
+{
+	va_list ap;
+
+	fuzz->beat++;
+	va_start(ap, fmt);
+	vsnprintf(fuzz->doing, sizeof(fuzz->doing), fmt, ap);
+	va_end(ap);
+}
+
+/* Numbers that a seed decides. */
+struct fuzz_random {
+	uint64_t x;
+};
+
+static inline uint64_t fuzz_next(struct fuzz_random *r)
+{
+	uint64_t z = r->x += 0x9e3779b97f4a7c15ULL;
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+	return z ^ (z >> 31);
+}
+
+static inline unsigned int fuzz_pick(struct fuzz_random *r, unsigned int n)
+{
+	return (fuzz_next(r) >> 33) % n;
+}
+
+/* A number from the environment. */
+static inline unsigned long fuzz_env(const char *name, unsigned long otherwise)
+{
+	const char *s = getenv(name);
+
+	return s && *s ? strtoul(s, NULL, 0) : otherwise;
+}
+
+static inline unsigned long fuzz_seed(void)
+{
+	return fuzz_env("NBD_SEED", (now_ms() * 1000003UL ^ getpid()) % 1000000000UL);
+}
+
+/* The kernel's log from now on. */
+static inline int fuzz_log_open(void)
+{
+	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	if (fd >= 0)
+		lseek(fd, 0, SEEK_END);
+	return fd;
+}
+
+/* True if nothing that has come since is a splat; says what is. */
+static inline bool fuzz_log_clean(int fd)
+{
+	static const char * const splats[] = {
+		"BUG:", "WARNING:", "KASAN:", "Oops", "general protection", "circular locking",
+		"inconsistent lock state", "possible recursive locking", "irq lock inversion",
+		"suspicious RCU", "blocked for more than", "refcount_t", "ODEBUG:",
+		"rust_kernel: panicked", "Call Trace", "Kernel panic",
+	};
+	char buf[8192];
+	bool clean = true;
+	ssize_t n;
+	size_t i;
+
+	for (;;) {
+		n = read(fd, buf, sizeof(buf) - 1);
+		if (n < 0 && errno == EPIPE)
+			continue;
+		if (n <= 0)
+			return clean;
+		buf[n] = 0;
+		for (i = 0; i < ARRAY_SIZE(splats); i++) {
+			if (strstr(buf, splats[i])) {
+				fuzz_fail("the kernel says: %.*s", (int)strcspn(buf, "\n"), buf);
+				clean = false;
+				break;
+			}
+		}
+	}
+}
+
+/* Netlink from the worker itself: any thread may send, one at a time on each socket. */
+static inline int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r)
+{
+	char buf[8192] __aligned(8);
+	struct nlattr *a;
+	ssize_t n;
+
+	m->h.nlmsg_type = g->family;
+	r->ret = 0;
+	r->index = -1;
+	r->ndevs = 0;
+	r->text[0] = 0;
+	if (send(g->fd, m->buf, m->h.nlmsg_len, 0) != (ssize_t)m->h.nlmsg_len)
+		return r->ret = -errno;
+	while ((n = recv(g->fd, buf, sizeof(buf), 0)) > 0) {
+		struct nlmsghdr *h = (void *)buf;
+
+		for (; NLMSG_OK(h, n); h = NLMSG_NEXT(h, n)) {
+			char *end = (char *)h + h->nlmsg_len;
+
+			if (h->nlmsg_type == NLMSG_ERROR) {
+				nl_take_error(r, h);
+				return r->ret;
+			}
+			for (a = nl_at((char *)NLMSG_DATA(h) + GENL_HDRLEN, end); a;
+			     a = nl_at(nl_after(a), end)) {
+				if (NL_TYPE(a) == NBD_ATTR_INDEX)
+					r->index = nl_get_u32(a);
+				else if (NL_TYPE(a) == NBD_ATTR_DEVICE_LIST)
+					nl_take_devices(r, a);
+			}
+		}
+	}
+	return r->ret = n < 0 ? -errno : -EPIPE;
+}
+
+/* The other side closes this connection within this time; what it has sent is thrown away. */
+static inline bool fuzz_eof(int fd, int ms)
+{
+	long long end = now_ms() + scaled(ms), left;
+	struct pollfd p = { .fd = fd, .events = POLLIN | POLLRDHUP };
+	static char sink[65536];
+	ssize_t n = 1;
+
+	while (n > 0) {
+		left = end - now_ms();
+		if (poll(&p, 1, left > 0 ? left : 0) != 1)
+			return false;
+		n = recv(fd, sink, sizeof(sink), MSG_DONTWAIT);
+		if (n < 0 && errno == EAGAIN && !(p.revents & (POLLRDHUP | POLLHUP | POLLERR)))
+			n = 1;
+	}
+	return true;
+}
+
+/* The test's side */
+
+static inline pid_t fuzz_fork(void)
+{
+	pid_t pid;
+	int null;
+
+	fflush(NULL);
+	pid = fork();
+	nbd_child(pid);
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* One that is stuck must not hold a pipe of the test's open. */
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	dup2(null, 0);
+	dup2(null, 1);
+	dup2(null, 2);
+	return 0;
+}
+
+static inline void fuzz_tell(void)
+{
+	char *line, *rest = fuzz->text;
+
+	while ((line = strsep(&rest, "\n")))
+		if (*line)
+			fprintf(stderr, "#   %s\n", line);
+	fuzz->text[0] = 0;
+	fuzz->len = 0;
+}
+
+/* Where the threads of a process are in the kernel. */
+static inline void fuzz_stacks(pid_t pid)
+{
+	char path[300], line[256];
+	struct dirent *e;
+	DIR *d;
+	FILE *f;
+	int n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	d = opendir(path);
+	while (d && (e = readdir(d))) {
+		if (e->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/stack", pid, e->d_name);
+		f = fopen(path, "re");
+		for (n = 0; f && n < 7 && fgets(line, sizeof(line), f); n++)
+			fuzz_say("thread %s: %.*s", e->d_name, (int)strcspn(line, "\n"), line);
+		if (f)
+			fclose(f);
+	}
+	if (d)
+		closedir(d);
+}
+
+static inline void fuzz_show(const char *dir, const char *name)
+{
+	char path[600], line[512];
+	int n = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	f = fopen(path, "re");
+	for (; f && n < 20 && fgets(line, sizeof(line), f); n++)
+		fprintf(stderr, "#   %s: %s", path + strlen("/sys/kernel/debug/"), line);
+	if (f)
+		fclose(f);
+}
+
+/* What debugfs has about a device and its queue. */
+static inline void fuzz_autopsy(int index)
+{
+	static const char * const of_queue[] = { "state", "requeue_list", "pm_only" };
+	static const char * const of_hctx[] = { "state", "flags", "dispatch", "busy" };
+	char dir[128], sub[400];
+	struct dirent *e;
+	size_t i;
+	DIR *d;
+
+	snprintf(dir, sizeof(dir), "/sys/kernel/debug/nbd/nbd%d", index);
+	d = opendir(dir);
+	while (d && (e = readdir(d)))
+		if (e->d_name[0] != '.')
+			fuzz_show(dir, e->d_name);
+	if (d)
+		closedir(d);
+	snprintf(dir, sizeof(dir), "/sys/kernel/debug/block/nbd%d", index);
+	for (i = 0; i < ARRAY_SIZE(of_queue); i++)
+		fuzz_show(dir, of_queue[i]);
+	d = opendir(dir);
+	while (d && (e = readdir(d))) {
+		if (strncmp(e->d_name, "hctx", 4))
+			continue;
+		snprintf(sub, sizeof(sub), "%s/%s", dir, e->d_name);
+		for (i = 0; i < ARRAY_SIZE(of_hctx); i++)
+			fuzz_show(sub, of_hctx[i]);
+	}
+	if (d)
+		closedir(d);
+}
+
+/* Wait for the worker: NULL if it has ended well, or what is wrong. */
+static inline const char *fuzz_watch(pid_t pid, int stall_ms, bool quiet)
+{
+	long long moved = now_ms();
+	long beat = -1;
+
+	while (!exited(pid)) {
+		if (fuzz->beat != beat) {
+			beat = fuzz->beat;
+			moved = now_ms();
+		} else if (now_ms() - moved > scaled(stall_ms)) {
+			fuzz_say("stuck while: %s", fuzz->doing);
+			fuzz_stacks(pid);
+			if (!quiet)
+				fuzz_tell();
+			kill(pid, SIGKILL);
+			return "the worker hangs";
+		}
+		usleep(5000);
+	}
+	if (!fuzz->failed && !fuzz->done)
+		fuzz_say("it ended while: %s", fuzz->doing);
+	if (!quiet)
+		fuzz_tell();
+	if (fuzz->failed)
+		return "the worker has found something";
+	return fuzz->done ? NULL : "the worker ended early";
+}
+
+#endif /* NBD_FUZZ_H */
