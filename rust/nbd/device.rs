@@ -149,7 +149,7 @@ impl Device {
         minors: Minors,
         hw_queues: u32,
     ) -> Result<RegisteredDisk<DiskOps>> {
-        devices.expect();
+        devices.device_made();
         let device = Arc::pin_init(
             pin_init!(Self {
                 index,
@@ -168,7 +168,7 @@ impl Device {
             }),
             GFP_KERNEL,
         )
-        .inspect_err(|_| devices.forget())?;
+        .inspect_err(|_| devices.device_gone())?;
         DiskBuilder {
             name: fmt!("nbd{index}"),
             major: MAJOR,
@@ -373,7 +373,7 @@ impl Device {
 #[pinned_drop]
 impl PinnedDrop for Device {
     fn drop(self: Pin<&mut Self>) {
-        self.devices.forget();
+        self.devices.device_gone();
     }
 }
 

@@ -187,12 +187,12 @@ impl Devices {
     }
 
     /// One more device is about to be made.
-    pub(crate) fn expect(&self) {
+    pub(crate) fn device_made(&self) {
         *self.alive.lock() += 1;
     }
 
     /// A device is no more.
-    pub(crate) fn forget(&self) {
+    pub(crate) fn device_gone(&self) {
         let mut alive = self.alive.lock();
         *alive = alive.saturating_sub(1);
         self.all_gone.notify_all();
