@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The steps of fuzz_model that are netlink messages.
+ */
+#ifndef NBD_MODEL_NETLINK_H
+#define NBD_MODEL_NETLINK_H
+
+#include "nbd_model_state.h"
+
+static int nl_index(int d)
+{
+	return devs[d].dev.index;
+}
+
+/* New servers for a message. */
+static int new_socks(int d, int n, enum sock_kind kind, int *fd, struct sock **sock)
+{
+	int i;
+
+	for (i = 0; i < n; i++) {
+		sock[i] = sock_new(d, kind, 0, &fd[i]);
+		if (!sock[i])
+			break;
+	}
+	return i;
+}
+
+static void close_fds(const int *fd, int n)
+{
+	while (n)
+		close(fd[--n]);
+}
+
+/* May a CONNECT have this device? */
+static bool connectable(int d)
+{
+	struct mdev *m = &devs[d];
+
+	return m->state == IDLE || m->state == ABSENT || (m->state == SETUP && m->owner < 0);
+}
+
+static void connected(int d, struct mparams p, struct sock **sock, int n)
+{
+	struct mdev *m = &devs[d];
+	int i;
+
+	to_idle(d, p);
+	for (i = 0; i < n; i++) {
+		sock[i]->dev = d;
+		sock[i]->state = SOCK_KEPT;
+	}
+	session_starts(d, true);
+	m->pid = syscall(SYS_gettid);
+}
+
+static void nl_params(struct nl_msg *msg, const struct mparams *p)
+{
+	nl_u64(msg, NBD_ATTR_SIZE_BYTES, p->size);
+	nl_u64(msg, NBD_ATTR_BLOCK_SIZE_BYTES, p->block);
+	nl_u64(msg, NBD_ATTR_SERVER_FLAGS,
+	       NBD_FLAG_HAS_FLAGS | (p->multi ? NBD_FLAG_CAN_MULTI_CONN : 0));
+	nl_u64(msg, NBD_ATTR_DEAD_CONN_TIMEOUT, p->dead);
+	nl_u64(msg, NBD_ATTR_CLIENT_FLAGS, p->client);
+}
+
+static struct mparams some_params(uint32_t arg)
+{
+	static const unsigned int block[] = { 512, 1024, 4096, 4096 };
+
+	return (struct mparams) {
+		.size = arg & 1 ? MIB : 16 * MIB, .block = block[arg / 2 % 4],
+		.multi = arg / 8 % 8, .dead = arg & 64 ? 30 : 0,
+		.client = arg / 128 % 8 < 4 ? arg / 128 % 4 : 0,
+	};
+}
+
+static int take_nl_connect(struct step *s)
+{
+	struct mdev *m = &devs[s->dev];
+	struct mparams p = some_params(s->arg);
+	int n = 1 + (s->arg >> 12) % 3, fd[4], error = 0, i, j, bad = -1;
+	struct sock *sock[4];
+	struct nl_answer r;
+	struct nl_msg msg;
+
+	/* A second, until the driver gives up to wait for the openers. */
+	if (m->state == STOPPED && skip(s, 128))
+		return LEFT_OUT;
+	if (m->state == RUNNING && skip(s, 3))
+		return LEFT_OUT;
+	n = new_socks(s->dev, n, s->arg & 1024 ? KIND_TCP : KIND_UNIX, fd, sock);
+	j = n;
+	if ((s->arg >> 20) % 16 == 0) {
+		bad = bad_fd(s->arg >> 24, &error);
+		fd[j++] = bad < 0 ? 999 : bad;
+	} else if ((s->arg >> 20) % 16 == 1) {
+		p.size = 1ULL << 63;
+		error = -EINVAL;
+	} else if (n > 1 && !p.multi) {
+		error = -EINVAL;
+	} else if (!connectable(s->dev)) {
+		error = -EBUSY;
+	}
+	nl_begin(&msg, NBD_CMD_CONNECT, nl_index(s->dev));
+	nl_params(&msg, &p);
+	nl_socks(&msg, fd, j);
+	want(fuzz_ask(&genl, &msg, &r), error, "CONNECT");
+	want(r.index, error ? -1 : nl_index(s->dev), "its index");
+	close_fds(fd, n);
+	if (bad >= 0)
+		close(bad);
+	if (!error)
+		connected(s->dev, p, sock, n);
+	for (i = 0; error && i < n; i++)
+		sock[i]->state = SOCK_DROPPED;
+	return TAKEN;
+}
+
+/* Without an index: any that is free, be it one of the others, which is given back. */
+static int take_nl_connect_any(struct step *s)
+{
+	struct mparams p = some_params(s->arg);
+	struct sock *sock[1];
+	struct nl_answer r;
+	struct nl_msg msg;
+	int fd[1], d;
+
+	if (!new_socks(s->dev, 1, KIND_UNIX, fd, sock))
+		return LEFT_OUT;
+	nl_begin(&msg, NBD_CMD_CONNECT, -1);
+	nl_params(&msg, &p);
+	nl_socks(&msg, fd, 1);
+	want(fuzz_ask(&genl, &msg, &r), 0, "CONNECT");
+	close_fds(fd, 1);
+	for (d = 0; d < DEVS && nl_index(d) != r.index; d++)
+		;
+	if (d < DEVS) {
+		if (!connectable(d))
+			fuzz_fail("nbd%d was connected, which is not free", r.index);
+		connected(d, p, sock, 1);
+		see(d, true);
+		return TAKEN;
+	}
+	nl_begin(&msg, NBD_CMD_DISCONNECT, r.index);
+	want(fuzz_ask(&genl, &msg, &r), 0, "DISCONNECT");
+	sock[0]->state = SOCK_DROPPED;
+	return TAKEN;
+}
+
+static int take_nl_disconnect(struct step *s)
+{
+	struct mdev *m = &devs[s->dev];
+	struct nl_answer r;
+	struct nl_msg msg;
+	bool slow = m->mute || ((m->state == RUNNING || m->state == STOPPED) && openers(s->dev));
+
+	/* A second, until the driver gives up to wait for the servers or the openers. */
+	if (slow ? skip(s, 256) : m->state != RUNNING && skip(s, 3))
+		return LEFT_OUT;
+	nl_begin(&msg, NBD_CMD_DISCONNECT, nl_index(s->dev));
+	want(fuzz_ask(&genl, &msg, &r), m->state == ABSENT ? -EINVAL : 0, "DISCONNECT");
+	if (m->state == RUNNING)
+		end_on_request(s->dev);
+	return TAKEN;
+}
+
+static int take_nl_reconfigure(struct step *s)
+{
+	struct mdev *m = &devs[s->dev];
+	int n = 0, i, fd[4], error = 0;
+	struct mparams p = m->params;
+	struct sock *sock[4];
+	struct nl_answer r;
+	struct nl_msg msg;
+
+	if ((m->state != RUNNING || !m->netlink) && skip(s, 4))
+		return LEFT_OUT;
+	nl_begin(&msg, NBD_CMD_RECONFIGURE, nl_index(s->dev));
+	switch (s->arg % 8) {
+	case 0:
+		p.size = s->arg & 8 ? MIB : 16 * MIB;
+		nl_u64(&msg, NBD_ATTR_SIZE_BYTES, p.size);
+		break;
+	case 1:
+		nl_u64(&msg, NBD_ATTR_TIMEOUT, s->arg & 8 ? 30 : 0);
+		break;
+	case 2:
+		p.client = s->arg / 8 % 8 < 4 ? s->arg / 8 % 4 : 0;
+		nl_u64(&msg, NBD_ATTR_CLIENT_FLAGS, p.client);
+		break;
+	case 3:
+		/* Not while requests wait: what holds for them is not said. */
+		if (m->state == RUNNING && !m->alive)
+			return LEFT_OUT;
+		p.dead = s->arg & 8 ? 30 : 0;
+		nl_u64(&msg, NBD_ATTR_DEAD_CONN_TIMEOUT, p.dead);
+		break;
+	case 4:
+		nl_u64(&msg, NBD_ATTR_SIZE_BYTES, 1ULL << 63);
+		error = -EINVAL;
+		break;
+	default:
+		n = new_socks(s->dev, 1 + s->arg / 8 % 3, KIND_UNIX, fd, sock);
+		for (i = 0; i < n; i++)
+			sock[i]->stamp = m->stamp;
+		nl_socks(&msg, fd, n);
+		break;
+	}
+	if (m->state != RUNNING || !m->netlink)
+		error = -EINVAL;
+	want(fuzz_ask(&genl, &msg, &r), error, "RECONFIGURE");
+	close_fds(fd, n);
+	for (i = 0; i < n; i++) {
+		bool used = !error && m->alive < m->conns;
+
+		sock[i]->state = used ? SOCK_KEPT : SOCK_DROPPED;
+		m->alive += used;
+		if (used && m->mute)
+			sock_mute(sock[i], true);
+	}
+	if (!error)
+		m->params = p;
+	return TAKEN;
+}
+
+static int take_nl_status(struct step *s)
+{
+	see_status(s->dev);
+	return TAKEN;
+}
+
+#endif /* NBD_MODEL_NETLINK_H */

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The model of fuzz_model: in what state each device must be, and whether it is.
+ */
+#ifndef NBD_MODEL_STATE_H
+#define NBD_MODEL_STATE_H
+
+#include "nbd_model.h"
+
+#define MIB		(1ULL << 20)
+
+/* Steps */
+
+struct step {
+	uint8_t op, user, dev;
+	uint32_t arg;
+};
+
+enum { LEFT_OUT, TAKEN };
+
+struct op {
+	const char *name;
+	int weight;
+	int (*take)(struct step *s);
+};
+
+/* What was seen of what is rare, for the test to print. */
+enum { SAW_IOCTL, SAW_NETLINK, SAW_DEATHS, SAW_PENDING, SAW_FORKS, SAW_KILLS, SAW_REMOVED };
+
+/* The model */
+
+enum mstate { IDLE, SETUP, RUNNING, STOPPED, ABSENT };
+
+struct mparams {
+	uint64_t size;
+	unsigned int block;
+	bool multi;
+	unsigned int dead, client;
+};
+
+struct mdev {
+	struct nbd_dev dev;
+	enum mstate state;
+	struct mparams params;
+	int owner;			/* of the setup, or of NBD_DO_IT; -1: it is dead */
+	int run_file;			/* NBD_DO_IT was called on it */
+	bool netlink, mute;
+	int conns, alive;
+	int pid;
+	uint64_t shown;			/* of a stopped device, or 0 */
+	unsigned char stamp, old_stamp;
+	bool was_cached;		/* there may be data of the ended session left to read */
+};
+
+struct mfile {
+	unsigned int users;		/* a bit each */
+	int dev;
+	bool direct;
+};
+
+struct mpending {
+	bool busy;
+	int user, dev;
+};
+
+static struct mdev devs[DEVS];
+static struct mfile files[FILES];
+static struct mpending pending[PENDING];
+static struct genl genl, deaths;
+static unsigned char stamps;
+static const struct mparams defaults = { .block = 1024 };
+static bool has_debugfs;
+
+static int openers(int d)
+{
+	int i, n = 0;
+
+	for (i = 0; i < FILES; i++)
+		n += files[i].users && files[i].dev == d;
+	return n;
+}
+
+/* One of the user's descriptors of the device, or -1. */
+static int file_of(struct step *s)
+{
+	int own[FILES], i, n = 0;
+
+	if (!users[s->user].pid)
+		return -1;
+	for (i = 0; i < FILES; i++)
+		if (files[i].users & (1U << s->user) && files[i].dev == s->dev)
+			own[n++] = i;
+	return n ? own[(s->arg >> 24) % n] : -1;
+}
+
+static bool is_pending(int d)
+{
+	int i;
+
+	for (i = 0; i < PENDING; i++)
+		if (pending[i].busy && pending[i].dev == d)
+			return true;
+	return false;
+}
+
+/* What is nearly always refused is tried now and then: is this one to be left out? */
+static bool skip(struct step *s, unsigned int n)
+{
+	return (s->arg >> 4) * 2654435761U % 65537 % n;
+}
+
+/* A descriptor that is no socket for the driver, and what it says to that. */
+static int bad_fd(unsigned int kind, int *error)
+{
+	*error = -EINVAL;
+	switch (kind % 4) {
+	case 0:
+		*error = -EBADF;
+		return -1;
+	case 1:
+		*error = -ENOTSOCK;
+		return open("/dev/null", O_RDWR | O_CLOEXEC);
+	case 2:
+		return socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	default:
+		return socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	}
+}
+
+/* Does input and output end without anybody's help? */
+static bool io_flows(struct mdev *m)
+{
+	return m->state != RUNNING || (m->alive ? !m->mute : !m->params.dead);
+}
+
+static void want(long got, long expected, const char *what)
+{
+	if (got != expected)
+		fuzz_fail("%s: %ld, not %ld", what, got, expected);
+}
+
+/* All sockets of the device are to go. */
+static void drop_socks(int d)
+{
+	int i;
+
+	for (i = 0; i < SOCKS; i++)
+		if (socks[i].state == SOCK_KEPT && socks[i].dev == d)
+			socks[i].state = SOCK_DROPPED;
+}
+
+static void to_idle(int d, struct mparams params)
+{
+	struct mdev *m = &devs[d];
+
+	drop_socks(d);
+	m->state = IDLE;
+	m->params = params;
+	m->shown = 0;
+	m->was_cached = false;
+	m->mute = false;
+	m->netlink = false;
+}
+
+/* The session has ended. */
+static void ended(int d)
+{
+	struct mdev *m = &devs[d];
+
+	drop_socks(d);
+	m->mute = false;
+	if (!openers(d)) {
+		to_idle(d, defaults);
+		return;
+	}
+	m->shown = openers(d) > 1 ? m->params.size : 0;
+	m->state = STOPPED;
+	m->old_stamp = m->stamp;
+	m->was_cached = true;
+}
+
+static void gone_if_destroyed(int d, unsigned int client)
+{
+	struct mdev *m = &devs[d];
+
+	if (m->state != IDLE || !(client & NBD_CFLAG_DESTROY_ON_DISCONNECT))
+		return;
+	m->state = ABSENT;
+	fuzz->count[SAW_REMOVED]++;
+}
+
+static void end_session(int d)
+{
+	unsigned int client = devs[d].params.client;
+
+	ended(d);
+	gone_if_destroyed(d, client);
+}
+
+static void want_do_it(int d, long ret)
+{
+	struct user_thread *t = &shared->do_it[d];
+
+	if (!WAIT_UNTIL(t->done, 1000))
+		fuzz_fail("nbd%d: DO_IT has not returned", devs[d].dev.index);
+	else
+		want(t->ret, ret, "DO_IT");
+}
+
+/* Whoever is in NBD_DO_IT has left it before the step is over. */
+static void end_on_request(int d)
+{
+	if (!devs[d].netlink)
+		want_do_it(d, 0);
+	end_session(d);
+}
+
+/* A descriptor has one user less. */
+static void drop_file(int f, int user)
+{
+	int d = files[f].dev;
+	struct mdev *m = &devs[d];
+	unsigned int client = m->params.client;
+
+	files[f].users &= ~(1U << user);
+	if (files[f].users || openers(d))
+		return;
+	switch (m->state) {
+	case RUNNING:
+		if (client & NBD_CFLAG_DISCONNECT_ON_CLOSE)
+			end_session(d);
+		break;
+	case STOPPED:
+		to_idle(d, defaults);
+		gone_if_destroyed(d, client);
+		break;
+	case IDLE:
+	case SETUP:
+		to_idle(d, defaults);
+		break;
+	case ABSENT:
+		break;
+	}
+}
+
+static void session_starts(int d, bool netlink)
+{
+	struct mdev *m = &devs[d];
+	int i;
+
+	stamps = stamps % 0x7e + 1;
+	m->stamp = stamps;
+	m->state = RUNNING;
+	m->netlink = netlink;
+	fuzz->count[netlink ? SAW_NETLINK : SAW_IOCTL]++;
+	m->mute = false;
+	m->was_cached = false;
+	m->conns = 0;
+	pthread_mutex_lock(&socks_lock);
+	for (i = 0; i < SOCKS; i++) {
+		if (socks[i].state == SOCK_KEPT && socks[i].dev == d) {
+			socks[i].stamp = stamps;
+			m->conns++;
+		}
+	}
+	pthread_mutex_unlock(&socks_lock);
+	m->alive = m->conns;
+}
+
+/* What can be seen */
+
+static void see_sysfs(int d)
+{
+	struct mdev *m = &devs[d];
+	bool running = m->state == RUNNING;
+	long long size, pid;
+
+	if (m->state == ABSENT) {
+		if (!WAIT_UNTIL(!nbd_sys_exists(&m->dev, "size"), 1000))
+			fuzz_fail("nbd%d is still there", m->dev.index);
+		return;
+	}
+	pid = nbd_sys(&m->dev, "pid");
+	if (running ? pid < 0 : pid >= 0)
+		fuzz_fail("nbd%d: the file pid is %sthere", m->dev.index, pid < 0 ? "not " : "");
+	else if (running && pid != m->pid)
+		fuzz_fail("nbd%d: pid is %lld, not %d", m->dev.index, pid, m->pid);
+	size = nbd_sys(&m->dev, "size");
+	if (size != (long long)(running ? m->params.size : m->shown) / 512 &&
+	    !(m->state == STOPPED && !size))
+		fuzz_fail("nbd%d: the size is %lld sectors", m->dev.index, size);
+}
+
+static void see_debugfs(int d)
+{
+	struct mdev *m = &devs[d];
+	char path[128], text[256] = "", *p, word[32];
+	int n = -1;
+	FILE *f;
+
+	if (!has_debugfs || m->state == IDLE || m->state == ABSENT)
+		return;
+	snprintf(path, sizeof(path), "/sys/kernel/debug/nbd/nbd%d/state", m->dev.index);
+	f = fopen(path, "re");
+	if (!f || !fgets(text, sizeof(text), f))
+		fuzz_fail("nbd%d: there is no debugfs file", m->dev.index);
+	if (f)
+		fclose(f);
+	p = strstr(text, " opener(s)");
+	while (p && p > text && p[-1] != ' ')
+		p--;
+	if (p)
+		n = atoi(p);
+	if (n != openers(d))
+		fuzz_fail("%d openers, not %d: %s", n, openers(d), text);
+	if (m->state != RUNNING)
+		return;
+	snprintf(path, sizeof(path), "/sys/kernel/debug/nbd/nbd%d/connections", m->dev.index);
+	f = fopen(path, "re");
+	for (n = 0; f && fgets(text, sizeof(text), f);)
+		n += sscanf(text, "%*d: %31s", word) == 1 && !strcmp(word, "open");
+	if (f)
+		fclose(f);
+	if (n != m->alive)
+		fuzz_fail("nbd%d: %d open connections, not %d", m->dev.index, n, m->alive);
+}
+
+static void see_status(int d)
+{
+	struct nl_answer r;
+	struct nl_msg msg;
+
+	nl_begin(&msg, NBD_CMD_STATUS, devs[d].dev.index);
+	want(fuzz_ask(&genl, &msg, &r), 0, "STATUS");
+	want(r.ndevs, devs[d].state != ABSENT, "devices in STATUS");
+	if (r.ndevs)
+		want(r.dev[0].connected, devs[d].state == RUNNING, "connected in STATUS");
+}
+
+/* Those that are to be closed are, and the others are not. */
+static void see_socks(void)
+{
+	struct pollfd p[SOCKS];
+	struct sock *of[SOCKS];
+	int i, n = 0;
+
+	for (i = 0; i < SOCKS; i++) {
+		if (socks[i].state != SOCK_KEPT && socks[i].state != SOCK_DROPPED)
+			continue;
+		of[n] = &socks[i];
+		p[n++] = (struct pollfd) { .fd = socks[i].fd, .events = POLLRDHUP };
+	}
+	poll(p, n, 0);
+	for (i = 0; i < n; i++) {
+		struct sock *s = of[i];
+
+		if (s->state == SOCK_KEPT && !p[i].revents)
+			continue;
+		if (s->state == SOCK_KEPT)
+			fuzz_fail("nbd%d: a socket was closed", devs[s->dev].dev.index);
+		else if (!p[i].revents && !saw_eof(s->fd, 1000))
+			fuzz_fail("nbd%d: a socket is still held", devs[s->dev].dev.index);
+		sock_close(s);
+	}
+}
+
+static void see_pending(void)
+{
+	int i;
+
+	for (i = 0; i < PENDING; i++) {
+		struct mpending *p = &pending[i];
+		struct user_thread *t = &shared->pending[i];
+		struct mdev *m = &devs[p->dev];
+
+		if (!p->busy)
+			continue;
+		if (!io_flows(m)) {
+			if (t->done)
+				fuzz_fail("nbd%d: I/O has ended with %ld, for no reason",
+					  m->dev.index, t->ret);
+			continue;
+		}
+		if (!WAIT_UNTIL(t->done, 1000))
+			fuzz_fail("nbd%d: I/O is not finished", m->dev.index);
+		else if (t->ret != (m->state == RUNNING && m->alive ? (long)BLOCK : -EIO))
+			fuzz_fail("nbd%d: I/O has ended with %ld", m->dev.index, t->ret);
+		p->busy = false;
+	}
+}
+
+static void see(int d, bool thorough)
+{
+	see_sysfs(d);
+	see_socks();
+	see_pending();
+	if (thorough) {
+		see_debugfs(d);
+		see_status(d);
+	}
+}
+
+#endif /* NBD_MODEL_STATE_H */
