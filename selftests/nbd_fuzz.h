@@ -140,7 +140,6 @@ static inline bool fuzz_log_clean(int fd)
 static inline int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r)
 {
 	char buf[8192] __aligned(8);
-	struct nlattr *a;
 	ssize_t n;
 
 	m->h.nlmsg_type = g->family;
@@ -150,25 +149,9 @@ static inline int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r
 	r->text[0] = 0;
 	if (send(g->fd, m->buf, m->h.nlmsg_len, 0) != (ssize_t)m->h.nlmsg_len)
 		return r->ret = -errno;
-	while ((n = recv(g->fd, buf, sizeof(buf), 0)) > 0) {
-		struct nlmsghdr *h = (void *)buf;
-
-		for (; NLMSG_OK(h, n); h = NLMSG_NEXT(h, n)) {
-			char *end = (char *)h + h->nlmsg_len;
-
-			if (h->nlmsg_type == NLMSG_ERROR) {
-				nl_take_error(r, h);
-				return r->ret;
-			}
-			for (a = nl_at((char *)NLMSG_DATA(h) + GENL_HDRLEN, end); a;
-			     a = nl_at(nl_after(a), end)) {
-				if (NL_TYPE(a) == NBD_ATTR_INDEX)
-					r->index = nl_get_u32(a);
-				else if (NL_TYPE(a) == NBD_ATTR_DEVICE_LIST)
-					nl_take_devices(r, a);
-			}
-		}
-	}
+	while ((n = recv(g->fd, buf, sizeof(buf), 0)) > 0)
+		if (nl_take(r, buf, n))
+			return r->ret;
 	return r->ret = n < 0 ? -errno : -EPIPE;
 }
 
@@ -195,21 +178,11 @@ static inline bool fuzz_eof(int fd, int ms)
 
 static inline pid_t fuzz_fork(void)
 {
-	pid_t pid;
-	int null;
+	pid_t pid = fork_quiet();
 
-	fflush(NULL);
-	pid = fork();
-	nbd_child(pid);
-	if (pid)
-		return pid;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	/* One that is stuck must not hold a pipe of the test's open. */
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	dup2(null, 0);
-	dup2(null, 1);
-	dup2(null, 2);
-	return 0;
+	if (!pid)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return pid;
 }
 
 static inline void fuzz_tell(void)

@@ -195,11 +195,34 @@ static inline void nl_take_error(struct nl_answer *r, struct nlmsghdr *h)
 	}
 }
 
+/* Take what came; true if the acknowledgment was in it. */
+static inline bool nl_take(struct nl_answer *r, void *buf, ssize_t n)
+{
+	struct nlmsghdr *h;
+	struct nlattr *a;
+
+	for (h = buf; NLMSG_OK(h, n); h = NLMSG_NEXT(h, n)) {
+		char *end = (char *)h + h->nlmsg_len;
+
+		if (h->nlmsg_type == NLMSG_ERROR) {
+			nl_take_error(r, h);
+			return true;
+		}
+		for (a = nl_at((char *)NLMSG_DATA(h) + GENL_HDRLEN, end); a;
+		     a = nl_at(nl_after(a), end)) {
+			if (NL_TYPE(a) == NBD_ATTR_INDEX)
+				r->index = nl_get_u32(a);
+			else if (NL_TYPE(a) == NBD_ATTR_DEVICE_LIST)
+				nl_take_devices(r, a);
+		}
+	}
+	return false;
+}
+
 /* Send a request and take what comes until its acknowledgment. */
 static inline int nl_exchange(int fd, int family, struct nl_msg *m, struct nl_answer *r)
 {
 	static char buf[1 << 17];
-	struct nlattr *a;
 	ssize_t n;
 
 	m->h.nlmsg_type = family;
@@ -207,25 +230,9 @@ static inline int nl_exchange(int fd, int family, struct nl_msg *m, struct nl_an
 	r->index = -1;
 	if (send(fd, m->buf, m->h.nlmsg_len, 0) != (ssize_t)m->h.nlmsg_len)
 		return r->ret = -errno;
-	while ((n = recv(fd, buf, sizeof(buf), 0)) > 0) {
-		struct nlmsghdr *h = (void *)buf;
-
-		for (; NLMSG_OK(h, n); h = NLMSG_NEXT(h, n)) {
-			char *end = (char *)h + h->nlmsg_len;
-
-			if (h->nlmsg_type == NLMSG_ERROR) {
-				nl_take_error(r, h);
-				return r->ret;
-			}
-			for (a = nl_at((char *)NLMSG_DATA(h) + GENL_HDRLEN, end); a;
-			     a = nl_at(nl_after(a), end)) {
-				if (NL_TYPE(a) == NBD_ATTR_INDEX)
-					r->index = nl_get_u32(a);
-				else if (NL_TYPE(a) == NBD_ATTR_DEVICE_LIST)
-					nl_take_devices(r, a);
-			}
-		}
-	}
+	while ((n = recv(fd, buf, sizeof(buf), 0)) > 0)
+		if (nl_take(r, buf, n))
+			return r->ret;
 	return r->ret = n < 0 ? -errno : -EPIPE;
 }
 

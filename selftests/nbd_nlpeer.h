@@ -309,6 +309,18 @@ static inline void nl_expect_all(struct __test_metadata *_metadata, struct peer_
 	EXPECT_EQ(error ? 0 : HOLDER_THREADS * 4096, sh->late_bytes);
 }
 
+/* A child that opens and closes the device until it is killed. */
+static inline pid_t open_and_close_for_ever(const char *path)
+{
+	pid_t pid = fork_quiet();
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		close(open(path, O_RDONLY | O_CLOEXEC));
+}
+
 /* Connect, let the holder's requests arrive, and kill all servers. */
 static inline void nl_die_with_io(struct __test_metadata *_metadata, struct nl_session *ns)
 {

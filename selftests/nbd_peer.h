@@ -83,27 +83,6 @@ struct peer_session {
 	pid_t peer[PEER_MAX], client, holder;
 };
 
-/*
- * A child that keeps no descriptor of the test, so that one that is stuck does not hold a pipe
- * open.
- */
-static inline pid_t fork_quiet(void)
-{
-	pid_t pid;
-	int null;
-
-	fflush(NULL);
-	pid = fork();
-	nbd_child(pid);
-	if (pid)
-		return pid;
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	dup2(null, 0);
-	dup2(null, 1);
-	dup2(null, 2);
-	return 0;
-}
-
 /* The peers */
 
 struct peer_request {

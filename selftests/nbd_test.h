@@ -209,6 +209,27 @@ static inline void nbd_child(pid_t pid)
 		nbd_children[nbd_nchildren++] = pid;
 }
 
+/*
+ * A child that keeps no descriptor of the test, so that one that is stuck does not hold a pipe
+ * open.
+ */
+static inline pid_t fork_quiet(void)
+{
+	pid_t pid;
+	int null;
+
+	fflush(NULL);
+	pid = fork();
+	nbd_child(pid);
+	if (pid)
+		return pid;
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	dup2(null, 0);
+	dup2(null, 1);
+	dup2(null, 2);
+	return 0;
+}
+
 /* Has the process exited? It stays a zombie until reap(). */
 static inline bool exited(pid_t pid)
 {

@@ -51,12 +51,7 @@ TEST_F(state, connect_while_somebody_opens_and_closes_it)
 	pid_t pid;
 	int i;
 
-	pid = fork_quiet();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
-			close(open(ns->s.dev.path, O_RDONLY | O_CLOEXEC));
-	}
+	pid = open_and_close_for_ever(ns->s.dev.path);
 	for (i = 0; i < 20; i++) {
 		int ret;
 

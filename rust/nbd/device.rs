@@ -121,7 +121,7 @@ pub(crate) struct Device {
     /// The session that takes requests.
     #[pin]
     pub(crate) session: SpinLock<Option<Arc<Session>>>,
-    /// A state was settled, see [`State::is_settled`].
+    /// A device is not starting, or not held after its session, any more.
     #[pin]
     pub(crate) settled: CondVar,
     devices: Arc<Devices>,
