@@ -652,6 +652,62 @@ TEST_F_TIMEOUT(quiet, lies_of_four_servers, 120)
 	expect_quiet(_metadata, &self->log, "the lies of four servers");
 }
 
+/* A server that is gone as soon as it is there: the socket to it. */
+static int gone_server(int *fd, int *end)
+{
+	int pair[2], ret = make_pair(KIND_UNIX, pair);
+
+	if (ret)
+		return ret;
+	*fd = pair[0];
+	*end = pair[1];
+	return shutdown(pair[1], SHUT_WR) ? -errno : 0;
+}
+
+TEST_F_TIMEOUT(quiet, client_that_reconnects_for_ever, 120)
+{
+	struct nl_session *ns = &self->ns;
+	int i, fd, end;
+	char c;
+
+	ns->dead = 10;
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
+	for (i = 0; i < 200; i++) {
+		struct nl_msg m;
+
+		ASSERT_EQ(0, gone_server(&fd, &end));
+		nl_begin(&m, NBD_CMD_RECONFIGURE, ns->s.dev.index);
+		nl_socks(&m, &fd, 1);
+		ASSERT_EQ(0, nl_do(&m)->ret);
+		/* The connection is lost when the driver closes it. */
+		ASSERT_EQ(0, read(end, &c, 1));
+		close(fd);
+		close(end);
+	}
+	expect_quiet(_metadata, &self->log, "200 connections lost and replaced");
+}
+
+TEST_F_TIMEOUT(quiet, client_that_restarts_for_ever, 120)
+{
+	int dev = open(self->ns.s.dev.path, O_RDWR | O_CLOEXEC), i, fd, end;
+
+	ASSERT_LE(0, dev);
+	for (i = 0; i < 200; i++) {
+		ASSERT_EQ(0, gone_server(&fd, &end));
+		ASSERT_EQ(0, ioctl(dev, NBD_SET_SOCK, fd));
+		ASSERT_EQ(0, ioctl(dev, NBD_DO_IT));
+		ASSERT_EQ(0, ioctl(dev, NBD_CLEAR_SOCK));
+		close(fd);
+		close(end);
+	}
+	close(dev);
+	expect_quiet(_metadata, &self->log, "200 sessions that the server ended");
+}
+
+/* No device is there before. */
+#define NEW_INDEX	240
+
 static int debug_bad, debug_files;
 
 /* Everybody may read it by its mode, nobody may write it, and it shows no addresses. */
@@ -691,12 +747,15 @@ static int cannot_read_debug(const char *path, const struct stat *st __maybe_unu
 TEST_F(quiet, no_addresses)
 {
 	struct nl_session *ns = &self->ns;
+	int i, picked = ns->s.dev.index;
 	struct stat st;
 	char path[64];
-	int i;
 
 	if (stat("/sys/kernel/debug/nbd", &st))
 		SKIP(return, "no debugfs");
+	/* A device that nothing was logged about yet. */
+	nl_use(ns, NEW_INDEX);
+	ns->cflags = NBD_CFLAG_DESTROY_ON_DISCONNECT;
 	ns->s.npeers = 4;
 	ns->s.tcp = true;
 	ns->backend = "a backend";
@@ -720,6 +779,7 @@ TEST_F(quiet, no_addresses)
 		EXPECT_TRUE(WAIT_UNTIL(ns->s.sh->io_done == HOLDER_THREADS, 10000));
 	}
 	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	nl_use(ns, picked);
 	usleep(100000);
 	log_read(&self->log);
 	EXPECT_LT(3, self->log.lines) TH_LOG("the log says nothing of all that");

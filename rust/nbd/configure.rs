@@ -10,6 +10,7 @@ use crate::{
         task::Process, //
     },
     life::Reason,
+    messages::Topic,
     params::Params,
     protocol::ClientFlags,
     session::{Origin, Session},
@@ -59,7 +60,7 @@ impl Device {
     /// Adds a socket of the current process.
     pub(crate) fn set_socket(&self, disk: &Disk, fd: u32) -> Result {
         let socket = Socket::from_fd(fd).inspect_err(|error| {
-            if self.may_log() {
+            if self.may_log(Topic::Refusal) {
                 dev_err!(
                     disk.device(),
                     "NBD_SET_SOCK refused: descriptor {} is no TCP or AF_UNIX stream socket ({})\n",
@@ -84,7 +85,8 @@ impl Device {
         }
     }
 
-    fn drop_stale(disk: &Disk, stale: Option<Setup>) {
+    /// Drops a setup whose owner has exited, if there was one, and says so.
+    pub(crate) fn drop_stale(disk: &Disk, stale: Option<Setup>) {
         if let Some(stale) = stale {
             dev_info!(
                 disk.device(),
@@ -207,7 +209,7 @@ impl Device {
             Err(error) => {
                 self.settled.notify_all();
                 self.show_debug(disk);
-                if self.may_log() {
+                if self.may_log(Topic::Refusal) {
                     dev_err!(
                         disk.device(),
                         "no session was started ({}), the setup was dropped; set it up again\n",
@@ -250,7 +252,7 @@ impl Device {
                 ENOMEM => Refusal::NoMemory,
                 _ => Refusal::NotConnected,
             })?;
-            if (used as usize) < given {
+            if (used as usize) < given && self.may_log(Topic::Refusal) {
                 dev_info!(
                     disk.device(),
                     "{} of {} new sockets were not needed\n",

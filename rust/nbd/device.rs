@@ -25,10 +25,10 @@ use crate::{
     kernel::{
         block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
         net::socket::Socket,
-        ratelimit::RateLimit,
         task::Process,
         workqueue::OwnedQueue, //
     },
+    messages::{Messages, Topic},
     params::Params,
     session::Session,
     state::{self, Endpoint, Identity, Refusal},
@@ -129,7 +129,7 @@ pub(crate) struct Device {
     #[pin]
     debug: Mutex<Option<DebugDir>>,
     #[pin]
-    messages: RateLimit,
+    messages: Messages,
     links_made: Atomic<u64>,
     requests_sent: Atomic<u32>,
     /// Removes the device.
@@ -161,7 +161,7 @@ impl Device {
                 settled <- new_condvar!(),
                 devices: devices.clone(),
                 debug <- new_mutex!(None),
-                messages <- RateLimit::new(),
+                messages <- Messages::new(),
                 links_made: Atomic::new(0),
                 requests_sent: Atomic::new(0),
                 remove_work <- new_work!("nbd_remove"),
@@ -211,14 +211,14 @@ impl Device {
         self.session.lock().take()
     }
 
-    /// Whether one more message that users can cause may be logged now.
-    pub(crate) fn may_log(&self) -> bool {
-        self.messages.allow(c"nbd")
+    /// Whether one more message may be logged now.
+    pub(crate) fn may_log(&self, topic: Topic) -> bool {
+        self.messages.allow(topic)
     }
 
     /// Says once in a while what was refused, why, and what to do. Returns the errno.
     pub(crate) fn refuse(&self, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
-        if self.may_log() {
+        if self.may_log(Topic::Refusal) {
             dev_err!(disk.device(), "{} refused: {}\n", what, refusal);
         }
         refusal.errno()

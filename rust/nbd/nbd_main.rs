@@ -19,6 +19,7 @@ mod ioctl;
 mod kernel;
 mod life;
 mod link;
+mod messages;
 mod netlink;
 mod params;
 mod protocol;

@@ -6,7 +6,7 @@
 
 use crate::{
     configure::Changes,
-    device::{Disk, Setup},
+    device::{Device, Disk, Setup},
     devices::Devices,
     kernel::{
         net::{
@@ -265,7 +265,7 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
         before,
         stale,
     } = begun;
-    drop(stale);
+    Device::drop_stale(&disk, stale);
     disk.data()
         .make_session(&disk, setup, before, Origin::Netlink { backend })?;
 

@@ -7,6 +7,7 @@ use crate::{
     kernel::net::socket::Socket,
     life::{Life, Loss, Reason},
     link::Link,
+    messages::Topic,
     session::{Origin, Session}, //
 };
 use kernel::{
@@ -23,7 +24,8 @@ impl Session {
     /// Closes `link`, if it is open: its requests go to another connection, or wait for one, or the
     /// session ends. Sleeps only for the socket's lock.
     pub(crate) fn lost(self: &Arc<Self>, link: &Link, loss: Loss) {
-        let (connection, _channel, left) = {
+        let device = self.disk.data();
+        let (connection, _channel, lost) = {
             let mut life = self.life.lock();
             let closed = self
                 .connections
@@ -34,7 +36,8 @@ impl Session {
             let Some((connection, channel)) = closed else {
                 return;
             };
-            let left = match *life {
+            // What is left, unless the session ends as somebody wants.
+            let lost = match *life {
                 Life::Live(open) => {
                     let left = open.saturating_sub(1);
                     match left {
@@ -43,9 +46,8 @@ impl Session {
                     }
                     self.deaths.fetch_add(1, Relaxed);
                     // If it is queued already, it will find this one, too.
-                    let device = self.disk.data();
                     let _ = device.workers().enqueue::<Arc<Self>, 2>(self.clone());
-                    left
+                    Some(left)
                 }
                 Life::Goodbye(open) => {
                     let left = open.saturating_sub(1);
@@ -53,22 +55,25 @@ impl Session {
                         0 => self.end(&mut life, Reason::Requested),
                         _ => *life = Life::Goodbye(left),
                     }
-                    left
+                    None
                 }
-                Life::Waiting(_) | Life::Dead | Life::Ending(_) | Life::Ended(_) => 0,
+                Life::Waiting(_) | Life::Dead | Life::Ending(_) | Life::Ended(_) => None,
             };
             connection.record(loss);
-            (connection, channel, left)
+            (connection, channel, lost)
         };
         link.socket().shutdown();
-        dev_info!(
-            self.disk.device(),
-            "connection {} lost: {}; {} of {} left\n",
-            connection.index(),
-            loss,
-            left,
-            self.connections.len()
-        );
+        match lost {
+            Some(left) if device.may_log(Topic::Connection) => dev_info!(
+                self.disk.device(),
+                "connection {} lost: {}; {} of {} left\n",
+                connection.index(),
+                loss,
+                left,
+                self.connections.len()
+            ),
+            _ => {}
+        }
         self.disk.for_each_started(|rq| {
             if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
                 connection.count_replay();
@@ -139,11 +144,13 @@ impl Session {
             used += 1;
             self.changed.notify_all();
             self.disk.kick_requeued();
-            dev_info!(
-                self.disk.device(),
-                "connection {} has a new socket\n",
-                connection.index()
-            );
+            if self.disk.data().may_log(Topic::Connection) {
+                dev_info!(
+                    self.disk.device(),
+                    "connection {} has a new socket\n",
+                    connection.index()
+                );
+            }
         }
         Ok(used)
     }
@@ -166,10 +173,12 @@ impl WorkItem<1> for Session {
             if left <= 0 {
                 *life = Life::Dead;
                 drop(life);
-                dev_warn!(
-                    this.disk.device(),
-                    "no new connection in time: requests fail until there is one\n"
-                );
+                if this.disk.data().may_log(Topic::Connection) {
+                    dev_warn!(
+                        this.disk.device(),
+                        "no new connection in time: requests fail until there is one\n"
+                    );
+                }
                 this.disk.kick_requeued();
                 return;
             }

@@ -20,6 +20,7 @@ use crate::{
     },
     life::{Life, Loss, Reason},
     link::Link,
+    messages::Topic,
     params::Params,
     protocol::{is_supported, Flags},
     queue::Queue,
@@ -119,16 +120,18 @@ impl Session {
     pub(crate) fn new(disk: &Disk, mut setup: Setup, origin: Origin) -> Result<Arc<Self>> {
         let params = setup.params();
         let count = u32::try_from(setup.socket_count())?;
+        let device = disk.data();
         if count > 1 && !params.flags().multi_conn() {
-            dev_err!(
-                disk.device(),
-                "not started: the server does not support multiple connections, but {} sockets \
-                 were set; set one\n",
-                count
-            );
+            if device.may_log(Topic::Refusal) {
+                dev_err!(
+                    disk.device(),
+                    "not started: the server does not support multiple connections, but {} \
+                     sockets were set; set one\n",
+                    count
+                );
+            }
             return Err(EINVAL);
         }
-        let device = disk.data();
         // Receivers stay for the whole session: senders must not wait for them.
         let receivers = OwnedQueue::new_unbound_reclaim(c"nbd-receive", device.index(), RECEIVERS)?;
         let receivers = Arc::new(receivers, GFP_KERNEL)?;
@@ -216,12 +219,14 @@ impl Session {
             }
             applied.apply_size(&self.disk);
         }
-        dev_info!(
-            self.disk.device(),
-            "session started by task {} with {} connection(s)\n",
-            self.pid,
-            self.connections.len()
-        );
+        if self.disk.data().may_log(Topic::Session) {
+            dev_info!(
+                self.disk.device(),
+                "session started by task {} with {} connection(s)\n",
+                self.pid,
+                self.connections.len()
+            );
+        }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -394,7 +399,7 @@ impl Session {
             return TimeoutAction::Rearm;
         };
         if self.timeout.load(Relaxed) == 0 {
-            if self.disk.data().may_log() {
+            if self.disk.data().may_log(Topic::Connection) {
                 dev_warn!(
                     self.disk.device(),
                     "a request waits for the server for a long time; there is no timeout\n"
@@ -490,7 +495,9 @@ impl WorkItem<0> for Session {
         {
             let mut life = this.life.lock();
             if let Life::Ending(reason) = *life {
-                dev_info!(this.disk.device(), "session ended: {}\n", reason.describe());
+                if device.may_log(Topic::Session) {
+                    dev_info!(this.disk.device(), "session ended: {}\n", reason.describe());
+                }
                 *life = Life::Ended(reason);
             }
         }
