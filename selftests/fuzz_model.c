@@ -341,7 +341,7 @@ int main(int argc, char **argv)
 	bool less = fuzz_env("NBD_SHRINK", 0) || (argc > 1 && !strcmp(argv[1], "-s"));
 	const char *script = getenv("NBD_SCRIPT"), *wrong;
 	unsigned long seed = fuzz_seed();
-	long n = fuzz_env("NBD_STEPS", STEPS_DEFAULT);
+	long n = fuzz_env("NBD_STEPS", scaled_down(STEPS_DEFAULT));
 	struct step *steps = NULL;
 	long long start;
 
@@ -362,6 +362,7 @@ int main(int argc, char **argv)
 	start = now_ms();
 	wrong = run(steps, n, seed, false);
 	ksft_print_msg("%ld steps, %lld ms\n", trace->n, now_ms() - start);
+	counted(trace->n, "steps");
 	ksft_print_msg("%ld ioctl and %ld netlink sessions, %ld servers died, %ld I/Os waited\n",
 		       saw[SAW_IOCTL], saw[SAW_NETLINK], saw[SAW_DEATHS], saw[SAW_PENDING]);
 	ksft_print_msg("%ld forks, %ld kills, %ld devices removed\n", saw[SAW_FORKS],

@@ -115,6 +115,19 @@ static inline int scaled(int ms)
 	return s && atoi(s) > 0 ? ms * atoi(s) : ms;
 }
 
+/* How much of a long piece of work such a kernel does instead. */
+static inline long scaled_down(long n)
+{
+	return n / scaled(1) ?: 1;
+}
+
+/* For the report that the runner makes at the end. */
+static inline void counted(long n, const char *what)
+{
+	printf("# counted: %ld %s\n", n, what);
+	fflush(stdout);
+}
+
 #define WAIT_UNTIL(cond, ms) ({						\
 	long long __end = now_ms() + scaled(ms);			\
 	bool __ok;							\

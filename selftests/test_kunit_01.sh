@@ -9,21 +9,19 @@
 KUNIT=/sys/kernel/debug/kunit
 SUITES=(nbd_params nbd_protocol nbd_request nbd_route nbd_send nbd_set_sock nbd_state nbd_transitions)
 
-# run SUITE: run the suite now, and keep what it says; true if it ran every test that it has.
-run() {
-	[ -e "$KUNIT/$1/results" ] || { echo "there is no suite $1"; return 1; }
-	# The mere loading of the module has run it, too.
-	echo 1 >"$KUNIT/$1/run" || return
-	cat "$KUNIT/$1/results" >"$NBD_TMP/$1" || return
-	local planned
-	planned=$(sed -n 's/^    1\.\.//p' "$NBD_TMP/$1")
-	[ "${planned:-0}" -gt 0 ] || { echo "it has no tests"; return 1; }
-	is "number of tests that ran" "$(grep -cE "$RESULT" "$NBD_TMP/$1")" "$planned"
-}
 RESULT='^    (not )?ok [0-9]+ '
 
-# planned SUITE: how many tests it said that it has when it was loaded.
-planned() { sed -n 's/^    1\.\.//p' "$KUNIT/$1/results" 2>/dev/null || echo 0; }
+# planned SUITE: how many tests it says that it has.
+planned() { sed -n 's/^    1\.\.//p' "$KUNIT/$1/results"; }
+
+# ran SUITE: whether it ran every test that it has.
+ran() {
+	[ -e "$KUNIT/$1/results" ] || { echo "there is no suite $1"; return 1; }
+	local planned
+	planned=$(planned "$1")
+	[ "${planned:-0}" -gt 0 ] || { echo "it has no tests"; return 1; }
+	is "number of tests that ran" "$(grep -cE "$RESULT" "$KUNIT/$1/results")" "$planned"
+}
 
 # report SUITE: one test for each of the suite's.
 report() {
@@ -44,7 +42,7 @@ report() {
 		*) ktap_test_pass "$name" ;;
 		esac
 		said=()
-	done <"$NBD_TMP/$1"
+	done <"$KUNIT/$1/results"
 }
 
 suites() { find "$KUNIT" -mindepth 1 -maxdepth 1 -name 'nbd_*' -printf '%f\n' | sort | paste -sd ' '; }
@@ -58,12 +56,15 @@ nbd_ensure >/dev/null 2>&1
 
 tests=0
 for suite in "${SUITES[@]}"; do
-	tests=$((tests + $(planned "$suite")))
+	# Whether or not the loading of the module has run it, too.
+	[ ! -e "$KUNIT/$suite/run" ] || echo 1 >"$KUNIT/$suite/run"
+	tests=$((tests + $(planned "$suite" 2>/dev/null || echo 0)))
 done
+echo "# counted: $tests unit tests"
 nbd_begin $((1 + ${#SUITES[@]} + tests))
 check "the module has these suites" is suites "$(suites)" "${SUITES[*]}"
 for suite in "${SUITES[@]}"; do
-	check "$suite: every test ran" run "$suite"
-	[ ! -e "$NBD_TMP/$suite" ] || report "$suite"
+	check "$suite: every test ran" ran "$suite"
+	[ ! -e "$KUNIT/$suite/results" ] || report "$suite"
 done
 nbd_end
