@@ -81,10 +81,24 @@ source_version() {
 }
 
 stock_kdir() { echo "$NBD_CACHE/kernel-$(stock_release)-$(source_version | sha256sum | cut -c 1-8)"; }
-debug_kdir() {
+debug_kdir() { own_kdir debug; }
+kcsan_kdir() { own_kdir kcsan; }
+own_kdir() {
 	local key
-	key=$({ source_version; cat "$TOP/.config.fragment"; } | sha256sum | cut -c 1-12)
-	echo "$NBD_CACHE/kernel-debug-$key"
+	key=$({ source_version; own_config "$1"; } | sha256sum | cut -c 1-12)
+	echo "$NBD_CACHE/kernel-$1-$key"
+}
+
+# own_config debug|kcsan: what a kernel of our own has on top of tinyconfig.
+own_config() {
+	local more=$TOP/.config.fragment.$1 symbols
+	if [ ! -e "$more" ]; then
+		cat "$TOP/.config.fragment"
+		return
+	fi
+	symbols=$(grep -oE 'CONFIG_[A-Z0-9_]+' "$more" | paste -sd '|')
+	grep -vE "^($symbols)=" "$TOP/.config.fragment"
+	cat "$more"
 }
 
 # in_root CMD...: run a command where the tools are, with this checkout and the cache at their own paths.

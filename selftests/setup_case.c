@@ -130,7 +130,7 @@ TEST_F(setup_case, C_refusals_do_not_pile_up)
 	ASSERT_EQ(0, session_stop(&self->s));
 	ASSERT_TRUE(agent_kill(&self->s.client));
 	ASSERT_EQ(0, agent_open(&self->b));
-	for (round = 0; round < 100; round++) {
+	for (round = 0; round < scaled_down(100); round++) {
 		int fd[2];
 
 		ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
@@ -317,7 +317,7 @@ static bool has_kasan(void)
 TEST_F_TIMEOUT(rounds, B_leaves_nothing_behind_in_1000_rounds, 120)
 {
 	static const char *const caches[] = { "sock_inode_cache", "filp" };
-	const int n = 1000, noise = 300;
+	const int n = scaled_down(1000), noise = 300;
 	int sockets, slab[2], i, now;
 	bool slabs = !has_kasan();
 	uint32_t call;

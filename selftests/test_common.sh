@@ -111,6 +111,9 @@ within() {
 	timeout -k 1 $((s * NBD_TIME_SCALE)) "$@"
 }
 
+# nbd_scaled_down N: how much of N a slow kernel does instead.
+nbd_scaled_down() { echo $((($1 + NBD_TIME_SCALE - 1) / NBD_TIME_SCALE)); }
+
 # nbd_settle: let udev, where it runs, finish with the devices that it has open.
 nbd_settle() {
 	[ ! -e /run/udev/control ] || udevadm settle -t $((10 * NBD_TIME_SCALE))

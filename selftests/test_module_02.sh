@@ -8,8 +8,9 @@
 SIZE=1048576
 
 load_unload() {
-	local i
-	for ((i = 1; i <= 20; i++)); do
+	local i n
+	n=$(nbd_scaled_down 20)
+	for ((i = 1; i <= n; i++)); do
 		nbd_load nbds_max=2 || { echo "cannot load, round $i"; return 1; }
 		[ -e /sys/block/nbd1 ] || { echo "no nbd1, round $i"; return 1; }
 		nbd_unload || { echo "cannot unload, round $i"; return 1; }
@@ -78,8 +79,9 @@ session_round() {
 }
 
 rounds() {
-	local i failed=
-	for ((i = 1; i <= 10; i++)); do
+	local i n failed=
+	n=$(nbd_scaled_down 10)
+	for ((i = 1; i <= n; i++)); do
 		session_round /dev/nbd$((i % 2))
 		[ -z "$failed" ] || { echo "round $i: $failed"; return 1; }
 	done

@@ -12,7 +12,7 @@ nbd_require qemu-nbd
 nbd_begin 6
 nbd_pick
 
-rounds=${NBD_ROUNDS:-100}
+rounds=${NBD_ROUNDS:-$(nbd_scaled_down 100)}
 truncate -s 64M "$NBD_TMP/disk"
 attach=0 ended=0 io=0 busy=0 gone=0 n=0
 

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/test_common.sh"
 
 nbd_begin 6
-ROUNDS=${NBD_ROUNDS:-150}
+ROUNDS=${NBD_ROUNDS:-$(nbd_scaled_down 150)}
 nbd_pick
 
 turns() { within 55 "$NBD_DIR/helper_genl" turns "$@"; }
