@@ -12,23 +12,6 @@
 
 enum state { IDLE, SETUP, RUNNING, STOPPED };
 
-static const struct {
-	unsigned long cmd;
-	const char *name;
-} ioctls[] = {
-	{ NBD_SET_SOCK, "SET_SOCK" },
-	{ NBD_SET_BLKSIZE, "SET_BLKSIZE" },
-	{ NBD_SET_SIZE, "SET_SIZE" },
-	{ NBD_DO_IT, "DO_IT" },
-	{ NBD_CLEAR_SOCK, "CLEAR_SOCK" },
-	{ NBD_CLEAR_QUE, "CLEAR_QUE" },
-	{ NBD_PRINT_DEBUG, "PRINT_DEBUG" },
-	{ NBD_SET_SIZE_BLOCKS, "SET_SIZE_BLOCKS" },
-	{ NBD_DISCONNECT, "DISCONNECT" },
-	{ NBD_SET_TIMEOUT, "SET_TIMEOUT" },
-	{ NBD_SET_FLAGS, "SET_FLAGS" },
-};
-
 FIXTURE(input) {
 	struct nbd_dev dev;
 	struct agent user;	/* whose input is wrong; never in NBD_DO_IT */
@@ -147,12 +130,12 @@ TEST_F(input, without_cap_sys_admin_is_eperm)
 	ASSERT_LE(0, agent_take(&self->user, 1, &fd[0]));
 	ASSERT_EQ(0, agent_call(&self->user, AGENT_DROP_CAPS, 0, 0, 0, 0));
 	EXPECT_EQ(-EPERM, agent_call(&self->user, AGENT_IOCTL_FD, 0, 0, NBD_SET_SOCK, 1));
-	for (i = 0; i < ARRAY_SIZE(ioctls); i++) {
-		EXPECT_EQ(-EPERM, agent_ioctl(&self->user, ioctls[i].cmd, 0)) {
-			TH_LOG("%s", ioctls[i].name);
+	for (i = 0; i < ARRAY_SIZE(nbd_ioctls); i++) {
+		EXPECT_EQ(-EPERM, agent_ioctl(&self->user, nbd_ioctls[i].cmd, 0)) {
+			TH_LOG("%s", nbd_ioctls[i].name);
 		}
-		EXPECT_EQ(-EPERM, agent_ioctl(&self->user, ioctls[i].cmd, 4096)) {
-			TH_LOG("%s 4096", ioctls[i].name);
+		EXPECT_EQ(-EPERM, agent_ioctl(&self->user, nbd_ioctls[i].cmd, 4096)) {
+			TH_LOG("%s 4096", nbd_ioctls[i].name);
 		}
 	}
 	agent_call(&self->user, AGENT_CLOSE, 0, 1, 0, 0);

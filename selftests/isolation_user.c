@@ -16,24 +16,6 @@
 /* Not the name of a device that is there, nor of one that another test makes. */
 #define NO_INDEX	444
 
-static const struct {
-	unsigned long cmd;
-	const char *name;
-} ioctls[] = {
-	{ NBD_SET_SOCK, "SET_SOCK" },
-	{ NBD_SET_BLKSIZE, "SET_BLKSIZE" },
-	{ NBD_SET_SIZE, "SET_SIZE" },
-	{ NBD_DO_IT, "DO_IT" },
-	{ NBD_CLEAR_SOCK, "CLEAR_SOCK" },
-	{ NBD_CLEAR_QUE, "CLEAR_QUE" },
-	{ NBD_PRINT_DEBUG, "PRINT_DEBUG" },
-	{ NBD_SET_SIZE_BLOCKS, "SET_SIZE_BLOCKS" },
-	{ NBD_DISCONNECT, "DISCONNECT" },
-	{ NBD_SET_TIMEOUT, "SET_TIMEOUT" },
-	{ NBD_SET_FLAGS, "SET_FLAGS" },
-	{ _IO(0xab, 11), "an unknown one" },
-};
-
 /* What a user without privilege finds that should not be, for the test to show. */
 struct found {
 	_Atomic int done;
@@ -171,16 +153,16 @@ static void refused_ioctls(int dev, int sock, const char *whose)
 	static const unsigned long args[] = { 0, 1, 4096, -1UL };
 	size_t i, j;
 
-	for (i = 0; i < ARRAY_SIZE(ioctls); i++) {
+	for (i = 0; i < ARRAY_SIZE(nbd_ioctls); i++) {
 		for (j = 0; j < ARRAY_SIZE(args); j++) {
-			unsigned long arg = ioctls[i].cmd == NBD_SET_SOCK ? (unsigned long)sock :
+			unsigned long arg = nbd_ioctls[i].cmd == NBD_SET_SOCK ? (unsigned long)sock :
 					    args[j];
 
 			found->tried++;
-			if (ioctl(dev, ioctls[i].cmd, arg) >= 0)
-				find("%s %lu on %s descriptor: done", ioctls[i].name, arg, whose);
+			if (ioctl(dev, nbd_ioctls[i].cmd, arg) >= 0)
+				find("%s %lu on %s descriptor: done", nbd_ioctls[i].name, arg, whose);
 			else if (errno != EPERM)
-				find("%s %lu on %s descriptor: %s", ioctls[i].name, arg, whose,
+				find("%s %lu on %s descriptor: %s", nbd_ioctls[i].name, arg, whose,
 				     strerrorname_np(errno));
 		}
 	}

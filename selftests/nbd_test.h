@@ -97,6 +97,26 @@ struct agent_reply {
 	int64_t ret, aux;
 };
 
+/* All ioctls of the driver, and one that it does not have. */
+static const struct {
+	unsigned long cmd;
+	const char *name;
+} nbd_ioctls[] __attribute__((unused)) = {
+	{ NBD_SET_SOCK, "SET_SOCK" },
+	{ NBD_SET_BLKSIZE, "SET_BLKSIZE" },
+	{ NBD_SET_SIZE, "SET_SIZE" },
+	{ NBD_DO_IT, "DO_IT" },
+	{ NBD_CLEAR_SOCK, "CLEAR_SOCK" },
+	{ NBD_CLEAR_QUE, "CLEAR_QUE" },
+	{ NBD_PRINT_DEBUG, "PRINT_DEBUG" },
+	{ NBD_SET_SIZE_BLOCKS, "SET_SIZE_BLOCKS" },
+	{ NBD_DISCONNECT, "DISCONNECT" },
+	{ NBD_SET_TIMEOUT, "SET_TIMEOUT" },
+	{ NBD_SET_FLAGS, "SET_FLAGS" },
+	{ _IO(0xab, 11), "an unknown one" },
+};
+
+
 enum sock_kind { KIND_UNIX, KIND_TCP, KIND_TCP6 };
 
 static inline long long now_ms(void)

@@ -4,6 +4,7 @@
 # Loading and unloading: again and again, with the device open, with a session, and right after one.
 
 . "$(dirname "$0")/test_common.sh"
+. "$(dirname "$0")/test_client_common.sh"
 
 SIZE=1048576
 
@@ -18,43 +19,17 @@ load_unload() {
 	done
 }
 
-# serve: start a server that ends with its client.
-serve() {
-	rm -f "$NBD_TMP/pid" "$NBD_TMP/sock"
-	nbdkit -f -U "$NBD_TMP/sock" -P "$NBD_TMP/pid" --filter=exitlast memory $SIZE \
-		</dev/null >"$NBD_TMP/log" 2>&1 &
-	server=$!
-	wait_until 5 [ -s "$NBD_TMP/pid" ]
-}
-server_gone() { ! kill -0 "$server" 2>/dev/null; }
-stop_server() { kill -9 "$(cat "$NBD_TMP/pid")"; }
+# use INDEX: the device that all is about.
+use() { NBD_INDEX=$1 NBD_DEV=/dev/nbd$1; }
+# A server that ends with its client.
+serve_client() { serve --filter=exitlast memory $SIZE; }
 session_over() { [ ! -e /sys/block/nbd0/pid ]; }
-
-holders() { find /proc/[0-9]*/fd -lname "$1" 2>/dev/null; }
-
-# The second process of nbd-client's opens the device as soon as it is connected, and waits for ever, with the
-# device open, if it misses that moment.
-ready() {
-	local children child
-	nbd_connected "$1" || return
-	read -r -a children <"/proc/$client/task/$client/children"
-	for child in "${children[@]}"; do
-		[ ! -e "/proc/$child/exe" ] || return 1
-	done
-}
-connect() {
-	nbd-client -L -nofork -unix "$NBD_TMP/sock" "$1" </dev/null >"$NBD_TMP/client" 2>&1 &
-	client=$!
-	wait_until 5 ready "${1#/dev/nbd}"
-}
-
-disconnect() { within 10 nbd-client -L -d "$1" </dev/null >"$NBD_TMP/client" 2>&1; }
 
 # Does not sleep between its tries, so as to hit the earliest moment.
 unload_at_once() {
 	local end=$((SECONDS + 5 * NBD_TIME_SCALE))
 	until nbd_try_unload; do
-		[ "$SECONDS" -lt "$end" ] || { holders "/dev/nbd*"; return 1; }
+		[ "$SECONDS" -lt "$end" ] || { holders; return 1; }
 	done
 	nbd_not nbd_loaded
 }
@@ -67,13 +42,14 @@ refused() {
 	[[ $message == *"in use"* ]] && [ -e /sys/block/nbd0 ]
 }
 
-# session_round DEVICE: a session, its end, and the end of the module without a pause. Sets $failed if not.
+# session_round INDEX: a session, its end, and the end of the module without a pause. Sets $failed if not.
 session_round() {
+	use "$1"
 	nbd_load nbds_max=2 || { failed="cannot load"; return; }
-	serve || { failed="no server"; return; }
-	connect "$1" || { failed="not connected: $(cat "$NBD_TMP/client")"; return; }
-	within 5 dd if="$1" of=/dev/null bs=64k count=4 iflag=direct status=none || { failed="cannot read"; return; }
-	disconnect "$1" || { failed="not disconnected: $(cat "$NBD_TMP/client")"; return; }
+	serve_client || { failed="no server"; return; }
+	connect || { failed="not connected"; return; }
+	within 5 dd if="$NBD_DEV" of=/dev/null bs=64k count=4 iflag=direct status=none || { failed="cannot read"; return; }
+	disconnect || { failed="not disconnected: $(cat "$NBD_TMP/client")"; return; }
 	unload_at_once || { failed="cannot unload"; return; }
 	wait_until 5 server_gone || failed="the server saw no end of the connection"
 }
@@ -82,7 +58,7 @@ rounds() {
 	local i n failed=
 	n=$(nbd_scaled_down 10)
 	for ((i = 1; i <= n; i++)); do
-		session_round /dev/nbd$((i % 2))
+		session_round $((i % 2))
 		[ -z "$failed" ] || { echo "round $i: $failed"; return 1; }
 	done
 }
@@ -95,6 +71,7 @@ nbd_defer nbd_unload
 nbd_defer stop_server
 server=
 
+use 0
 nbd_unload
 check "loads and unloads 20 times" load_unload
 
@@ -109,13 +86,13 @@ wait $holder 2>/dev/null
 check "can be unloaded when that process is gone" nbd_unload
 
 nbd_load nbds_max=2
-serve
-check "connects" connect /dev/nbd0
+serve_client
+check "connects" connect
 check "cannot be unloaded while a session runs" refused
 check "the session is not disturbed by that" \
 	within 5 dd if=/dev/nbd0 of=/dev/null bs=$SIZE count=1 iflag=direct
 exec 5</dev/nbd0
-check "disconnects" disconnect /dev/nbd0
+check "disconnects" disconnect
 check "the server sees the end of the connection" wait_until 5 server_gone
 check "the session ends" wait_until 5 session_over
 check "cannot be unloaded while a process has the device of the ended session open" refused
@@ -123,8 +100,8 @@ exec 5<&-
 check "can be unloaded when that process has closed it" nbd_unload
 
 nbd_load nbds_max=1
-serve
-connect /dev/nbd0
+serve_client
+connect
 kill -9 "$server"
 check "can be unloaded right after the server went away" unload_at_once
 nbd_unload

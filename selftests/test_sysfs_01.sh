@@ -4,44 +4,13 @@
 # What sysfs says of a connected device: its session, its size, and what the server can do.
 
 . "$(dirname "$0")/test_common.sh"
+. "$(dirname "$0")/test_client_common.sh"
 
 SIZE=4194304
 # The largest number of bytes in an unsigned int, in sectors.
 MAX_RANGE=4294966784
 
-# serve [NBDKIT-ARGUMENT...]: start a server on $NBD_TMP/sock.
-serve() {
-	rm -f "$NBD_TMP/pid" "$NBD_TMP/sock"
-	nbdkit -f -U "$NBD_TMP/sock" -P "$NBD_TMP/pid" "$@" </dev/null >"$NBD_TMP/log" 2>&1 &
-	server=$!
-	wait_until 5 [ -s "$NBD_TMP/pid" ] || { sed 's/^/# /' "$NBD_TMP/log"; return 1; }
-}
-stop_server() { kill -9 "$(cat "$NBD_TMP/pid")"; }
-
-holders() { find /proc/[0-9]*/fd -lname "$NBD_DEV" 2>/dev/null; }
-
-# The second process of nbd-client's opens the device as soon as it is connected, and waits for ever, with the
-# device open, if it misses that moment.
-ready() {
-	local children child
-	nbd_connected "$NBD_INDEX" || return
-	read -r -a children <"/proc/$client/task/$client/children"
-	for child in "${children[@]}"; do
-		[ ! -e "/proc/$child/exe" ] || return 1
-	done
-}
-
-# connect [NBD-CLIENT-ARGUMENT...]
-connect() {
-	nbd-client -L -nofork -unix "$NBD_TMP/sock" "$NBD_DEV" "$@" </dev/null >"$NBD_TMP/client" 2>&1 &
-	client=$!
-	wait_until 5 ready || { sed 's/^/# /' "$NBD_TMP/client" "$NBD_TMP/log"; return 1; }
-}
-
-unused() { nbd_is_free "$NBD_INDEX" && [ -z "$(holders)" ]; }
-disconnect() {
-	[ ! -e "$NBD_SYS/pid" ] || within 10 nbd-client -L -d "$NBD_DEV" </dev/null >"$NBD_TMP/client" 2>&1
-}
+unused() { nbd_is_free "$NBD_INDEX" && closed; }
 
 # session SERVER-ARGUMENTS -- CLIENT-ARGUMENTS: a server, and the device connected to it.
 session() {
@@ -52,7 +21,7 @@ session() {
 }
 
 end_session() {
-	disconnect
+	[ ! -e "$NBD_SYS/pid" ] || disconnect
 	wait_until 5 unused || note "$NBD_DEV is still in use"
 	kill -9 "$server"
 	wait "$server" "$client" 2>/dev/null
