@@ -146,6 +146,11 @@ impl Connection {
         }
     }
 
+    /// Whether requests can be pushed, for now.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(&*self.tx.lock(), Tx::Open(_))
+    }
+
     pub(crate) fn count_replay(&self) {
         self.replayed.fetch_add(1, Relaxed);
     }

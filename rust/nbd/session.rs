@@ -285,7 +285,7 @@ impl Session {
     /// Hands a request to a connection that is open, each in turn, or has it wait for one.
     fn fall_back(&self, mut rq: OwnedRequest<Queue>) {
         let turn = self.fallback.fetch_add(1, Relaxed);
-        for connection in route::in_turn(&self.connections, turn) {
+        for connection in route::in_turn(&self.connections, turn, |c| c.is_open()) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
             match connection.push(rq, self.disk.data().new_cookie(), true) {
                 Ok(()) => return,
