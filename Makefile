@@ -50,6 +50,7 @@ help:
 	@echo 'make demo          show the driver at work in a virtual machine'
 	@echo 'make check         run every selftest in a virtual machine; DRIVER=c: with the C driver'
 	@echo 'make check-debug   the same on a kernel with KASAN, lockdep, kmemleak and more'
+	@echo 'make check KERNEL=kcsan   on one with a detector of data races, built when first asked for'
 	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above'
 	@echo 'make lint          format, lints and style of all sources'
 	@echo 'make install       install nbd.ko for the running kernel so that modprobe finds it before its own'
