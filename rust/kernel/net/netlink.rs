@@ -20,6 +20,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
+        rcu,
         Arc,
         ArcBorrow, //
     },
@@ -683,28 +684,24 @@ impl Message {
         to_result(unsafe { helpers::genlmsg_reply(self.finish(), info.info) })
     }
 
-    /// Sends the message to all that listen to a group of `family`, by its index there, in the
-    /// initial network namespace. Sleeps, but for no receiver. That nobody listens is no failure.
+    /// Sends the message to all that listen to a group of `family`, by its index there, in all
+    /// network namespaces. Does not sleep. That nobody listens is no failure.
     ///
     /// Fails with `EINVAL` if there is no such group, with `ENOENT` if the family is not
-    /// registered, and with `ENOBUFS` if a receiver lost the message and wants the sender to know.
+    /// registered, and, the namespaces from some one on being left out, with `ENOBUFS` if a
+    /// receiver lost the message and wants the sender to know, and with `ENOMEM`.
     pub(crate) fn multicast<T: Commands>(self, family: &'static Family<T>, group: u8) -> Result {
         let family = family.as_registered()?;
         // SAFETY: A family is valid for ever. The number of its groups never changes.
         if group >= unsafe { (*family).n_mcgrps } {
             return Err(EINVAL);
         }
+        let message = self.finish();
+        let guard = rcu::read_lock();
         // SAFETY: The family is valid and has been registered; its private fields are not written
-        // any more. The message is complete, and given away.
-        let sent = unsafe {
-            bindings::genlmsg_multicast(
-                family,
-                self.finish(),
-                0,
-                group.into(),
-                bindings::GFP_KERNEL,
-            )
-        };
+        // any more. The message is complete, and given away. The RCU read lock is held.
+        let sent = unsafe { bindings::genlmsg_multicast_allns(family, message, 0, group.into()) };
+        drop(guard);
         match to_result(sent) {
             Err(ESRCH) => Ok(()),
             result => result,
