@@ -52,6 +52,53 @@ TEST_F(wait, link_dead_is_sent_once)
 	EXPECT_EQ(1, nl_deaths(&self->events, index, scaled(500))) TH_LOG("the new one's death");
 }
 
+/* A listener in a network namespace of its own. */
+static int listen_elsewhere(struct genl *g)
+{
+	int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), ret;
+
+	if (here < 0 || unshare(CLONE_NEWNET))
+		return -errno;
+	ret = genl_listen(g);
+	if (setns(here, CLONE_NEWNET))
+		ret = -errno;
+	close(here);
+	return ret;
+}
+
+TEST_F(wait, link_dead_in_other_network_namespaces)
+{
+	struct nl_session *ns = &self->ns;
+	int index = ns->s.dev.index, i;
+	struct genl far[3];
+
+	for (i = 0; i < 3; i++)
+		ASSERT_EQ(0, listen_elsewhere(&far[i]));
+	/* The one in the middle has the family, but nobody who listens. */
+	ASSERT_EQ(0, setsockopt(far[1].fd, SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &far[1].group,
+				sizeof(far[1].group)));
+	ns->s.npeers = 4;
+	ns->dead = 10;
+	ASSERT_EQ(0, nl_connect(ns));
+	for (i = 0; i < 4; i++) {
+		bool here = i < 3;
+
+		/* For the last death nobody listens where the device was connected. */
+		if (!here)
+			ASSERT_EQ(0, setsockopt(self->events.fd, SOL_NETLINK,
+						NETLINK_DROP_MEMBERSHIP, &self->events.group,
+						sizeof(self->events.group)));
+		ASSERT_TRUE(nl_kill_peer(&ns->s, i));
+		EXPECT_EQ(1, nl_deaths(&far[2], index, scaled(500))) TH_LOG("death %d", i);
+		EXPECT_EQ(1, nl_deaths(&far[0], index, 0)) TH_LOG("death %d", i);
+		EXPECT_EQ(0, nl_deaths(&far[1], index, 0)) TH_LOG("death %d, no listener", i);
+		EXPECT_EQ(here, nl_deaths(&self->events, index, 0)) TH_LOG("death %d, here", i);
+	}
+	EXPECT_EQ(0, nl_disconnect(index));
+	EXPECT_EQ(0, nl_deaths(&far[2], index, 200)) TH_LOG("without any death");
+	EXPECT_EQ(0, nl_deaths(&far[0], index, 0)) TH_LOG("without any death");
+}
+
 TEST_F(wait, disconnect_is_no_death)
 {
 	struct nl_session *ns = &self->ns;
