@@ -207,7 +207,7 @@ static void try_start(struct try *t, struct nl_session *ns, const struct operati
 	}
 	memset(t->sh, 0, sizeof(*t->sh));
 	t->ns = ns;
-	nbd_nchildren = 0;
+	memset(nbd_children, 0, sizeof(nbd_children));
 	t->pid = fork_quiet();
 	if (!t->pid)
 		try_main(t, op, n);

@@ -232,14 +232,29 @@ static inline int send_msg(int ctl, const void *msg, size_t len, int fd)
 
 #ifndef NBD_TEST_AGENT
 
-/* The processes of this test, to be gone at its end. */
+/* The processes of this test, to be gone at its end; 0: none. */
 static pid_t nbd_children[64];
-static int nbd_nchildren;
 
 static inline void nbd_child(pid_t pid)
 {
-	if (pid > 0 && nbd_nchildren < 64)
-		nbd_children[nbd_nchildren++] = pid;
+	int i;
+
+	for (i = 0; pid > 0 && i < 64; i++) {
+		if (!nbd_children[i]) {
+			nbd_children[i] = pid;
+			break;
+		}
+	}
+}
+
+/* It is gone, and its number may soon be another one's. */
+static inline void nbd_child_gone(pid_t pid)
+{
+	int i;
+
+	for (i = 0; i < 64; i++)
+		if (nbd_children[i] == pid)
+			nbd_children[i] = 0;
 }
 
 /*
@@ -276,6 +291,7 @@ static inline bool reap(pid_t pid, int ms)
 	if (!WAIT_UNTIL(exited(pid), ms))
 		return false;
 	waitpid(pid, NULL, WNOHANG);
+	nbd_child_gone(pid);
 	return true;
 }
 
@@ -655,11 +671,12 @@ static inline bool nbd_give_back(struct nbd_dev *d)
 	char mark[64];
 	int i;
 
-	for (i = 0; i < nbd_nchildren; i++)
-		kill(nbd_children[i], SIGKILL);
-	for (i = 0; i < nbd_nchildren; i++)
-		ok = reap(nbd_children[i], 2000) && ok;
-	nbd_nchildren = 0;
+	for (i = 0; i < 64; i++)
+		if (nbd_children[i])
+			kill(nbd_children[i], SIGKILL);
+	for (i = 0; i < 64; i++)
+		ok = (!nbd_children[i] || reap(nbd_children[i], 2000)) && ok;
+	memset(nbd_children, 0, sizeof(nbd_children));
 	ok = ok && WAIT_UNTIL(nbd_idle(d), 2000);
 	if (ok) {
 		snprintf(mark, sizeof(mark), NBD_MARKS "/busy.%d", d->index);

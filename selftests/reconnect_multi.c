@@ -222,44 +222,4 @@ TEST_F(multi, late_replies_after_a_replay)
 	EXPECT_TRUE(nbd_running(&s->dev));
 }
 
-/* Connections die and come back at random under verified load. */
-TEST_F_TIMEOUT(multi, churn, 50)
-{
-	struct nl_session *ns = &self->ns;
-	struct peer_session *s = &ns->s;
-	int rounds = 60, i, n, deaths = 0;
-	bool dead[NCONN] = {};
-
-	s->kind = PEER_SHUFFLE;
-	s->sh->loop = rounds;
-	ns->dead = 20;
-	srandom(1);
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_begin(s));
-	for (i = 0; i < 24; i++) {
-		int enough = s->sh->looped + rounds / 8;
-
-		n = random() % NCONN;
-		if (dead[n]) {
-			ASSERT_EQ(0, nl_reconnect(ns, n));
-			s->sh->kind[n] = PEER_SHUFFLE;
-		} else {
-			ASSERT_TRUE(nl_kill_peer(s, n));
-			deaths++;
-		}
-		dead[n] = !dead[n];
-		if (!dead[0] || !dead[1] || !dead[2] || !dead[3])
-			ASSERT_TRUE(WAIT_UNTIL(s->sh->looped > enough ||
-					       s->sh->looped == rounds * HOLDER_THREADS, 8000))
-				TH_LOG("I/O stalls in step %d", i);
-	}
-	for (n = 0; n < NCONN; n++)
-		if (dead[n])
-			ASSERT_EQ(0, nl_reconnect(ns, n));
-	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 15000));
-	EXPECT_EQ(0, s->sh->loop_errors);
-	nl_expect_all(_metadata, s, 0);
-	EXPECT_EQ(deaths, nl_deaths(&self->events, s->dev.index, 300));
-}
-
 TEST_HARNESS_MAIN
