@@ -17,6 +17,9 @@
  *	helper_genl turns FIRST LAST ROUNDS [CLIENT_FLAGS]: connect a device to a toy server, and
  *		disconnect it, that often; from FIRST to LAST and again from FIRST; stops at the
  *		first error
+ *	helper_genl latency INDEX CONNECTIONS ROUNDS: connect the device to toy servers, open it,
+ *		read a block, and disconnect it, that often; prints the medians in microseconds: of
+ *		the connect, the open, the read, and of all three, from request to first byte
  *
  * An error is printed as its name, with what the kernel says about it; the exit status is 2.
  */
@@ -282,6 +285,109 @@ static int turns(int argc, char **argv)
 	return 0;
 }
 
+static long long now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000LL + ts.tv_nsec / 1000;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	const int *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+/* How long each takes, in microseconds. */
+enum part { CONNECT, OPEN, READ, ALL, PARTS };
+
+/* Have a toy server answer one request, so that it is not its first run that is measured. */
+static bool warm_up(int fd)
+{
+	static char block[4096];
+	struct nbd_request h = {
+		.magic = htobe32(NBD_REQUEST_MAGIC),
+		.type = htobe32(NBD_CMD_READ),
+		.len = htobe32(sizeof(block)),
+	};
+	struct nbd_reply reply;
+
+	return put(fd, &h, sizeof(h)) && get(fd, &reply, sizeof(reply)) &&
+	       get(fd, block, sizeof(block));
+}
+
+/* One round: 0 or an error. */
+static int first_byte(const char *path, int took[PARTS])
+{
+	static char block[4096] __aligned(4096);
+	long long start;
+	uint16_t flags;
+	uint64_t size;
+	int socks[64], dev, ret, i;
+
+	if (make_socks(socks, opt.n, &size, &flags))
+		return -ECONNREFUSED;
+	for (i = 0; i < opt.n; i++)
+		if (!warm_up(socks[i]))
+			return -EPIPE;
+	nl_begin(&msg, NBD_CMD_CONNECT, opt.index);
+	nl_u64(&msg, NBD_ATTR_SIZE_BYTES, size);
+	nl_u64(&msg, NBD_ATTR_SERVER_FLAGS, flags);
+	nl_socks(&msg, socks, opt.n);
+	start = now_us();
+	ret = talk();
+	took[CONNECT] = now_us() - start;
+	for (i = 0; i < opt.n; i++)
+		close(socks[i]);
+	if (ret)
+		return ret;
+	start = now_us();
+	dev = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	took[OPEN] = now_us() - start;
+	start = now_us();
+	if (dev < 0 || pread(dev, block, sizeof(block), 0) != sizeof(block))
+		ret = -errno;
+	took[READ] = now_us() - start;
+	took[ALL] = took[CONNECT] + took[OPEN] + took[READ];
+	if (dev >= 0)
+		close(dev);
+	nl_begin(&msg, NBD_CMD_DISCONNECT, opt.index);
+	i = talk();
+	return ret ?: i;
+}
+
+static int latency(int argc, char **argv)
+{
+	static int took[PARTS][10000];
+	int rounds, one[PARTS], i, j, ret;
+	char path[64];
+
+	if (argc < 4)
+		return 1;
+	opt.index = atoi(argv[1]);
+	opt.n = atoi(argv[2]);
+	rounds = atoi(argv[3]);
+	if (opt.n < 1 || opt.n > 64 || rounds < 1 || rounds > 10000)
+		return 1;
+	snprintf(path, sizeof(path), "/dev/nbd%lld", opt.index);
+	for (i = 0; i < rounds; i++) {
+		ret = first_byte(path, one);
+		if (ret) {
+			printf("round %d: ", i);
+			return failed(ret);
+		}
+		for (j = 0; j < PARTS; j++)
+			took[j][i] = one[j];
+	}
+	for (j = 0; j < PARTS; j++) {
+		qsort(took[j], rounds, sizeof(int), by_value);
+		printf("%d%c", took[j][rounds / 2], j < ALL ? ' ' : '\n');
+	}
+	return 0;
+}
+
 static int show_events(void)
 {
 	struct genl events;
@@ -352,6 +458,8 @@ int main(int argc, char **argv)
 		return failed(ret);
 	if (!strcmp(what, "turns"))
 		return turns(argc, argv);
+	if (!strcmp(what, "latency"))
+		return latency(argc, argv);
 	if (!strcmp(what, "events"))
 		return show_events();
 	if (!strcmp(what, "disconnect")) {
