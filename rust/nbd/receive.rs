@@ -20,7 +20,7 @@ use crate::{
 use kernel::{fmt, prelude::*};
 
 /// Pieces of one receive.
-const MAX_PIECES: usize = 256;
+const MAX_PIECES: usize = 64;
 
 /// Bytes read ahead: this many replies without payload cost one receive. What it holds of a
 /// payload is copied once more, so it is kept small.

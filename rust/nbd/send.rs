@@ -15,8 +15,8 @@ use crate::{
 };
 use kernel::{prelude::*, sync::Arc};
 
-/// Pieces of one send: what fits one page of vectors.
-const MAX_PIECES: usize = 256;
+/// Pieces of one send. To make the room for them is a good part of what a connection costs.
+const MAX_PIECES: usize = 64;
 
 /// Headers of one send.
 const MAX_HEADERS: usize = 32;
