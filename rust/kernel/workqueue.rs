@@ -23,21 +23,16 @@ unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
     /// A queue not bound to a CPU, that makes progress when memory is short, for up to
-    /// `max_active` items at a time. Its name is `prefix` and `number`. Sleeps.
-    pub(crate) fn new_unbound_reclaim(
-        prefix: &'static CStr,
-        number: u32,
-        max_active: u32,
-    ) -> Result<Self> {
+    /// `max_active` items at a time; 0 means the kernel's default. Sleeps.
+    pub(crate) fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
-        // SAFETY: The format takes one string and one unsigned int.
+        // SAFETY: The format takes one string.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(
-                c"%s%u".as_char_ptr(),
+                c"%s".as_char_ptr(),
                 flags,
                 max_active as ffi::c_int,
-                prefix.as_char_ptr(),
-                number,
+                name.as_char_ptr(),
             )
         };
         // INVARIANT: The queue is new.

@@ -5,13 +5,13 @@
 use crate::{
     kernel::{
         block::mq::{OwnedRequest, RequestList},
-        net::socket::Wait,
-        workqueue::OwnedQueue, //
+        net::socket::Wait, //
     },
     life::Loss,
     link::Link,
     queue::Queue,
     send::{Progress, Sender},
+    workers::Workers,
 };
 use core::mem;
 use kernel::{
@@ -98,7 +98,7 @@ enum Next {
 pub(crate) struct Connection {
     /// Its place in the session, for messages.
     index: u32,
-    senders: Arc<OwnedQueue>,
+    workers: Arc<Workers>,
     /// Requests that had to be sent again elsewhere.
     replayed: Atomic<u64>,
     /// Why the last link was lost.
@@ -116,15 +116,11 @@ impl_has_work! {
 
 impl Connection {
     /// Makes an open connection. Sleeps.
-    pub(crate) fn new(
-        index: u32,
-        senders: &Arc<OwnedQueue>,
-        channel: Channel,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn new(index: u32, workers: &Arc<Workers>, channel: Channel) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 index,
-                senders: senders.clone(),
+                workers: workers.clone(),
                 replayed: Atomic::new(0),
                 last_loss <- new_spinlock!(None),
                 tx <- new_spinlock!(Tx::Open(channel)),
@@ -330,7 +326,7 @@ impl Connection {
         }
         if wait == Wait::No && rounds > MAX_ROUNDS {
             channel.sender = Slot::Blocked(sender);
-            let _ = self.senders.enqueue(self.clone());
+            let _ = self.workers.senders.enqueue(self.clone());
             return None;
         }
         Some((Next::Send, sender))
@@ -344,7 +340,7 @@ impl Connection {
                 channel.sender = Slot::Blocked(sender);
                 // Under the lock, so that no work is queued once the connection is closed. If it
                 // is queued already, it will find the sender.
-                let _ = self.senders.enqueue(self.clone());
+                let _ = self.workers.senders.enqueue(self.clone());
             }
             _ => {
                 drop(tx);

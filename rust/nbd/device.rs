@@ -32,6 +32,7 @@ use crate::{
     params::Params,
     session::Session,
     state::{self, Endpoint, Identity, Refusal},
+    workers::Workers,
 };
 use kernel::{
     fmt,
@@ -199,6 +200,11 @@ impl Device {
     /// Where sessions are ended and devices removed.
     pub(crate) fn workers(&self) -> &OwnedQueue {
         self.devices.workers()
+    }
+
+    /// The workqueues of a new session. Sleeps.
+    pub(crate) fn session_workers(&self) -> Result<Arc<Workers>> {
+        self.devices.session_workers()
     }
 
     /// The session that takes requests.

@@ -12,6 +12,7 @@ use crate::{
         workqueue::OwnedQueue, //
     },
     state::Begun,
+    workers::{Spares, Workers},
 };
 use kernel::{
     debugfs::Dir,
@@ -29,6 +30,7 @@ pub(crate) struct Devices {
     minors: Minors,
     /// Where sessions are ended and devices removed.
     workers: OwnedQueue,
+    spares: Arc<Spares>,
     debug: Dir,
     #[pin]
     table: Mutex<RBTree<u32, RegisteredDisk<DiskOps>>>,
@@ -42,11 +44,13 @@ pub(crate) struct Devices {
 impl Devices {
     /// No devices yet. Sleeps.
     pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
-        let workers = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0, 0)?;
+        let workers = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
+        let spares = Spares::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 minors,
                 workers,
+                spares,
                 debug: Dir::new(c"nbd"),
                 table <- new_mutex!(RBTree::new()),
                 alive <- new_spinlock!(0),
@@ -58,6 +62,11 @@ impl Devices {
 
     pub(crate) fn workers(&self) -> &OwnedQueue {
         &self.workers
+    }
+
+    /// The workqueues of a new session. Sleeps.
+    pub(crate) fn session_workers(&self) -> Result<Arc<Workers>> {
+        self.spares.take(&self.workers)
     }
 
     /// The debugfs directory of the driver.

@@ -31,6 +31,7 @@ mod send;
 mod session;
 mod state;
 mod sysfs;
+mod workers;
 
 use self::kernel::{block::Major, net::netlink::Registration};
 use ::kernel::{prelude::*, sync::Arc};

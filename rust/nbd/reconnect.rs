@@ -95,7 +95,7 @@ impl Session {
             Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
                 *life = Life::Waiting(Instant::now());
                 // If it is queued already, it will see that the session waits again.
-                let _ = self.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+                let _ = self.workers.receivers.enqueue::<Arc<Self>, 1>(self.clone());
             }
             Origin::Netlink { .. } => *life = Life::Dead,
         }
@@ -134,7 +134,7 @@ impl Session {
                     *life = Life::Live(open + 1);
                     // Whoever ends the session waits for the receivers that were started under the
                     // lock.
-                    link.launch(&self.receivers);
+                    link.launch(&self.workers.receivers);
                 }
                 opened
             };

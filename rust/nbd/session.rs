@@ -15,8 +15,7 @@ use crate::{
             mq::{AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
             BlkStatus, //
         },
-        module::ModuleRef,
-        workqueue::OwnedQueue, //
+        module::ModuleRef, //
     },
     life::{Life, Loss, Reason},
     link::Link,
@@ -26,6 +25,7 @@ use crate::{
     queue::Queue,
     route,
     sysfs::{Backend, Pid as PidAttribute},
+    workers::Workers,
     NbdModule,
 };
 use kernel::{
@@ -42,10 +42,6 @@ use kernel::{
     time::msecs_to_jiffies,
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
-
-/// The most work items that a workqueue runs at a time; its share of one memory node is enough for
-/// as many connections as there can be.
-const RECEIVERS: u32 = 2048;
 
 /// How long a server may take to close its end after it was told to, in milliseconds.
 const GOODBYE_MS: u32 = 1000;
@@ -71,7 +67,6 @@ struct Files {
 /// A session.
 #[pin_data]
 pub(crate) struct Session {
-    pub(crate) disk: ARef<Disk>,
     /// The thread that asked for the session.
     pid: Pid,
     pub(crate) origin: Origin,
@@ -81,7 +76,7 @@ pub(crate) struct Session {
     /// In seconds; how long requests wait when no connection is open.
     pub(crate) dead_conn_timeout: Atomic<u32>,
     pub(crate) connections: KVec<Arc<Connection>>,
-    pub(crate) receivers: Arc<OwnedQueue>,
+    pub(crate) workers: Arc<Workers>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
@@ -93,7 +88,6 @@ pub(crate) struct Session {
     pub(crate) changed: CondVar,
     #[pin]
     published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
-    senders: Arc<OwnedQueue>,
     /// The parameters that the disk has, held while they are changed.
     #[pin]
     applied: Mutex<Params>,
@@ -105,6 +99,8 @@ pub(crate) struct Session {
     /// Tells about lost connections.
     #[pin]
     tell_work: Work<Session, 2>,
+    /// Last: when the device is gone, so may be the module.
+    pub(crate) disk: ARef<Disk>,
 }
 
 impl_has_work! {
@@ -132,19 +128,14 @@ impl Session {
             }
             return Err(EINVAL);
         }
-        // Receivers stay for the whole session: senders must not wait for them.
-        let receivers = OwnedQueue::new_unbound_reclaim(c"nbd-receive", device.index(), RECEIVERS)?;
-        let receivers = Arc::new(receivers, GFP_KERNEL)?;
-        let senders = OwnedQueue::new_unbound_reclaim(c"nbd-send", device.index(), count)?;
-        let senders = Arc::new(senders, GFP_KERNEL)?;
-
+        let workers = device.session_workers()?;
         let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
         for index in 0..count {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
             let channel = Channel::new(Link::new(disk, socket)?)?;
-            let connection = Connection::new(index, &senders, channel)?;
+            let connection = Connection::new(index, &workers, channel)?;
             connections.push(connection, GFP_KERNEL)?;
         }
 
@@ -159,14 +150,13 @@ impl Session {
                 timeout: Atomic::new(params.timeout()),
                 dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
                 connections,
-                receivers,
+                workers,
                 fallback: Atomic::new(0),
                 hw_queues,
                 deaths: Atomic::new(0),
                 life <- new_mutex!(Life::Live(count)),
                 changed <- new_condvar!(),
                 published <- new_mutex!(None),
-                senders,
                 applied <- new_mutex!(params),
                 end_work <- new_work!("nbd_end"),
                 watch_work <- new_work!("nbd_watch"),
@@ -204,7 +194,7 @@ impl Session {
             }
             for connection in &self.connections {
                 if let Some(link) = connection.link() {
-                    link.launch(&self.receivers);
+                    link.launch(&self.workers.receivers);
                 }
             }
         }
@@ -472,8 +462,8 @@ impl WorkItem<0> for Session {
         for connection in &this.connections {
             connection.shut();
         }
-        this.senders.flush();
-        this.receivers.flush();
+        this.workers.senders.flush();
+        this.workers.receivers.flush();
         let published = device.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
         this.disk.quiesced(|| {
