@@ -543,7 +543,7 @@ static bool walk_more(struct __test_metadata *_metadata, FIXTURE_DATA(alloc) * s
 		t->tried--;
 		t->fine--;
 		tally_show(t, op->name, self->last - self->t.sh->left);
-		counted(t->tried, "sites");
+		report_count(t->tried, "sites");
 		return false;
 	}
 	EXPECT_GT(MANY_SITES, n);

@@ -796,7 +796,7 @@ TEST_F_TIMEOUT(many, random, 1500)
 	fuzz = of[0];
 	TH_LOG("%ld lies in %ld sessions with %ld I/Os, %lld ms", fuzz->count[0], fuzz->count[1],
 	       fuzz->count[2], now_ms() - start);
-	counted(fuzz->count[0], "lies");
+	report_count(fuzz->count[0], "lies");
 	EXPECT_LE((long)count / n * n, fuzz->count[0]);
 }
 

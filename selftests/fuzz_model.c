@@ -362,7 +362,7 @@ int main(int argc, char **argv)
 	start = now_ms();
 	wrong = run(steps, n, seed, false);
 	ksft_print_msg("%ld steps, %lld ms\n", trace->n, now_ms() - start);
-	counted(trace->n, "steps");
+	report_count(trace->n, "steps");
 	ksft_print_msg("%ld ioctl and %ld netlink sessions, %ld servers died, %ld I/Os waited\n",
 		       saw[SAW_IOCTL], saw[SAW_NETLINK], saw[SAW_DEATHS], saw[SAW_PENDING]);
 	ksft_print_msg("%ld forks, %ld kills, %ld devices removed\n", saw[SAW_FORKS],

@@ -154,15 +154,17 @@ static void refused_ioctls(int dev, int sock, const char *whose)
 	size_t i, j;
 
 	for (i = 0; i < ARRAY_SIZE(nbd_ioctls); i++) {
+		const char *name = nbd_ioctls[i].name;
+		unsigned long cmd = nbd_ioctls[i].cmd;
+
 		for (j = 0; j < ARRAY_SIZE(args); j++) {
-			unsigned long arg = nbd_ioctls[i].cmd == NBD_SET_SOCK ? (unsigned long)sock :
-					    args[j];
+			unsigned long arg = cmd == NBD_SET_SOCK ? (unsigned long)sock : args[j];
 
 			found->tried++;
-			if (ioctl(dev, nbd_ioctls[i].cmd, arg) >= 0)
-				find("%s %lu on %s descriptor: done", nbd_ioctls[i].name, arg, whose);
+			if (ioctl(dev, cmd, arg) >= 0)
+				find("%s %lu on %s descriptor: done", name, arg, whose);
 			else if (errno != EPERM)
-				find("%s %lu on %s descriptor: %s", nbd_ioctls[i].name, arg, whose,
+				find("%s %lu on %s descriptor: %s", name, arg, whose,
 				     strerrorname_np(errno));
 		}
 	}

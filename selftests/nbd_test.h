@@ -116,7 +116,6 @@ static const struct {
 	{ _IO(0xab, 11), "an unknown one" },
 };
 
-
 enum sock_kind { KIND_UNIX, KIND_TCP, KIND_TCP6 };
 
 static inline long long now_ms(void)
@@ -142,7 +141,7 @@ static inline long scaled_down(long n)
 }
 
 /* For the report that the runner makes at the end. */
-static inline void counted(long n, const char *what)
+static inline void report_count(long n, const char *what)
 {
 	printf("# counted: %ld %s\n", n, what);
 	fflush(stdout);

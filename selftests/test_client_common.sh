@@ -12,6 +12,11 @@ serve() {
 	wait_until 5 [ -s "$NBD_TMP/pid" ] || { sed 's/^/# /' "$NBD_TMP/log"; return 1; }
 }
 stop_server() { kill -9 "$(cat "$NBD_TMP/pid")"; }
+# Also for the client, which has ended.
+end_server() {
+	kill -9 "$server"
+	wait "$server" "$client" 2>/dev/null
+}
 server_gone() { ! kill -0 "$server" 2>/dev/null; }
 
 # Who has the device open.

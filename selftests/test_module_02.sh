@@ -20,7 +20,7 @@ load_unload() {
 }
 
 # use INDEX: the device that all is about.
-use() { NBD_INDEX=$1 NBD_DEV=/dev/nbd$1; }
+use() { export NBD_INDEX=$1 NBD_DEV=/dev/nbd$1; }
 # A server that ends with its client.
 serve_client() { serve --filter=exitlast memory $SIZE; }
 session_over() { [ ! -e /sys/block/nbd0/pid ]; }

@@ -23,8 +23,7 @@ session() {
 end_session() {
 	[ ! -e "$NBD_SYS/pid" ] || disconnect
 	wait_until 5 unused || note "$NBD_DEV is still in use"
-	kill -9 "$server"
-	wait "$server" "$client" 2>/dev/null
+	end_server
 }
 
 # attr FILE VALUE: that file of the device has this value.

@@ -12,8 +12,7 @@ SET_BLKSIZE=1 SET_SIZE=2 SET_SIZE_BLOCKS=7
 end_session() {
 	[ ! -e "$NBD_SYS/pid" ] || disconnect
 	wait_until 5 closed || note "$NBD_DEV is still open"
-	kill -9 "$server"
-	wait "$server" "$client" 2>/dev/null
+	end_server
 }
 
 fails_with() {
