@@ -15,6 +15,9 @@
 //! 7. `Connection::tx`, the sending side of a connection; a spinlock
 //! 8. [`Device::session`], the published session; a spinlock, held for a clone
 //!
+//! Under these nothing else is locked: the mutexes `Session::published`, its files, and
+//! `Spares::queues`; the spinlocks `Devices::alive`, `Connection::last_loss` and `Link::receiver`.
+//!
 //! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
 //! one atomic word.
 
