@@ -5,12 +5,16 @@
 //! C headers: [`include/net/genetlink.h`](srctree/include/net/genetlink.h),
 //! [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
-use crate::kernel::bindings as helpers;
+mod attr;
+mod message;
+
+pub(crate) use attr::{attr_size, Attr, Policy};
+pub(crate) use message::Message;
+
 use core::{
     cell::UnsafeCell,
     marker::PhantomData,
-    mem::ManuallyDrop,
-    ptr::{self, NonNull}, //
+    ptr, //
 };
 use kernel::{
     bindings,
@@ -20,7 +24,6 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
-        rcu,
         Arc,
         ArcBorrow, //
     },
@@ -29,19 +32,6 @@ use kernel::{
 };
 
 pub(crate) use kernel::net::netlink::MulticastGroup;
-
-/// The header of an attribute: its length and its type, 16 bits each.
-const ATTR_HEADER: usize = size_of::<bindings::nlattr>();
-
-/// `size` as attributes are aligned.
-const fn attr_align(size: usize) -> usize {
-    size.next_multiple_of(bindings::NLA_ALIGNTO as usize)
-}
-
-/// What an attribute with `payload` bytes takes in a message.
-pub(crate) const fn attr_size(payload: usize) -> usize {
-    attr_align(ATTR_HEADER + payload)
-}
 
 /// The commands of a family.
 pub(crate) trait Commands: Sized + 'static {
@@ -61,39 +51,6 @@ pub(crate) trait Commands: Sized + 'static {
     /// [`Attr::parse`] had to add. Not so `EINTR`, with which it gets no answer at all; and no
     /// call is restarted with `ERESTARTSYS`.
     fn handle(context: ArcBorrow<'_, Self::Context>, command: u8, info: &Info<'_>) -> Result;
-}
-
-/// What an attribute must be like. The index in an array of these is the number of the attribute.
-///
-/// # Invariants
-///
-/// The policy points to nothing.
-#[repr(transparent)]
-pub(crate) struct Policy(bindings::nla_policy);
-
-// SAFETY: The value is never written, and points to nothing by the type invariant.
-unsafe impl Sync for Policy {}
-
-impl Policy {
-    /// Anything goes; also what is before the first attribute.
-    pub(crate) const UNSPEC: Self = Self::new(bindings::NLA_UNSPEC);
-    /// At least 4 bytes.
-    pub(crate) const U32: Self = Self::new(bindings::NLA_U32);
-    /// At least 8 bytes.
-    pub(crate) const U64: Self = Self::new(bindings::NLA_U64);
-    /// Nothing, or at least a header's 4 bytes. The attributes in it are not looked at before
-    /// [`Attr::items`] or [`Attr::parse`].
-    pub(crate) const NESTED: Self = Self::new(bindings::NLA_NESTED);
-    /// At least one byte, with or without a NUL at the end.
-    pub(crate) const STRING: Self = Self::new(bindings::NLA_STRING);
-
-    const fn new(kind: u32) -> Self {
-        // INVARIANT: All zeroes but for the type.
-        Self(bindings::nla_policy {
-            type_: kind as u8,
-            ..pin_init::zeroed()
-        })
-    }
 }
 
 /// A command that users can send to a family.
@@ -401,317 +358,5 @@ impl<'a> Info<'a> {
             (*extack).bad_attr = attr;
             (*extack).policy = ptr::null();
         }
-    }
-}
-
-/// An attribute of a command.
-///
-/// # Invariants
-///
-/// The slice is one attribute: a header, which has the slice's length and is aligned as all
-/// attributes are, and the payload. Nobody writes it.
-#[derive(Clone, Copy)]
-pub(crate) struct Attr<'a>(&'a [u8]);
-
-impl<'a> Attr<'a> {
-    /// An attribute from an array of them; none if the pointer is null.
-    ///
-    /// # Safety
-    ///
-    /// `attr` is null or points to an attribute of at least a header, which is valid and not
-    /// written for `'a`.
-    unsafe fn from_raw(attr: *const bindings::nlattr) -> Option<Self> {
-        if attr.is_null() {
-            return None;
-        }
-        // SAFETY: By the contract, the attribute has a header and as many bytes as that says.
-        let bytes = unsafe { core::slice::from_raw_parts(attr.cast(), (*attr).nla_len.into()) };
-        // INVARIANT: As the header says; by the contract.
-        Some(Self(bytes))
-    }
-
-    fn as_raw(&self) -> *const bindings::nlattr {
-        self.0.as_ptr().cast()
-    }
-
-    /// The number that the attribute has among its siblings.
-    pub(crate) fn kind(&self) -> u16 {
-        u16::from_ne_bytes([self.0[2], self.0[3]]) & bindings::NLA_TYPE_MASK as u16
-    }
-
-    /// The payload.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
-        &self.0[ATTR_HEADER..]
-    }
-
-    /// The payload without a NUL at the end, if there is one. There may be others.
-    pub(crate) fn string(&self) -> &'a [u8] {
-        let bytes = self.bytes();
-        bytes.strip_suffix(b"\0").unwrap_or(bytes)
-    }
-
-    /// The integer that the payload starts with. Fails with `EINVAL` if it is too short.
-    pub(crate) fn u32(&self) -> Result<u32> {
-        let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
-        Ok(u32::from_ne_bytes(*bytes))
-    }
-
-    /// The integer that the payload starts with. Fails with `EINVAL` if it is too short.
-    pub(crate) fn u64(&self) -> Result<u64> {
-        let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
-        Ok(u64::from_ne_bytes(*bytes))
-    }
-
-    /// The attributes in the payload, up to the first that is not whole.
-    pub(crate) fn items(&self) -> Items<'a> {
-        // INVARIANT: The header that the payload follows has the size that attributes are aligned
-        // to.
-        Items(self.bytes())
-    }
-
-    /// Finds the attributes in the payload by their numbers, those that `policy` has; the last, if
-    /// there are more of a number.
-    ///
-    /// Fails with `EINVAL` or `ERANGE` if one is not as in `policy`, and tells the sender of
-    /// `info` which.
-    pub(crate) fn parse<const N: usize>(
-        &self,
-        policy: &'static [Policy; N],
-        info: &Info<'_>,
-    ) -> Result<Parsed<'a, N>> {
-        const { assert!(N > 1, "no attributes to find") };
-        let mut attrs = [ptr::null_mut(); N];
-        let payload = self.bytes();
-        // SAFETY: `attrs` and `policy` have an entry for each number up to the last; the payload is
-        // valid and aligned as attributes are, and not longer than 65535 bytes; the report is null
-        // or valid and ours to write, as in `Info::require`. It keeps a pointer to the policy,
-        // which is a static of the module, and used before `genl_rcv` releases `cb_lock`, which the
-        // module waits for in `Registration::drop`.
-        to_result(unsafe {
-            bindings::__nla_parse(
-                attrs.as_mut_ptr(),
-                N as ffi::c_int - 1,
-                payload.as_ptr().cast(),
-                payload.len() as ffi::c_int,
-                policy.as_ptr().cast(),
-                bindings::netlink_validation_NL_VALIDATE_LIBERAL,
-                (*info.info).extack,
-            )
-        })?;
-        // INVARIANT: `__nla_parse` has set all entries, to null or to attributes in the payload
-        // that it found whole; the payload is valid for `'a` and not written.
-        Ok(Parsed {
-            attrs,
-            _payload: PhantomData,
-        })
-    }
-}
-
-/// The attributes in another.
-///
-/// # Invariants
-///
-/// The slice starts where an attribute may, as to alignment. Nobody writes it.
-pub(crate) struct Items<'a>(&'a [u8]);
-
-impl<'a> Iterator for Items<'a> {
-    type Item = Attr<'a>;
-
-    fn next(&mut self) -> Option<Attr<'a>> {
-        let size = usize::from(u16::from_ne_bytes(*self.0.first_chunk()?));
-        if size < ATTR_HEADER {
-            return None;
-        }
-        // INVARIANT: The slice has the length that the header says, which is at least the header's.
-        let attr = Attr(self.0.get(..size)?);
-        // INVARIANT: The next one starts at a multiple of the alignment from this one.
-        self.0 = self.0.get(attr_align(size)..).unwrap_or_default();
-        Some(attr)
-    }
-}
-
-/// The attributes in another, by their numbers.
-///
-/// # Invariants
-///
-/// The entries are null, or point to attributes that are valid and not written for `'a`.
-pub(crate) struct Parsed<'a, const N: usize> {
-    attrs: [*mut bindings::nlattr; N],
-    _payload: PhantomData<&'a [u8]>,
-}
-
-impl<'a, const N: usize> Parsed<'a, N> {
-    /// The attribute of number `n`, if there is one.
-    pub(crate) fn attr(&self, n: u16) -> Option<Attr<'a>> {
-        let attr = self.attrs.get(usize::from(n))?;
-        // SAFETY: By the type invariant.
-        unsafe { Attr::from_raw(*attr) }
-    }
-}
-
-/// A message of a family to be filled and sent.
-///
-/// What does not fit, since more room should have been asked for, fails with `EMSGSIZE`; the
-/// message is then as it was before.
-///
-/// It is filled by shared reference, for nobody to exchange it while an attribute in it is open.
-///
-/// # Invariants
-///
-/// `skb` is a valid message, and owned by the value. `header` is the generic netlink header in it.
-pub(crate) struct Message {
-    skb: NonNull<bindings::sk_buff>,
-    header: NonNull<c_void>,
-}
-
-impl Message {
-    /// A reply to `info`, for attributes that take up to `size` bytes together; see [`attr_size`].
-    /// Sleeps.
-    ///
-    /// Fails with `ENOMEM`.
-    pub(crate) fn reply(info: &Info<'_>, command: u8, size: usize) -> Result<Self> {
-        // SAFETY: The info is valid, and its family registered for as long as the command runs.
-        unsafe {
-            let info = &*info.info;
-            Self::new(info.snd_portid, info.snd_seq, info.family, command, size)
-        }
-    }
-
-    /// A message to whoever listens, for attributes that take up to `size` bytes together; see
-    /// [`attr_size`]. Sleeps.
-    ///
-    /// Fails with `ENOENT` if the family is not registered, and with `ENOMEM`.
-    pub(crate) fn new_multicast<T: Commands>(
-        family: &'static Family<T>,
-        command: u8,
-        size: usize,
-    ) -> Result<Self> {
-        let family = family.as_registered()?;
-        // SAFETY: A family is valid for ever, and this one is not written any more.
-        unsafe { Self::new(0, 0, family, command, size) }
-    }
-
-    /// # Safety
-    ///
-    /// `family` is valid, and its private fields are not written meanwhile.
-    unsafe fn new(
-        portid: u32,
-        seq: u32,
-        family: *const bindings::genl_family,
-        command: u8,
-        size: usize,
-    ) -> Result<Self> {
-        // The C side adds headers in an int.
-        if size > ffi::c_int::MAX as usize / 2 {
-            return Err(ENOMEM);
-        }
-        // SAFETY: Any size that does not overflow will do.
-        let skb = unsafe { bindings::genlmsg_new(size, bindings::GFP_KERNEL) };
-        let skb = NonNull::new(skb).ok_or(ENOMEM)?;
-        // SAFETY: The message is new; the family is valid by the contract.
-        let header =
-            unsafe { bindings::genlmsg_put(skb.as_ptr(), portid, seq, family, 0, command) };
-        let Some(header) = NonNull::new(header) else {
-            // SAFETY: The message is ours.
-            unsafe { bindings::nlmsg_free(skb.as_ptr()) };
-            return Err(EMSGSIZE);
-        };
-        // INVARIANT: Both have just been made.
-        Ok(Self { skb, header })
-    }
-
-    /// Adds a number.
-    pub(crate) fn put_u8(&self, attr: u16, value: u8) -> Result {
-        self.put(attr, &value.to_ne_bytes())
-    }
-
-    /// Adds a number.
-    pub(crate) fn put_u32(&self, attr: u16, value: u32) -> Result {
-        self.put(attr, &value.to_ne_bytes())
-    }
-
-    fn put<const N: usize>(&self, attr: u16, value: &[u8; N]) -> Result {
-        const { assert!(ATTR_HEADER + N <= u16::MAX as usize) };
-        // SAFETY: The message is valid, by the type invariant, and nobody else uses it: the type is
-        // not `Sync`, and hands out no references. The value has `N` bytes.
-        to_result(unsafe {
-            bindings::nla_put(
-                self.skb.as_ptr(),
-                attr.into(),
-                N as ffi::c_int,
-                value.as_ptr().cast(),
-            )
-        })
-    }
-
-    /// Adds an attribute of those that `fill` adds. If that fails, none of them stays.
-    ///
-    /// Fails with `EMSGSIZE` also if they are more than an attribute can have: 65531 bytes.
-    pub(crate) fn nest(&self, attr: u16, fill: impl FnOnce(&Self) -> Result) -> Result {
-        let skb = self.skb.as_ptr();
-        // SAFETY: The message is valid and used by nobody else, as in `put`.
-        let start = unsafe { helpers::nla_nest_start_noflag(skb, attr.into()) };
-        if start.is_null() {
-            return Err(EMSGSIZE);
-        }
-        let filled = fill(self).and_then(|()| {
-            // SAFETY: As above. `start` is still in the message: it never moves, and `fill` has
-            // neither sent nor dropped it, since it is borrowed, nor exchanged it, since that
-            // borrow is shared, nor cut anything from it but what it had added itself.
-            to_result(unsafe { helpers::nla_nest_end_safe(skb, start) })
-        });
-        if filled.is_err() {
-            // SAFETY: As above.
-            unsafe { helpers::nla_nest_cancel(skb, start) };
-        }
-        filled
-    }
-
-    /// Ends the message, which is the caller's to give away from then on.
-    fn finish(self) -> *mut bindings::sk_buff {
-        let message = ManuallyDrop::new(self);
-        // SAFETY: The message is valid, and the header is the one in it.
-        unsafe { bindings::genlmsg_end(message.skb.as_ptr(), message.header.as_ptr()) };
-        message.skb.as_ptr()
-    }
-
-    /// Sends the message to the sender of `info`. Does not sleep.
-    ///
-    /// Fails with `EAGAIN` if the receiver has no room for it, and with `ECONNREFUSED` if it is
-    /// gone.
-    pub(crate) fn send_reply(self, info: &Info<'_>) -> Result {
-        // SAFETY: The message is complete, and given away; the info is valid.
-        to_result(unsafe { helpers::genlmsg_reply(self.finish(), info.info) })
-    }
-
-    /// Sends the message to all that listen to a group of `family`, by its index there, in all
-    /// network namespaces. Does not sleep. That nobody listens is no failure.
-    ///
-    /// Fails with `EINVAL` if there is no such group, with `ENOENT` if the family is not
-    /// registered, and, the namespaces from some one on being left out, with `ENOBUFS` if a
-    /// receiver lost the message and wants the sender to know, and with `ENOMEM`.
-    pub(crate) fn multicast<T: Commands>(self, family: &'static Family<T>, group: u8) -> Result {
-        let family = family.as_registered()?;
-        // SAFETY: A family is valid for ever. The number of its groups never changes.
-        if group >= unsafe { (*family).n_mcgrps } {
-            return Err(EINVAL);
-        }
-        let message = self.finish();
-        let guard = rcu::read_lock();
-        // SAFETY: The family is valid and has been registered; its private fields are not written
-        // any more. The message is complete, and given away. The RCU read lock is held.
-        let sent = unsafe { bindings::genlmsg_multicast_allns(family, message, 0, group.into()) };
-        drop(guard);
-        match to_result(sent) {
-            Err(ESRCH) => Ok(()),
-            result => result,
-        }
-    }
-}
-
-impl Drop for Message {
-    fn drop(&mut self) {
-        // SAFETY: The message is ours, by the type invariant.
-        unsafe { bindings::nlmsg_free(self.skb.as_ptr()) };
     }
 }
