@@ -159,7 +159,7 @@ TEST_F(wait, timeout_is_a_death)
 
 	ns->s.kind = PEER_MUTE;
 	ns->s.timeout = 1;
-	ns->dead = 10;
+	ns->dead = scaled(10);
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_EQ(0, holder_start(&ns->s));
 	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(3500)));
