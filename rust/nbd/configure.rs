@@ -171,7 +171,8 @@ impl Device {
     }
 
     /// Makes a session of a setup that was taken out of the state, and starts it. On failure the
-    /// setup is dropped, and the device is idle with the parameters that it had `before`. Sleeps.
+    /// setup is dropped, and the device is idle with the parameters that it had `before`, or is
+    /// removed if these say so. Sleeps.
     pub(crate) fn make_session(
         &self,
         disk: &Disk,
@@ -188,27 +189,16 @@ impl Device {
             })?;
             Ok(session)
         });
-        if started.is_err() {
-            Self::clean(disk);
-        }
-        {
-            let mut config = self.config.lock();
-            let openers = config.openers;
-            match &started {
-                Ok(session) => config.state.started(params, session.clone()),
-                Err(_) => config.state.failed(before, openers),
-            }
-        }
         match started {
             Ok(session) => {
+                self.config.lock().state.started(params, session.clone());
                 self.settled.notify_all();
                 session.launch();
                 self.show_debug(disk);
                 Ok(session)
             }
             Err(error) => {
-                self.settled.notify_all();
-                self.show_debug(disk);
+                self.finish(disk, before);
                 if self.may_log(Topic::Refusal) {
                     dev_err!(
                         disk.device(),

@@ -348,7 +348,8 @@ impl Device {
         }
     }
 
-    /// Cleans a device that was taken out of use, and makes it idle, or has it removed. Sleeps.
+    /// Cleans a device that was taken out of use, or for a session that could not be made, and makes
+    /// it idle, or has it removed. Sleeps.
     pub(crate) fn finish(&self, disk: &Disk, params: Params) {
         Self::clean(disk);
         let leaves = {

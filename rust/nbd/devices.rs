@@ -108,12 +108,16 @@ impl Devices {
             .map(|disk| ARef::from(&**disk))
     }
 
-    /// Device `index`, made if need be. Sleeps.
-    pub(crate) fn find_or_add(self: &Arc<Self>, index: u32, hw_queues: u32) -> Result<ARef<Disk>> {
+    /// Device `index`, made if need be, and whether it was. Sleeps.
+    pub(crate) fn find_or_add(
+        self: &Arc<Self>,
+        index: u32,
+        hw_queues: u32,
+    ) -> Result<(ARef<Disk>, bool)> {
         let mut table = self.table.lock();
         match table.get(&index) {
-            Some(disk) => Ok(ARef::from(&**disk)),
-            None => self.insert(&mut table, index, hw_queues),
+            Some(disk) => Ok((ARef::from(&**disk), false)),
+            None => Ok((self.insert(&mut table, index, hw_queues)?, true)),
         }
     }
 
@@ -148,7 +152,7 @@ impl Devices {
         match added {
             // Nobody could find it yet.
             Ok(disk) => match disk.data().begin(setup) {
-                Ok(begun) => Ok((disk, begun)),
+                Ok(begun) => Ok((disk, begun.on_new_device())),
                 Err((refusal, setup)) => {
                     setup.forget();
                     Err(refusal.errno())
@@ -170,6 +174,15 @@ impl Devices {
         let count = table.keys().count();
         let mut disks = table.values().map(|disk| &**disk);
         f(count, &mut disks)
+    }
+
+    /// Drops the disk of a device, and waits until that is gone if it is being removed. Sleeps.
+    pub(crate) fn let_go(&self, disk: ARef<Disk>) {
+        let leaves = disk.data().is_leaving();
+        drop(disk);
+        if leaves {
+            self.settle();
+        }
     }
 
     /// Removes a device that is not used any more. Sleeps.

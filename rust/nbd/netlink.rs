@@ -266,8 +266,11 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
         stale,
     } = begun;
     Device::drop_stale(&disk, stale);
-    disk.data()
-        .make_session(&disk, setup, before, Origin::Netlink { backend })?;
+    let origin = Origin::Netlink { backend };
+    if let Err(error) = disk.data().make_session(&disk, setup, before, origin) {
+        devices.let_go(disk);
+        return Err(error);
+    }
 
     // The session runs, whether or not the sender hears of it.
     let _ = Message::reply(info, CONNECT, attr_size(4)).and_then(|reply| {
@@ -286,19 +289,19 @@ fn begin_at(
 ) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
     loop {
         let hw_queues = setup.socket_count() as u32;
-        let disk = match devices.find_or_add(index, hw_queues) {
-            Ok(disk) => disk,
+        let (disk, made) = match devices.find_or_add(index, hw_queues) {
+            Ok(found) => found,
             Err(error) => {
                 setup.forget();
                 return Err(error);
             }
         };
         match disk.data().begin_patiently(setup) {
+            Ok(begun) if made => return Ok((disk, begun.on_new_device())),
             Ok(begun) => return Ok((disk, begun)),
             Err((Refusal::Leaving, back)) => {
                 setup = back;
-                drop(disk);
-                devices.settle();
+                devices.let_go(disk);
             }
             Err((refusal, setup)) => {
                 setup.forget();
@@ -311,10 +314,7 @@ fn begin_at(
 fn disconnect(devices: &Devices, info: &Info<'_>) -> Result {
     let disk = device(devices, info)?;
     disk.data().disconnect(&disk, "NBD_CMD_DISCONNECT")?;
-    if disk.data().is_leaving() {
-        drop(disk);
-        devices.settle();
-    }
+    devices.let_go(disk);
     Ok(())
 }
 

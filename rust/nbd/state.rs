@@ -116,6 +116,18 @@ pub(crate) struct Begun<O, S: Endpoint> {
     pub(crate) stale: Option<Setup<O, S>>,
 }
 
+impl<O, S: Endpoint> Begun<O, S> {
+    /// The same of a device that was made for the session: if that is to take the device with it,
+    /// so does not to become one.
+    pub(crate) fn on_new_device(mut self) -> Self {
+        let client = self.setup.params().client();
+        if client.destroy_on_disconnect() {
+            self.before = self.before.with_client(client);
+        }
+        self
+    }
+}
+
 /// What is to be done when the last opener has closed the device.
 pub(crate) enum LastClose<O, S: Endpoint, R> {
     Nothing,
@@ -277,8 +289,9 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The device that [`Self::retire`] or [`Self::last_closed`] took is clean. Returns whether it
-    /// is to be removed.
+    /// The device that [`Self::retire`] or [`Self::last_closed`] took, or [`Self::start`] or
+    /// [`Self::begin`] for a session that could not be made, is clean. Returns whether it is to be
+    /// removed.
     pub(crate) fn retired(&mut self, params: Params, openers: u32) -> bool {
         let leaves = params.client().destroy_on_disconnect();
         *self = match openers {
@@ -291,7 +304,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         matches!(self, Self::Leaving)
     }
 
-    /// Takes an idle device to start a session of `setup` with it, as [`Self::start`] does.
+    /// Takes an idle device to start a session of `setup` with it, as [`Self::start`] does;
+    /// [`Self::started`] or [`Self::retired`] must follow.
     pub(crate) fn begin(
         &mut self,
         setup: Setup<O, S>,
@@ -345,7 +359,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Takes the setup out to start a session with it, with `openers` having the device open.
+    /// Takes the setup out to start a session with it, with `openers` having the device open;
+    /// [`Self::started`] or [`Self::retired`] must follow.
     pub(crate) fn start(&mut self, openers: u32) -> Result<Setup<O, S>, Refusal> {
         match mem::replace(self, Self::Starting) {
             Self::Setup(setup) => Ok(setup),
@@ -365,17 +380,9 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The session that [`Self::start`] was for is there.
+    /// The session that [`Self::start`] or [`Self::begin`] was for is there.
     pub(crate) fn started(&mut self, params: Params, session: R) {
         *self = Self::Running { params, session };
-    }
-
-    /// The session that [`Self::start`] or [`Self::begin`] was for could not be made.
-    pub(crate) fn failed(&mut self, before: Params, openers: u32) {
-        *self = Self::Idle(match openers {
-            0 => Params::default(),
-            _ => before,
-        });
     }
 
     /// The running session has ended. Returns it.

@@ -428,7 +428,6 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
 enum Finish {
     Started,
     StartedCloser,
-    Failed,
     /// Clean, for nobody or somebody to use.
     Cleaned,
     CleanedUsed,
@@ -437,10 +436,9 @@ enum Finish {
     RemovedUsed,
 }
 
-const FINISHES: [(Finish, Kind); 7] = [
+const FINISHES: [(Finish, Kind); 6] = [
     (Finish::Started, Kind::Running),
     (Finish::StartedCloser, Kind::Closer),
-    (Finish::Failed, Kind::Idle),
     (Finish::Cleaned, Kind::Idle),
     (Finish::CleanedUsed, Kind::Idle),
     (Finish::Removed, Kind::Leaving),
@@ -455,10 +453,6 @@ fn finish<'a>(world: &'a World, state: &mut FakeState<'a>, finish: Finish) -> Di
         }
         Finish::StartedCloser => {
             state.started(some_params(CLOSE), world.session(3));
-            return Did::Done;
-        }
-        Finish::Failed => {
-            state.failed(some_params(0), 1);
             return Did::Done;
         }
         Finish::Cleaned => state.retired(some_params(0), 0),
@@ -1055,7 +1049,7 @@ mod transitions {
         let setup = state.start(1).map_err(|refusal| refusal.errno())?;
         let before = setup.params();
         drop(setup);
-        state.failed(before, 1);
+        assert!(!state.retired(before, 1));
         assert_eq!((world.shut.get(), world.live()), (2, 0));
         assert!(is_idle(&state) && state.params().timeout() == 7);
         assert!(set_sock(&world, &mut state, 5, 2).is_ok());
@@ -1068,11 +1062,47 @@ mod transitions {
     fn failed_start_of_an_unused_device_leaves_nothing() {
         for openers in [0, 1, 2] {
             let mut state: FakeState<'_> = State::Starting;
-            state.failed(some_params(0), openers);
+            assert!(!state.retired(some_params(0), openers));
             assert!(is_idle(&state));
             // As the last close would have done.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
         }
+    }
+
+    #[test]
+    fn failed_start_takes_a_new_device_along() -> Result {
+        for (client, openers, is_new, leaves) in [
+            (DESTROY, 0, true, true),
+            // When it is closed.
+            (DESTROY, 1, true, false),
+            (DESTROY, 0, false, false),
+            (CLOSE, 0, true, false),
+            (0, 0, true, false),
+        ] {
+            let world = World::default();
+            let mut state: FakeState<'_> = State::Idle(Params::default());
+            let Ok(begun) = state.begin(world.setup(some_params(client), 5)?, openers) else {
+                return Err(EINVAL);
+            };
+            let Begun { setup, before, .. } = match is_new {
+                true => begun.on_new_device(),
+                false => begun,
+            };
+            drop(setup);
+            assert_eq!(state.retired(before, openers), leaves);
+            assert_eq!(state.is_leaving(), leaves);
+            assert_eq!(is_idle(&state), !leaves && openers == 0);
+            assert_eq!(before.timeout(), 0);
+            if openers > 0 {
+                let LastClose::Clean(params) = state.last_closed() else {
+                    return Err(EINVAL);
+                };
+                assert!(state.retired(params, 0) && state.is_leaving());
+            }
+            drop(state);
+            assert!(world.is_clean());
+        }
+        Ok(())
     }
 
     #[test]
@@ -1087,7 +1117,7 @@ mod transitions {
         assert_eq!(begun.setup.params().timeout(), 30);
         assert!(begun.stale.is_none());
         assert_eq!(world.shut.get(), 0);
-        state.failed(begun.before, 1);
+        assert!(!state.retired(begun.before, 1));
         drop(begun);
         assert_eq!((world.shut.get(), world.live()), (2, 0));
         assert_eq!(state.params().timeout(), 7);
