@@ -142,7 +142,11 @@ nbd_try_unload() { rmmod nbd 2>/dev/null; }
 nbd_unload() {
 	nbd_loaded || return 0
 	nbd_settle
-	wait_until 5 nbd_try_unload || return
+	if ! wait_until 5 nbd_try_unload; then
+		echo "nbd stays loaded, with $(cat /sys/module/nbd/refcnt) references;" \
+			"sessions: $(cd /sys/block && echo nbd*/pid)"
+		return 1
+	fi
 	rm -rf "$NBD_MARKS"
 }
 
