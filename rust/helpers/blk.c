@@ -64,6 +64,11 @@ __rust_helper struct request *rust_helper_blk_mq_tag_to_rq(struct blk_mq_tags *t
 	return blk_mq_tag_to_rq(tags, tag);
 }
 
+__rust_helper bool rust_helper_blk_should_fake_timeout(struct request_queue *q)
+{
+	return blk_should_fake_timeout(q);
+}
+
 __rust_helper bool rust_helper_blk_queue_usage_tryget(struct request_queue *q)
 {
 	return percpu_ref_tryget(&q->q_usage_counter);

@@ -115,7 +115,11 @@ impl Receiver {
             }
         };
         trace::nbd_payload_received(&claim, || cookie.into_wire());
-        claim.end(status);
+        if claim.should_fake_timeout() {
+            claim.release();
+        } else {
+            claim.end(status);
+        }
         Ok(())
     }
 

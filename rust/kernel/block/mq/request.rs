@@ -99,6 +99,15 @@ impl Phase {
         })
     }
 
+    /// Not claimed any more, and one user less.
+    fn unclaim(self) -> Self {
+        Self {
+            claimed: false,
+            users: self.users.saturating_sub(1),
+            ..self
+        }
+    }
+
     /// One user less, which has decided on `fate` if there is one. Published no more if that was
     /// the last thing to wait for.
     fn put_user(mut self, fate: Option<Fate>) -> Self {
@@ -322,6 +331,12 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { helpers::blk_rq_is_nounmap(self.0.as_ptr()) }
     }
 
+    /// Whether fault injection wants the driver to forget the reply, so that the request times out.
+    pub(crate) fn should_fake_timeout(&self) -> bool {
+        // SAFETY: The request is valid, and its queue stays for as long as it is in flight.
+        unsafe { helpers::blk_should_fake_timeout((*self.0.as_ptr()).q) }
+    }
+
     /// The tag together with the hardware queue that it belongs to; see
     /// [`QueueGuard::request`](super::gen_disk::QueueGuard::request).
     pub(crate) fn unique_tag(&self) -> u32 {
@@ -492,6 +507,14 @@ impl<T: Operations> Claim<T> {
         self.decide(Fate::Requeue);
     }
 
+    /// Decides nothing: the request goes on waiting, and can be claimed again. Does not sleep.
+    pub(crate) fn release(self) {
+        let this = ManuallyDrop::new(self);
+        // The value stood for the claim and one user; it is gone. The fate is open, so that the
+        // request stays published without a user.
+        this.update(|phase| Some(phase.unclaim()));
+    }
+
     fn decide(self, fate: Fate) {
         let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the value stands for the claim and one user; it is gone.
@@ -605,6 +628,31 @@ mod tests {
         assert!(phase.live && ends == 0);
         // A reply can still claim it.
         assert!(phase.claim(Some(7)).is_some());
+    }
+
+    #[test]
+    fn released_can_be_claimed_again() {
+        for sender_first in [false, true] {
+            let mut ends = 0;
+            let mut phase = Phase::published(7);
+            if sender_first {
+                put(&mut phase, None, &mut ends);
+            }
+            if let Some(claimed) = phase.claim(Some(7)) {
+                phase = claimed.unclaim();
+            }
+            assert!(phase.live && !phase.claimed && phase.fate == Fate::Open);
+            assert_eq!(phase.users, u8::from(!sender_first));
+            if !sender_first {
+                put(&mut phase, None, &mut ends);
+            }
+            assert!(phase.claim(Some(6)).is_none());
+            if let Some(claimed) = phase.claim(Some(7)) {
+                phase = claimed;
+            }
+            put(&mut phase, Some(Fate::Requeue), &mut ends);
+            assert!(ends == 1 && !phase.live);
+        }
     }
 
     #[test]
