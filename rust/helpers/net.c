@@ -12,7 +12,8 @@ __rust_helper bool rust_helper_sock_is_stream(struct socket *sock)
 
 /*
  * Block I/O may be what frees memory, so a socket that carries it must not
- * wait for memory that only block I/O can free.
+ * wait for memory that only block I/O can free. Nor must it wait for more than
+ * one reply, or come back without one, because its user once asked for that.
  */
 __rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
 {
@@ -21,6 +22,9 @@ __rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
 	sk_set_memalloc(sk);
 	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;
 	sk->sk_use_task_frag = false;
+	WRITE_ONCE(sk->sk_rcvlowat, 1);
+	WRITE_ONCE(sk->sk_rcvtimeo, MAX_SCHEDULE_TIMEOUT);
+	WRITE_ONCE(sk->sk_sndtimeo, MAX_SCHEDULE_TIMEOUT);
 }
 
 /*

@@ -189,9 +189,12 @@ impl Device {
             })?;
             Ok(session)
         });
+        let started = started.and_then(|session| {
+            session.begin(|| self.config.lock().state.started(params, session.clone()))?;
+            Ok(session)
+        });
         match started {
             Ok(session) => {
-                self.config.lock().state.started(params, session.clone());
                 self.settled.notify_all();
                 session.launch();
                 self.show_debug(disk);

@@ -321,12 +321,16 @@ impl Device {
         }
     }
 
-    /// The session's end is made. Returns it, to be dropped by the caller.
-    pub(crate) fn stopped(&self, disk: &Disk) -> Option<Arc<Session>> {
+    /// The end of `session` is made. Returns the configuration's reference to it, to be dropped by the
+    /// caller.
+    pub(crate) fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
+        // The task in `NBD_DO_IT`.
+        let own = u32::from(!session.is_of_netlink());
         let session = {
             let mut config = self.config.lock();
-            // Others still see the size that they opened the device with, and get errors.
-            if config.openers <= 1 {
+            // Others still see the size that they opened the device with, and get errors: without a
+            // size they would read the end of the device.
+            if config.openers <= own {
                 disk.set_capacity(0);
             }
             config.state.stopped()

@@ -127,6 +127,11 @@ impl Params {
         Self { flags, ..self }
     }
 
+    /// What nobody forgets of them when nobody has the device open: whether it is to be removed.
+    pub(crate) fn forgotten(self) -> Self {
+        Self::default().with_client(self.client.only_destroy())
+    }
+
     fn sectors(&self) -> u64 {
         self.size >> SECTOR_SHIFT
     }
@@ -155,10 +160,7 @@ impl Params {
 
     /// Gives the disk its size and tells user space. Requests may be in flight.
     pub(crate) fn apply_size<T: DiskOperations>(&self, disk: &GenDisk<T>) {
-        if crate::partitions() {
-            disk.need_partition_scan();
-        }
-        disk.set_capacity_and_notify(self.sectors());
+        disk.set_capacity_and_notify(self.sectors(), crate::partitions());
     }
 
     pub(crate) fn apply_timeout<T: DiskOperations>(&self, disk: &GenDisk<T>) {

@@ -96,6 +96,11 @@ impl ClientFlags {
         self.0 & (1 << 0) != 0
     }
 
+    /// Of the flags only that.
+    pub(crate) fn only_destroy(self) -> Self {
+        Self(self.0 & 1 << 0)
+    }
+
     /// The session ends when the last opener closes the device.
     pub(crate) fn disconnect_on_close(self) -> bool {
         self.0 & (1 << 1) != 0

@@ -184,13 +184,26 @@ impl Session {
         Ok(())
     }
 
+    /// Makes the session the running one by `f`. Sleeps. Fails with `EPIPE` if it has ended already:
+    /// a flush may have found that the server is gone.
+    pub(crate) fn begin(&self, f: impl FnOnce()) -> Result {
+        // Whoever makes the end holds it, and sees the session running, or is done.
+        let _applied = self.applied.lock();
+        if self.is_ended() {
+            return Err(EPIPE);
+        }
+        f();
+        Ok(())
+    }
+
     /// Starts serving requests, after the session was made known to the device.
     pub(crate) fn launch(&self) {
         {
             // Whoever ends the session waits for the receivers that were started under the lock.
             let life = self.life.lock();
-            if !matches!(&*life, Life::Live(_)) {
-                return;
+            match &*life {
+                Life::Live(_) | Life::Waiting(_) | Life::Dead => {}
+                Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => return,
             }
             for connection in &self.connections {
                 if let Some(link) = connection.link() {
@@ -481,7 +494,7 @@ impl WorkItem<0> for Session {
         drop(files);
         // Who changes the size of the disk does so before this, or sees that the session has ended.
         let applied = this.applied.lock();
-        let stopped = device.stopped(&this.disk);
+        let stopped = device.stopped(&this.disk, &this);
         {
             let mut life = this.life.lock();
             if let Life::Ending(reason) = *life {

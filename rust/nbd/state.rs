@@ -120,10 +120,7 @@ impl<O, S: Endpoint> Begun<O, S> {
     /// The same of a device that was made for the session: if that is to take the device with it,
     /// so does not to become one.
     pub(crate) fn on_new_device(mut self) -> Self {
-        let client = self.setup.params().client();
-        if client.destroy_on_disconnect() {
-            self.before = self.before.with_client(client);
-        }
+        self.before = self.setup.params().forgotten();
         self
     }
 }
@@ -281,7 +278,11 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                 if openers > 0 && params.client().destroy_on_disconnect() {
                     return None;
                 }
-                let params = *params;
+                // Who opens it from now on finds nothing of the session.
+                let params = match openers {
+                    0 => params.forgotten(),
+                    _ => *params,
+                };
                 *self = Self::Starting;
                 Some(params)
             }
@@ -429,7 +430,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                 }
             }
             Self::Stopped(params) => {
-                let params = *params;
+                let params = params.forgotten();
                 *self = Self::Starting;
                 return LastClose::Clean(params);
             }

@@ -73,7 +73,8 @@ impl Socket {
     }
 
     /// Prepares the socket to carry block I/O: it may use memory reserves, and never waits for
-    /// memory that only block I/O can free.
+    /// memory that only block I/O can free. Takes back what users can set that would keep it from
+    /// taking a reply as soon as that is there, or from waiting for one.
     pub(crate) fn set_block_io(&self) {
         // SAFETY: By the type invariant.
         unsafe { helpers::sock_set_block_io(self.as_raw()) };

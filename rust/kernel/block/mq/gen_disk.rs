@@ -121,10 +121,18 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Sets the size in sectors, and tells user space in any case: `RESIZE=1` if an old size
-    /// changed, a plain `change` uevent otherwise. Sleeps.
-    pub(crate) fn set_capacity_and_notify(&self, sectors: u64) {
+    /// changed, a plain `change` uevent otherwise. With `scan`, partitions are looked for at the next
+    /// open. Sleeps.
+    pub(crate) fn set_capacity_and_notify(&self, sectors: u64, scan: bool) {
+        if scan {
+            self.need_partition_scan();
+        }
         // SAFETY: The disk is valid and was added.
         if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
+            // Who opened it before it had a size has looked in vain.
+            if scan {
+                self.need_partition_scan();
+            }
             self.notify_change();
         }
     }
