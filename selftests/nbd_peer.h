@@ -66,6 +66,7 @@ struct peer_shared {
 	_Atomic int holder_stop;
 
 	_Atomic uint32_t error;		/* good peers answer with it, if not 0 */
+	_Atomic int slow_ms;		/* how long a peer takes for 64 KiB of a write, or of a reply */
 	unsigned char data[PEER_SIZE];	/* of larger devices all that is equal modulo this */
 };
 
@@ -76,6 +77,8 @@ struct peer_session {
 	enum peer_kind kind;		/* once the holder has opened the device */
 	bool tcp;
 	unsigned int timeout;		/* NBD_SET_TIMEOUT, 0: not called */
+	int lowat;			/* SO_RCVLOWAT of the client's sockets, 0: not set */
+	bool hasty;			/* the client's sockets have timeouts of their own, of nothing */
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */
@@ -123,14 +126,29 @@ static bool write_full(int fd, const void *buf, size_t len)
 	return true;
 }
 
+/* Move the data of a request, in pieces if the peer is slow. */
+static bool peer_data(struct peer_state *p, struct peer_request *r, bool in)
+{
+	unsigned char *data = p->sh->data + r->from;
+	size_t left = r->len, n;
+
+	for (; left; left -= n, data += n) {
+		n = p->sh->slow_ms && left > 65536 ? 65536 : left;
+		if (p->sh->slow_ms)
+			usleep(p->sh->slow_ms * 1000);
+		if (in ? !read_full(p->fd, data, n) : !write_full(p->fd, data, n))
+			return false;
+	}
+	return true;
+}
+
 static bool peer_reply(struct peer_state *p, struct peer_request *r)
 {
 	struct nbd_reply reply = { .magic = htobe32(NBD_REPLY_MAGIC), .cookie = r->cookie };
 
 	reply.error = htobe32(p->sh->error);
 	return write_full(p->fd, &reply, sizeof(reply)) &&
-	       (reply.error || r->type != NBD_CMD_READ ||
-		write_full(p->fd, p->sh->data + r->from, r->len));
+	       (reply.error || r->type != NBD_CMD_READ || peer_data(p, r, false));
 }
 
 /* Read one request and, at once, the payload of a write; false at the end of the connection. */
@@ -149,7 +167,7 @@ static bool peer_read(struct peer_state *p)
 		return false;
 	if ((r->type & 0xffff) < NBD_CMD_DISC && r->len > PEER_SIZE - r->from)
 		return false;
-	if ((r->type & 0xffff) == NBD_CMD_WRITE && !read_full(p->fd, p->sh->data + r->from, r->len))
+	if ((r->type & 0xffff) == NBD_CMD_WRITE && !peer_data(p, r, true))
 		return false;
 	p->nheld++;
 	p->sh->requests[p->n]++;
@@ -476,6 +494,7 @@ static inline int peer_start(struct peer_session *s)
 {
 	int pair[PEER_MAX][2];
 	int i, j, size = 65536, one = 1;
+	struct timeval never = { .tv_sec = -1 };
 
 	for (i = 0; i < s->npeers; i++) {
 		if (make_pair(s->tcp ? KIND_TCP : KIND_UNIX, pair[i]))
@@ -484,6 +503,12 @@ static inline int peer_start(struct peer_session *s)
 		/* Buffers that a few requests fill. */
 		setsockopt(pair[i][0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 		setsockopt(pair[i][1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+		if (s->lowat)
+			setsockopt(pair[i][0], SOL_SOCKET, SO_RCVLOWAT, &s->lowat, sizeof(int));
+		if (s->hasty) {
+			setsockopt(pair[i][0], SOL_SOCKET, SO_RCVTIMEO, &never, sizeof(never));
+			setsockopt(pair[i][0], SOL_SOCKET, SO_SNDTIMEO, &never, sizeof(never));
+		}
 		if (s->tcp)
 			setsockopt(pair[i][1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	}

@@ -22,10 +22,20 @@ unsafe impl Send for OwnedQueue {}
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// A queue not bound to a CPU, that makes progress when memory is short, for up to
-    /// `max_active` items at a time; 0 means the kernel's default. Sleeps.
+    /// A queue not bound to a CPU, for up to `max_active` items at a time; 0 means the kernel's
+    /// default. Sleeps.
+    pub(crate) fn new_unbound(name: &'static CStr, max_active: u32) -> Result<Self> {
+        Self::new(name, max_active, bindings::wq_flags_WQ_UNBOUND)
+    }
+
+    /// As [`Self::new_unbound`], but makes progress when memory is short: so its items must not wait
+    /// for memory that only block I/O can free. Sleeps.
     pub(crate) fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
+        Self::new(name, max_active, flags)
+    }
+
+    fn new(name: &'static CStr, max_active: u32, flags: u32) -> Result<Self> {
         // SAFETY: The format takes one string.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(

@@ -16,14 +16,14 @@
 //! 8. [`Device::session`], the published session; a spinlock, held for a clone
 //!
 //! Under these nothing else is locked: the mutexes `Session::published`, its files, and
-//! `Spares::queues`; the spinlocks `Devices::alive`, `Connection::last_loss` and `Link::receiver`.
+//! `Spares::queues`; the spinlocks `Alive::count`, `Connection::last_loss` and `Link::receiver`.
 //!
 //! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
 //! one atomic word.
 
 use crate::{
     debugfs::DebugDir,
-    devices::Devices,
+    devices::{AliveMark, Devices},
     disk_ops::DiskOps,
     kernel::{
         block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
@@ -117,7 +117,7 @@ pub(crate) struct Config {
 }
 
 /// A device.
-#[pin_data(PinnedDrop)]
+#[pin_data]
 pub(crate) struct Device {
     index: u32,
     #[pin]
@@ -139,6 +139,8 @@ pub(crate) struct Device {
     /// Removes the device.
     #[pin]
     remove_work: Work<Device>,
+    /// Last.
+    _alive: AliveMark,
 }
 
 impl_has_work! {
@@ -153,7 +155,6 @@ impl Device {
         minors: Minors,
         hw_queues: u32,
     ) -> Result<RegisteredDisk<DiskOps>> {
-        devices.device_made();
         let device = Arc::pin_init(
             pin_init!(Self {
                 index,
@@ -169,10 +170,10 @@ impl Device {
                 links_made: Atomic::new(0),
                 requests_sent: Atomic::new(0),
                 remove_work <- new_work!("nbd_remove"),
+                _alive: devices.mark(),
             }),
             GFP_KERNEL,
-        )
-        .inspect_err(|_| devices.device_gone())?;
+        )?;
         DiskBuilder {
             name: fmt!("nbd{index}"),
             major: MAJOR,
@@ -200,7 +201,12 @@ impl Device {
         self.requests_sent.fetch_add(1, Relaxed)
     }
 
-    /// Where sessions are ended and devices removed.
+    /// Where sessions are ended.
+    pub(crate) fn ends(&self) -> &OwnedQueue {
+        self.devices.ends()
+    }
+
+    /// Where devices are removed and losses told.
     pub(crate) fn workers(&self) -> &OwnedQueue {
         self.devices.workers()
     }
@@ -381,13 +387,6 @@ impl Device {
         } else if debug.is_none() {
             *debug = DebugDir::new(self.devices.debug(), disk).ok();
         }
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for Device {
-    fn drop(self: Pin<&mut Self>) {
-        self.devices.device_gone();
     }
 }
 

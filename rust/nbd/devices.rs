@@ -28,40 +28,93 @@ use kernel::{
 #[pin_data]
 pub(crate) struct Devices {
     minors: Minors,
-    /// Where sessions are ended and devices removed.
+    /// Where sessions are ended, and nothing else: their requests may be what frees memory.
+    ends: OwnedQueue,
+    /// Where what needs memory is done: devices are removed, losses are told.
     workers: OwnedQueue,
     spares: Arc<Spares>,
     debug: Dir,
     #[pin]
     table: Mutex<RBTree<u32, RegisteredDisk<DiskOps>>>,
-    /// Devices that are not freed yet, in the table or not.
-    #[pin]
-    alive: SpinLock<u32>,
-    #[pin]
-    all_gone: CondVar,
+    alive: Arc<Alive>,
 }
 
-impl Devices {
-    /// No devices yet. Sleeps.
-    pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
-        let workers = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
-        let spares = Spares::new()?;
+/// Counts the devices that are not freed yet, in the table or not.
+#[pin_data]
+struct Alive {
+    #[pin]
+    count: SpinLock<u32>,
+    #[pin]
+    none: CondVar,
+}
+
+impl Alive {
+    fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                minors,
-                workers,
-                spares,
-                debug: Dir::new(c"nbd"),
-                table <- new_mutex!(RBTree::new()),
-                alive <- new_spinlock!(0),
-                all_gone <- new_condvar!(),
+                count <- new_spinlock!(0),
+                none <- new_condvar!(),
             }),
             GFP_KERNEL,
         )
     }
 
+    /// Waits until there is none. Sleeps.
+    fn wait(&self) {
+        let mut count = self.count.lock();
+        while *count > 0 {
+            self.none.wait(&mut count);
+        }
+    }
+}
+
+/// A device that is not freed yet. It must be the last thing of the device to be dropped: the
+/// module may be unloaded then.
+pub(crate) struct AliveMark(Arc<Alive>);
+
+impl Drop for AliveMark {
+    fn drop(&mut self) {
+        let mut count = self.0.count.lock();
+        *count = count.saturating_sub(1);
+        self.0.none.notify_all();
+    }
+}
+
+impl Devices {
+    /// No devices yet. Sleeps.
+    pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
+        let ends = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
+        let workers = OwnedQueue::new_unbound(c"nbd-work", 0)?;
+        let spares = Spares::new()?;
+        let alive = Alive::new()?;
+        Arc::pin_init(
+            pin_init!(Self {
+                minors,
+                ends,
+                workers,
+                spares,
+                debug: Dir::new(c"nbd"),
+                table <- new_mutex!(RBTree::new()),
+                alive,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Where sessions are ended.
+    pub(crate) fn ends(&self) -> &OwnedQueue {
+        &self.ends
+    }
+
+    /// Where devices are removed and losses told.
     pub(crate) fn workers(&self) -> &OwnedQueue {
         &self.workers
+    }
+
+    /// The mark of a device about to be made.
+    pub(crate) fn mark(&self) -> AliveMark {
+        *self.alive.count.lock() += 1;
+        AliveMark(self.alive.clone())
     }
 
     /// The workqueues of a new session. Sleeps.
@@ -193,6 +246,8 @@ impl Devices {
 
     /// Waits until sessions that were ended are gone, and devices that leave. Sleeps.
     pub(crate) fn settle(&self) {
+        // The end of a session may have its device removed.
+        self.ends.flush();
         self.workers.flush();
     }
 
@@ -202,21 +257,6 @@ impl Devices {
         let table = core::mem::replace(&mut *self.table.lock(), RBTree::new());
         drop(table);
         // The kernel may hold a disk for a moment longer, and calls the driver when it lets go.
-        let mut alive = self.alive.lock();
-        while *alive > 0 {
-            self.all_gone.wait(&mut alive);
-        }
-    }
-
-    /// One more device is about to be made.
-    pub(crate) fn device_made(&self) {
-        *self.alive.lock() += 1;
-    }
-
-    /// A device is no more.
-    pub(crate) fn device_gone(&self) {
-        let mut alive = self.alive.lock();
-        *alive = alive.saturating_sub(1);
-        self.all_gone.notify_all();
+        self.alive.wait();
     }
 }

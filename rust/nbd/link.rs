@@ -4,7 +4,7 @@
 
 use crate::{
     device::Disk,
-    kernel::{net::socket::Socket, task::Process, workqueue::OwnedQueue},
+    kernel::{net::socket::Socket, task::Process, time::jiffies, workqueue::OwnedQueue},
     life::Loss,
     receive::Receiver,
 };
@@ -17,6 +17,7 @@ use kernel::{
         atomic::{Atomic, Relaxed},
         Arc, SpinLock,
     },
+    time::Jiffies,
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
@@ -35,6 +36,8 @@ pub(crate) struct Traffic {
     requests: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
+    /// When bytes moved last, in jiffies. Written by both: either is right.
+    moved: Atomic<Jiffies>,
 }
 
 impl Traffic {
@@ -43,6 +46,7 @@ impl Traffic {
             requests: Atomic::new(0),
             sent: Atomic::new(0),
             received: Atomic::new(0),
+            moved: Atomic::new(jiffies()),
         }
     }
 
@@ -59,11 +63,18 @@ impl Traffic {
     /// So many bytes are sent.
     pub(crate) fn add_sent(&self, bytes: usize) {
         Self::add(&self.sent, bytes);
+        self.moved.store(jiffies(), Relaxed);
     }
 
     /// So many bytes are received.
     pub(crate) fn add_received(&self, bytes: usize) {
         Self::add(&self.received, bytes);
+        self.moved.store(jiffies(), Relaxed);
+    }
+
+    /// For how long no byte has moved, in jiffies.
+    pub(crate) fn idle_for(&self) -> Jiffies {
+        jiffies().wrapping_sub(self.moved.load(Relaxed))
     }
 
     pub(crate) fn requests(&self) -> u64 {

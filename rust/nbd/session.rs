@@ -13,6 +13,7 @@ use crate::{
     kernel::{
         block::{
             mq::{AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
+            timeout_in_jiffies,
             BlkStatus, //
         },
         module::ModuleRef, //
@@ -39,7 +40,7 @@ use kernel::{
         Arc, CondVar, CondVarTimeoutResult, Mutex,
     },
     task::Pid,
-    time::msecs_to_jiffies,
+    time::{msecs_to_jiffies, Jiffies},
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
@@ -333,7 +334,7 @@ impl Session {
         let _ = self
             .disk
             .data()
-            .workers()
+            .ends()
             .enqueue::<Arc<Self>, 0>(self.clone());
         self.changed.notify_all();
     }
@@ -401,7 +402,14 @@ impl Session {
         let Some(link) = { links }.find(|link| link.generation() == generation) else {
             return TimeoutAction::Rearm;
         };
-        if self.timeout.load(Relaxed) == 0 {
+        let timeout = self.timeout.load(Relaxed);
+        // What waits for its turn, or is on its way, does so for as long as the link moves: it is
+        // the server's time that is limited.
+        let limit = timeout_in_jiffies(timeout) as Jiffies;
+        if timeout > 0 && rq.is_in_use() && link.traffic().idle_for() < limit {
+            return TimeoutAction::Rearm;
+        }
+        if timeout == 0 {
             if self.disk.data().may_log(Topic::Connection) {
                 dev_warn!(
                     self.disk.device(),

@@ -184,6 +184,13 @@ impl<T: Operations> Request<T> {
         (before.live && after.live && before.cookie == after.cookie).then_some(ret)
     }
 
+    /// Whether the request is published and used by somebody: it waits to be sent, is being sent, or
+    /// its reply is being received.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let phase = Phase::unpack(self.pdu().phase.load(Acquire));
+        phase.live && phase.users > 0
+    }
+
     /// Claims the request if it is published, under `cookie` if one is given, `wanted` is true of
     /// the driver's data, and nobody else has claimed it. Does not sleep.
     pub(crate) fn claim(

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The clock that ticks.
+//!
+//! C header: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)
+
+use kernel::{bindings, time::Jiffies};
+
+/// The time in jiffies, which wraps around. Costs one load. Does not sleep.
+pub(crate) fn jiffies() -> Jiffies {
+    // SAFETY: A word that the kernel writes whole, and that is always there.
+    unsafe { (&raw const bindings::jiffies).read_volatile() }
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Links that are slow but move, and sockets with options of their user's: neither is a reason to
+ * give a connection up, nor to keep a reply waiting.
+ */
+#include "kselftest_harness.h"
+#include "nbd_peer.h"
+
+/* Requests in flight, each so long that two of them take the server longer than the timeout. */
+#define REQUESTS	6
+#define LEN		(1UL << 20)
+
+static struct pump {
+	struct peer_session *s;
+	bool write;
+	int n, error;
+} pumps[REQUESTS];
+
+static void *pump_io(void *arg)
+{
+	struct pump *p = arg;
+	off_t at = p->n * LEN;
+	unsigned char *buf;
+	ssize_t done;
+	size_t i;
+	int fd;
+
+	fd = open(p->s->dev.path, O_RDWR | O_DIRECT);
+	if (fd < 0 || posix_memalign((void **)&buf, 4096, LEN))
+		return NULL;
+	for (i = 0; i < LEN; i++)
+		buf[i] = p->write ? pattern(at + i) : 0;
+	done = p->write ? pwrite(fd, buf, LEN, at) : pread(fd, buf, LEN, at);
+	p->error = done < 0 ? errno : done != (ssize_t)LEN ? EPROTO : 0;
+	for (i = 0; !p->error && i < LEN; i++)
+		if (buf[i] != pattern(at + i))
+			p->error = EBADMSG;
+	close(fd);
+	return NULL;
+}
+
+/* So many at once; the first error, or 0. */
+static int pump(struct peer_session *s, bool write, int count)
+{
+	pthread_t thread[REQUESTS];
+	int i, error = 0;
+
+	for (i = 0; i < count; i++) {
+		pumps[i] = (struct pump) { .s = s, .write = write, .n = i, .error = 255 };
+		if (pthread_create(&thread[i], NULL, pump_io, &pumps[i]))
+			return 254;
+	}
+	for (i = 0; i < count; i++) {
+		pthread_join(thread[i], NULL);
+		error = error ?: pumps[i].error;
+	}
+	return error;
+}
+
+static int pump_writes(struct peer_session *s)
+{
+	return pump(s, true, REQUESTS);
+}
+
+static int pump_read(struct peer_session *s)
+{
+	return pump(s, false, 1);
+}
+
+FIXTURE(slow)
+{
+	struct peer_session s;
+};
+
+FIXTURE_SETUP(slow)
+{
+	const char *why = peer_init(&self->s, 1, PEER_GOOD);
+
+	if (why)
+		SKIP(return, "%s", why);
+	self->s.timeout = scaled(1);
+	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
+	ASSERT_EQ(0, other_wait(other_run(&self->s, read_block), BOUNDED));
+	/* A request takes 0.64 s, all take nearly four times the timeout. */
+	self->s.sh->slow_ms = scaled(40);
+}
+
+FIXTURE_TEARDOWN(slow)
+{
+	EXPECT_TRUE(peer_cleanup(&self->s));
+}
+
+/* The last write waits for its turn for longer than the timeout. */
+TEST_F_TIMEOUT(slow, writes_wait_for_their_turn, 120)
+{
+	EXPECT_EQ(0, other_wait(other_run(&self->s, pump_writes), scaled(20000)));
+	EXPECT_EQ(1, self->s.sh->client_stage);
+	EXPECT_EQ(0, self->s.sh->eof[0]);
+}
+
+/* The payload of one read takes longer than the timeout to arrive. */
+TEST_F_TIMEOUT(slow, payload_takes_its_time, 120)
+{
+	self->s.sh->slow_ms = scaled(120);
+	EXPECT_EQ(0, other_wait(other_run(&self->s, pump_read), scaled(20000)));
+	EXPECT_EQ(1, self->s.sh->client_stage);
+	EXPECT_EQ(0, self->s.sh->eof[0]);
+}
+
+/* One that stands still in the middle of a payload is given up. */
+TEST_F_TIMEOUT(slow, payload_that_stops, 120)
+{
+	struct peer_session *s = &self->s;
+	pid_t io;
+
+	s->sh->slow_ms = 0;
+	s->sh->kind[0] = PEER_HALF_PAYLOAD;
+	s->sh->go[0] = 1;
+	io = other_run(s, read_block);
+	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(5000)));
+	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
+	EXPECT_LT(0, other_wait(io, BOUNDED));
+}
+
+FIXTURE(options)
+{
+	struct peer_session s;
+};
+
+FIXTURE_VARIANT(options)
+{
+	bool tcp;
+	int lowat;
+	bool hasty;
+};
+
+FIXTURE_VARIANT_ADD(options, lowat_unix) { .lowat = 4096 };
+FIXTURE_VARIANT_ADD(options, lowat_tcp) { .lowat = 4096, .tcp = true };
+FIXTURE_VARIANT_ADD(options, hasty_unix) { .hasty = true };
+FIXTURE_VARIANT_ADD(options, hasty_tcp) { .hasty = true, .tcp = true };
+
+FIXTURE_SETUP(options)
+{
+	const char *why = peer_init(&self->s, 1, PEER_GOOD);
+
+	if (why)
+		SKIP(return, "%s", why);
+	self->s.tcp = variant->tcp;
+	self->s.lowat = variant->lowat;
+	self->s.hasty = variant->hasty;
+	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
+}
+
+FIXTURE_TEARDOWN(options)
+{
+	EXPECT_TRUE(peer_cleanup(&self->s));
+}
+
+/* A reply to a write is shorter than the mark below which a receiver would sleep on. */
+static int write_one(struct peer_session *s)
+{
+	static unsigned char buf[4096] __attribute__((aligned(4096)));
+	int fd = open(s->dev.path, O_RDWR | O_DIRECT);
+
+	return fd < 0 || pwrite(fd, buf, sizeof(buf), 0) != sizeof(buf);
+}
+
+/* Time that the machine's CPUs have spent in the kernel, in ticks. */
+static long long system_time(void)
+{
+	long long user, nice, system;
+	FILE *f = fopen("/proc/stat", "r");
+	int n = f ? fscanf(f, "cpu %lld %lld %lld", &user, &nice, &system) : 0;
+
+	if (f)
+		fclose(f);
+	return n == 3 ? system : -1;
+}
+
+TEST_F(options, replies_arrive)
+{
+	struct peer_session *s = &self->s;
+	long long before;
+
+	EXPECT_EQ(0, other_wait(other_run(s, write_one), BOUNDED));
+	EXPECT_EQ(0, other_wait(other_run(s, read_block), BOUNDED));
+	/* Nor does a receiver that has nothing to do keep a CPU busy: a second has 100 ticks. */
+	before = system_time();
+	ASSERT_LE(0, before);
+	usleep(1000000);
+	EXPECT_GT(before + 60, system_time());
+	EXPECT_EQ(1, s->sh->client_stage);
+}
+
+TEST_HARNESS_MAIN
