@@ -116,7 +116,7 @@ TEST_F_TIMEOUT(slow, payload_that_stops, 120)
 	s->sh->slow_ms = 0;
 	s->sh->kind[0] = PEER_HALF_PAYLOAD;
 	s->sh->go[0] = 1;
-	io = other_run(s, read_block);
+	io = other_run(s, pump_read);
 	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(5000)));
 	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
 	EXPECT_LT(0, other_wait(io, BOUNDED));

@@ -8,69 +8,56 @@ use crate::kernel::{
     bindings as helpers,
     block::mq::{Claim, Operations, StartedRequest}, //
 };
-use core::marker::PhantomData;
+use core::{marker::PhantomData, mem::MaybeUninit};
 use kernel::{bindings, prelude::*};
 
-/// Memory for a vector, made once and used for one transfer after another.
+/// Up to `N` pieces, to be had on the stack for one transfer.
 ///
 /// # Invariants
 ///
-/// `vecs` never grows beyond its capacity, so that it does not move.
-pub(crate) struct BvecBuf {
-    vecs: KVec<bindings::bio_vec>,
-    bytes: KVec<u8>,
+/// The first `count` entries of `vecs` are initialised; `len` is their length in bytes.
+struct Pieces<const N: usize> {
+    vecs: [MaybeUninit<bindings::bio_vec>; N],
+    count: usize,
+    len: usize,
 }
 
-// SAFETY: Between transfers, when the buffer can be moved, the vector is empty.
-unsafe impl Send for BvecBuf {}
-
-impl BvecBuf {
-    /// Room for `pieces` pieces, and for `bytes` bytes of small ones that are copied in. Sleeps.
-    pub(crate) fn new(pieces: usize, bytes: usize) -> Result<Self> {
-        Ok(Self {
-            vecs: KVec::with_capacity(pieces, GFP_KERNEL)?,
-            bytes: KVec::with_capacity(bytes, GFP_KERNEL)?,
-        })
-    }
-
-    /// An empty source; what was in the buffer is forgotten.
-    pub(crate) fn source(&mut self) -> BvecSource<'_> {
-        self.clear();
-        BvecSource {
-            buf: self,
+impl<const N: usize> Pieces<N> {
+    fn new() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            vecs: [const { MaybeUninit::uninit() }; N],
+            count: 0,
             len: 0,
-            _data: PhantomData,
         }
-    }
-
-    /// An empty destination; what was in the buffer is forgotten.
-    pub(crate) fn dest(&mut self) -> BvecDest<'_> {
-        self.clear();
-        BvecDest {
-            buf: self,
-            len: 0,
-            _data: PhantomData,
-        }
-    }
-
-    fn clear(&mut self) {
-        self.vecs.clear();
-        self.bytes.clear();
     }
 
     /// Adds a piece if there is room.
     fn push(&mut self, piece: bindings::bio_vec) -> bool {
-        self.vecs.push_within_capacity(piece).is_ok()
+        let Some(slot) = self.vecs.get_mut(self.count) else {
+            return false;
+        };
+        slot.write(piece);
+        // INVARIANT: Written just above.
+        self.count += 1;
+        self.len += piece.bv_len as usize;
+        true
     }
 
-    /// Adds the data of a request from byte `skip` on, as far as there is room. Returns the bytes
-    /// added, and whether the data ended.
-    fn push_request<T: Operations>(
-        &mut self,
-        rq: &StartedRequest<T>,
-        mut skip: usize,
-    ) -> (usize, bool) {
-        let mut added = 0;
+    /// Adds `len` bytes from `start` on. `false` when there is no room.
+    ///
+    /// # Safety
+    ///
+    /// The bytes must lie in one `kmalloc` allocation.
+    unsafe fn push_kmalloc(&mut self, start: *const u8, len: usize) -> bool {
+        let mut piece = bindings::bio_vec::default();
+        // SAFETY: Memory of `kmalloc` has a `struct page`, by the caller's promise.
+        unsafe { helpers::bvec_set_virt(&mut piece, start.cast_mut().cast(), len as u32) };
+        self.push(piece)
+    }
+
+    /// Adds the data of a request from byte `skip` on. `false` when not all of it had room.
+    fn push_request<T: Operations>(&mut self, rq: &StartedRequest<T>, mut skip: usize) -> bool {
         let mut whole = true;
         rq.for_each_segment(|mut piece| {
             let len = piece.bv_len as usize;
@@ -82,69 +69,61 @@ impl BvecBuf {
             piece.bv_len -= skip as u32;
             skip = 0;
             whole = self.push(piece);
-            if whole {
-                added += piece.bv_len as usize;
-            }
             whole
         });
-        (added, whole)
+        whole
     }
 
     /// An iterator over the pieces.
     ///
     /// # Safety
     ///
-    /// The iterator must not be used after the buffer is changed or the data freed.
-    unsafe fn iter(&self, direction: u32, len: usize) -> bindings::iov_iter {
+    /// The iterator must not be used after `self` is moved or changed, or the data freed.
+    unsafe fn iter(&self, direction: u32) -> bindings::iov_iter {
         let mut iter = bindings::iov_iter::default();
-        // SAFETY: The vector holds `len()` initialised pieces.
+        // SAFETY: The vector holds `count` initialised pieces, by the type invariant.
         unsafe {
             bindings::iov_iter_bvec(
                 &mut iter,
                 direction,
-                self.vecs.as_ptr(),
-                self.vecs.len(),
-                len,
+                self.vecs.as_ptr().cast(),
+                self.count,
+                self.len,
             )
         };
         iter
     }
 }
 
-/// Pieces to be sent, in order.
+/// Up to `N` pieces to be sent, in order.
 ///
 /// # Invariants
 ///
-/// Each piece can be read for `'a`; `len` is their length in bytes.
-pub(crate) struct BvecSource<'a> {
-    buf: &'a mut BvecBuf,
-    len: usize,
+/// Each piece can be read for `'a`.
+pub(crate) struct BvecSource<'a, const N: usize> {
+    pieces: Pieces<N>,
     _data: PhantomData<&'a [u8]>,
 }
 
-impl<'a> BvecSource<'a> {
-    /// Adds a copy of `bytes`. `false` when there is no room.
-    pub(crate) fn push_copy(&mut self, bytes: &[u8]) -> bool {
-        let start = self.buf.bytes.len();
-        if self.buf.bytes.capacity() - start < bytes.len()
-            || self.buf.vecs.len() == self.buf.vecs.capacity()
-            || self.buf.bytes.extend_from_slice(bytes, GFP_NOWAIT).is_err()
-        {
-            return false;
+impl<'a, const N: usize> BvecSource<'a, N> {
+    /// Nothing to be sent.
+    pub(crate) fn new() -> Self {
+        // INVARIANT: There is no piece.
+        Self {
+            pieces: Pieces::new(),
+            _data: PhantomData,
         }
-        let mut piece = bindings::bio_vec::default();
-        // SAFETY: The copy lies in a `kmalloc` allocation, which has a `struct page` and does not
-        // move, since there was room for the bytes.
-        unsafe {
-            helpers::bvec_set_virt(
-                &mut piece,
-                self.buf.bytes.as_mut_ptr().add(start).cast(),
-                bytes.len() as u32,
-            )
+    }
+
+    /// Adds `bytes` from `start` up to `end`, of a vector because that has pages behind it. `false`
+    /// when there is no room, or no such bytes.
+    pub(crate) fn push_bytes(&mut self, bytes: &'a KVec<u8>, start: usize, end: usize) -> bool {
+        let Some(bytes) = bytes.get(start..end) else {
+            return false;
         };
-        // INVARIANT: The bytes are borrowed with the buffer.
-        self.len += bytes.len();
-        self.buf.push(piece)
+        // INVARIANT: The bytes are borrowed for `'a`.
+        // SAFETY: A `KVec` has its elements in a `kmalloc` allocation.
+        unsafe { self.pieces.push_kmalloc(bytes.as_ptr(), bytes.len()) }
     }
 
     /// Adds the data of `rq` from byte `skip` on. `false` when not all of it had room.
@@ -154,32 +133,38 @@ impl<'a> BvecSource<'a> {
         skip: usize,
     ) -> bool {
         // INVARIANT: The data of a started request can be read while it is borrowed.
-        let (added, whole) = self.buf.push_request(rq, skip);
-        self.len += added;
-        whole
+        self.pieces.push_request(rq, skip)
     }
 
     /// # Safety
     ///
-    /// See [`BvecBuf::iter`].
+    /// The iterator must not be used after `self` is moved, changed or dropped.
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
-        // SAFETY: By the caller's promise.
-        unsafe { self.buf.iter(bindings::ITER_SOURCE, self.len) }
+        // SAFETY: By the caller's promise; the data lives as long as `self`.
+        unsafe { self.pieces.iter(bindings::ITER_SOURCE) }
     }
 }
 
-/// Pieces to be filled, in order.
+/// Up to `N` pieces to be filled, in order.
 ///
 /// # Invariants
 ///
-/// Each piece can be written for `'a` and is not read meanwhile; `len` is their length in bytes.
-pub(crate) struct BvecDest<'a> {
-    buf: &'a mut BvecBuf,
-    len: usize,
+/// Each piece can be written for `'a` and is not read meanwhile.
+pub(crate) struct BvecDest<'a, const N: usize> {
+    pieces: Pieces<N>,
     _data: PhantomData<&'a mut [u8]>,
 }
 
-impl<'a> BvecDest<'a> {
+impl<'a, const N: usize> BvecDest<'a, N> {
+    /// Nothing to be filled.
+    pub(crate) fn new() -> Self {
+        // INVARIANT: There is no piece.
+        Self {
+            pieces: Pieces::new(),
+            _data: PhantomData,
+        }
+    }
+
     /// Adds the data of `rq` from byte `skip` on. `false` when not all of it had room.
     pub(crate) fn push_request<T: Operations>(
         &mut self,
@@ -187,29 +172,18 @@ impl<'a> BvecDest<'a> {
         skip: usize,
     ) -> bool {
         // INVARIANT: Whoever has the claim may fill the data.
-        let (added, whole) = self.buf.push_request(rq, skip);
-        self.len += added;
-        whole
+        self.pieces.push_request(rq, skip)
     }
 
-    /// Adds `bytes` from `skip` on, in a vector because that has pages behind it. `false` when
-    /// there is no room.
+    /// Adds `bytes` from `skip` on, of a vector because that has pages behind it. `false` when there
+    /// is no room.
     pub(crate) fn push_bytes(&mut self, bytes: &'a mut KVec<u8>, skip: usize) -> bool {
         let Some(rest) = bytes.get_mut(skip..) else {
             return false;
         };
-        let mut piece = bindings::bio_vec::default();
-        let len = rest.len();
-        // SAFETY: The bytes lie in a `kmalloc` allocation, which has a `struct page`.
-        unsafe {
-            helpers::bvec_set_virt(&mut piece, rest.as_mut_ptr().cast(), len as u32);
-        }
         // INVARIANT: The bytes are borrowed mutably for `'a`.
-        let pushed = self.buf.push(piece);
-        if pushed {
-            self.len += len;
-        }
-        pushed
+        // SAFETY: A `KVec` has its elements in a `kmalloc` allocation.
+        unsafe { self.pieces.push_kmalloc(rest.as_mut_ptr(), rest.len()) }
     }
 
     /// Fills the pieces from the start with `bytes`, and returns how many had room.
@@ -222,9 +196,9 @@ impl<'a> BvecDest<'a> {
 
     /// # Safety
     ///
-    /// See [`BvecBuf::iter`].
+    /// The iterator must not be used after `self` is moved, changed or dropped.
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
-        // SAFETY: By the caller's promise.
-        unsafe { self.buf.iter(bindings::ITER_DEST, self.len) }
+        // SAFETY: By the caller's promise; the data lives as long as `self`.
+        unsafe { self.pieces.iter(bindings::ITER_DEST) }
     }
 }

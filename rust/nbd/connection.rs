@@ -39,7 +39,7 @@ pub(crate) struct Channel {
 impl Channel {
     /// Allocates all that sending on `link` will ever need. Sleeps.
     pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
-        let sender = KBox::new(Sender::new(link.clone())?, GFP_KERNEL)?;
+        let sender = Sender::new(link.clone())?;
         Ok(Self {
             link,
             queue: RequestList::new(),
@@ -63,15 +63,15 @@ enum Tx {
 /// Where the sender is.
 enum Slot {
     /// Nobody sends.
-    Ready(KBox<Sender>),
+    Ready(Sender),
     /// Whoever took it sends, and looks for more when done.
     Busy,
     /// The socket had no room: it waits for the worker.
-    Blocked(KBox<Sender>),
+    Blocked(Sender),
 }
 
 impl Slot {
-    fn take_ready(&mut self) -> Option<KBox<Sender>> {
+    fn take_ready(&mut self) -> Option<Sender> {
         match mem::replace(self, Self::Busy) {
             Self::Ready(sender) => Some(sender),
             other => {
@@ -262,7 +262,7 @@ impl Connection {
 
     /// Sends with `sender` until there is nothing more to send, the socket has no room, or the
     /// link is closed.
-    fn run(self: &Arc<Self>, mut sender: KBox<Sender>, wait: Wait) {
+    fn run(self: &Arc<Self>, mut sender: Sender, wait: Wait) {
         let mut rounds = 0;
         loop {
             rounds += 1;
@@ -297,10 +297,10 @@ impl Connection {
     /// Finds out what `sender` does next; gives it away when that is nothing.
     fn next(
         self: &Arc<Self>,
-        mut sender: KBox<Sender>,
+        mut sender: Sender,
         wait: Wait,
         rounds: u32,
-    ) -> Option<(Next, KBox<Sender>)> {
+    ) -> Option<(Next, Sender)> {
         let mut tx = self.tx.lock();
         let (channel, closing) = match &mut *tx {
             Tx::Open(channel) => (channel, false),
@@ -333,7 +333,7 @@ impl Connection {
     }
 
     /// Leaves `sender` to the worker, who may wait.
-    fn hand_over(self: &Arc<Self>, sender: KBox<Sender>) {
+    fn hand_over(self: &Arc<Self>, sender: Sender) {
         let mut tx = self.tx.lock();
         match &mut *tx {
             Tx::Open(channel) | Tx::Closing(channel) if sender.is_for(&channel.link) => {

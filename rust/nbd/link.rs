@@ -102,7 +102,7 @@ pub(crate) struct Link {
     traffic: Traffic,
     /// Here until the receiver's work takes it.
     #[pin]
-    receiver: SpinLock<Option<KBox<Receiver>>>,
+    receiver: SpinLock<Option<Receiver>>,
     #[pin]
     receive_work: Work<Link>,
 }
@@ -116,7 +116,7 @@ impl Link {
     pub(crate) fn new(disk: &Disk, socket: Socket) -> Result<Arc<Self>> {
         socket.set_block_io();
         let socket = Stream(socket);
-        let receiver = KBox::new(Receiver::new()?, GFP_KERNEL)?;
+        let receiver = Receiver::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 generation: disk.data().new_generation(),

@@ -9,7 +9,7 @@ use crate::{
             mq::{Claim, Op},
             BlkStatus, //
         },
-        bvec::{BvecBuf, BvecDest},
+        bvec::BvecDest,
         net::socket::Wait,
         trace, //
     },
@@ -19,8 +19,11 @@ use crate::{
 };
 use kernel::{fmt, prelude::*};
 
-/// Pieces of one receive.
-const MAX_PIECES: usize = 64;
+/// Pieces of one receive, on the stack: 128 KiB of scattered pages and what is read ahead, and some
+/// more.
+const MAX_PIECES: usize = 40;
+
+type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 
 /// Bytes read ahead: this many replies without payload cost one receive. What it holds of a
 /// payload is copied once more, so it is kept small.
@@ -60,7 +63,6 @@ impl fmt::Display for ReceiveError {
 
 /// The one who reads a link's socket.
 pub(crate) struct Receiver {
-    vecs: BvecBuf,
     ahead: KVec<u8>,
     /// The bytes of `ahead` that were received and not looked at.
     start: usize,
@@ -70,7 +72,6 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
-            vecs: BvecBuf::new(MAX_PIECES, 0)?,
             ahead: KVec::from_elem(0, READ_AHEAD, GFP_KERNEL)?,
             start: 0,
             end: 0,
@@ -133,7 +134,7 @@ impl Receiver {
             self.ahead.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
-            let mut dest = self.vecs.dest();
+            let mut dest = Dest::new();
             dest.push_bytes(&mut self.ahead, self.end);
             self.end += Self::some(link, &mut dest, Wait::Some)?;
         }
@@ -150,19 +151,13 @@ impl Receiver {
         let len = claim.bytes() as usize;
         let mut done = 0;
         if self.start < self.end {
-            let Self {
-                vecs,
-                ahead,
-                start,
-                end,
-            } = self;
-            let mut dest = vecs.dest();
+            let mut dest = Dest::new();
             dest.push_request(claim, 0);
-            done = dest.fill(ahead.get(*start..*end).unwrap_or(&[]));
-            *start += done;
+            done = dest.fill(self.buffered());
+            self.start += done;
         }
         while done < len {
-            let mut dest = self.vecs.dest();
+            let mut dest = Dest::new();
             let whole = dest.push_request(claim, done);
             // Nothing is left over from reading ahead, or the payload would be complete.
             let wait = if whole && len - done <= LONG_PAYLOAD {
@@ -181,7 +176,7 @@ impl Receiver {
 
     /// Receives, and says how many bytes that brought; none if it only ran into a timeout of the
     /// socket's own.
-    fn some(link: &Link, dest: &mut BvecDest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
+    fn some(link: &Link, dest: &mut Dest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
         match link.socket().receive(dest, wait) {
             Ok(0) => Err(ReceiveError::Closed),
             Ok(bytes) => {

@@ -4,8 +4,8 @@
 
 use crate::{
     kernel::{
-        block::mq::{Op, RequestList, StartedRequest},
-        bvec::BvecBuf,
+        block::mq::{Op, RequestList},
+        bvec::BvecSource,
         net::socket::Wait,
         trace, //
     },
@@ -15,11 +15,12 @@ use crate::{
 };
 use kernel::{prelude::*, sync::Arc};
 
-/// Pieces of one send. To make the room for them is a good part of what a connection costs.
-const MAX_PIECES: usize = 64;
+/// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
+const MAX_PIECES: usize = 40;
 
-/// Headers of one send.
-const MAX_HEADERS: usize = 32;
+/// Headers of one send, and bytes of all of them.
+const MAX_HEADERS: usize = 18;
+const HEADERS_LEN: usize = MAX_HEADERS * REQUEST_LEN;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]
@@ -76,9 +77,8 @@ pub(crate) struct Sender {
     /// What of the batch's first request is sent.
     sent: Position,
     /// The headers of the batch's first requests, as they were given to tracers, who may change
-    /// them: made once, however often a send must be continued.
-    headers: KVec<[u8; REQUEST_LEN]>,
-    vecs: BvecBuf,
+    /// them: made once, however often a send must be continued. Has room for [`MAX_HEADERS`].
+    headers: KVec<u8>,
 }
 
 impl Sender {
@@ -87,8 +87,7 @@ impl Sender {
             link,
             batch: RequestList::new(),
             sent: Position::default(),
-            headers: KVec::with_capacity(MAX_HEADERS, GFP_KERNEL)?,
-            vecs: BvecBuf::new(MAX_PIECES, MAX_HEADERS * REQUEST_LEN)?,
+            headers: KVec::with_capacity(HEADERS_LEN, GFP_KERNEL)?,
         })
     }
 
@@ -117,17 +116,17 @@ impl Sender {
     /// After an error nothing more can be sent on the socket.
     pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
-            let mut source = self.vecs.source();
+            self.make_headers();
+            let mut source = BvecSource::<MAX_PIECES>::new();
             let mut from = self.sent;
-            for (index, rq) in self.batch.iter().enumerate() {
-                let Some(header) = Self::header(&mut self.headers, index, rq) else {
-                    break;
-                };
-                let rest = header.get(from.in_header()..).unwrap_or(&[]);
-                if !rest.is_empty() && !source.push_copy(rest) {
-                    break;
-                }
-                if rq.op() == Op::Write && !source.push_request(rq, from.in_payload()) {
+            let mut end = 0;
+            for rq in self.batch.iter() {
+                let start = end + from.in_header();
+                end += REQUEST_LEN;
+                if end > self.headers.len()
+                    || start < end && !source.push_bytes(&self.headers, start, end)
+                    || rq.op() == Op::Write && !source.push_request(rq, from.in_payload())
+                {
                     break;
                 }
                 from = Position::default();
@@ -150,25 +149,31 @@ impl Sender {
     /// message learns from the end of the stream.
     pub(crate) fn send_disconnect(&mut self) {
         let socket = self.link.socket();
-        let mut source = self.vecs.source();
-        source.push_copy(&encode_disconnect());
-        let _ = socket.send(&source, Wait::No);
+        self.headers.clear();
+        if Self::put_header(&mut self.headers, &encode_disconnect()) {
+            let mut source = BvecSource::<1>::new();
+            source.push_bytes(&self.headers, 0, REQUEST_LEN);
+            let _ = socket.send(&source, Wait::No);
+        }
         socket.shutdown_send();
     }
 
-    /// The header of the batch's request number `index`, which is the first that is not in
-    /// `headers` or one that is. `None` when there is no room.
-    fn header<'a>(
-        headers: &'a mut KVec<[u8; REQUEST_LEN]>,
-        index: usize,
-        rq: &StartedRequest<Queue>,
-    ) -> Option<&'a [u8; REQUEST_LEN]> {
-        if index == headers.len() && index < headers.capacity() {
+    /// Makes the headers of the batch's first requests that are not made yet, as far as there is
+    /// room.
+    fn make_headers(&mut self) {
+        let made = self.headers.len() / REQUEST_LEN;
+        for rq in self.batch.iter().take(MAX_HEADERS).skip(made) {
             let mut header = encode_request(rq);
             trace::nbd_send_request(&mut header, || rq.disk().data().index(), rq);
-            headers.push_within_capacity(header).ok()?;
+            if !Self::put_header(&mut self.headers, &header) {
+                break;
+            }
         }
-        headers.get(index)
+    }
+
+    /// `false` when there is no room, which there is for [`MAX_HEADERS`].
+    fn put_header(headers: &mut KVec<u8>, header: &[u8; REQUEST_LEN]) -> bool {
+        headers.extend_from_slice(header, GFP_NOWAIT).is_ok()
     }
 
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
@@ -191,11 +196,9 @@ impl Sender {
         }
         self.link.traffic().add_sent(bytes);
         self.link.traffic().add_requests(whole);
-        let mut number = 0;
-        self.headers.retain(|_| {
-            number += 1;
-            number > whole
-        });
+        let done = self.headers.len().min(whole * REQUEST_LEN);
+        self.headers.copy_within(done.., 0);
+        self.headers.truncate(self.headers.len() - done);
     }
 }
 

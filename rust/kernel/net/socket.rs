@@ -116,7 +116,11 @@ impl Socket {
     ///
     /// Fails with `EAGAIN` when nothing could be sent without waiting or within the socket's
     /// timeout, and with `EPIPE` after [`Self::shutdown`].
-    pub(crate) fn send(&self, source: &BvecSource<'_>, wait: Wait) -> Result<usize> {
+    pub(crate) fn send<const N: usize>(
+        &self,
+        source: &BvecSource<'_, N>,
+        wait: Wait,
+    ) -> Result<usize> {
         let _creds = KernelCreds::enter();
         let _noreclaim = NoReclaim::enter();
         let mut msg = bindings::msghdr {
@@ -139,7 +143,11 @@ impl Socket {
     /// Sleeps.
     ///
     /// Fails with `EAGAIN` when nothing came without waiting or within the socket's timeout.
-    pub(crate) fn receive(&self, dest: &mut BvecDest<'_>, wait: Wait) -> Result<usize> {
+    pub(crate) fn receive<const N: usize>(
+        &self,
+        dest: &mut BvecDest<'_, N>,
+        wait: Wait,
+    ) -> Result<usize> {
         let _creds = KernelCreds::enter();
         let _noreclaim = NoReclaim::enter();
         let flags = bindings::MSG_NOSIGNAL | Self::flags(wait);
