@@ -306,3 +306,81 @@ impl Device {
         self.show_debug(disk);
     }
 }
+
+#[kernel::macros::kunit_tests(nbd_changes)]
+mod tests {
+    use super::*;
+
+    fn no_changes() -> Changes {
+        Changes {
+            sockets: KVec::new(),
+            size: None,
+            block_size: None,
+            timeout: None,
+            dead_conn_timeout: None,
+            client: None,
+        }
+    }
+
+    #[test]
+    fn timeouts_of_a_message_are_cut() -> Result {
+        let most = u64::from(MAX_TIMEOUT);
+        for seconds in [0, 1, most, most + 1, 1 << 32, u64::MAX] {
+            let changes = Changes {
+                timeout: Some(seconds),
+                ..no_changes()
+            };
+            let params = changes.apply(Params::default())?;
+            assert_eq!(u64::from(params.timeout()), seconds.min(most));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn changes_of_a_message() -> Result {
+        let before = Params::default().with_size(1 << 20)?.with_timeout(5)?;
+        assert!(no_changes().apply(before)? == before);
+        let all = Changes {
+            size: Some(1 << 30),
+            block_size: Some(4096),
+            timeout: Some(0),
+            dead_conn_timeout: Some(9),
+            client: Some(ClientFlags::new(1)),
+            ..no_changes()
+        };
+        let after = Params::default()
+            .with_size(1 << 30)?
+            .with_block_size(4096)?
+            .with_timeout(0)?
+            .with_dead_conn_timeout(9)
+            .with_client(ClientFlags::new(1));
+        assert!(all.apply(before)? == after);
+        Ok(())
+    }
+
+    #[test]
+    fn one_bad_change_refuses_all() {
+        let bad = [
+            Changes {
+                size: Some(1 << 63),
+                ..no_changes()
+            },
+            Changes {
+                block_size: Some(513),
+                ..no_changes()
+            },
+            Changes {
+                block_size: Some(u64::MAX),
+                ..no_changes()
+            },
+        ];
+        for changes in bad {
+            let changed = Changes {
+                client: Some(ClientFlags::new(2)),
+                ..changes
+            }
+            .apply(Params::default());
+            assert!(changed.is_err_and(|error| error == EINVAL));
+        }
+    }
+}

@@ -2,12 +2,40 @@
 
 //! How far a session is, and why it comes to its end.
 
-use crate::receive::ReceiveError;
 use kernel::{
     fmt,
     prelude::*,
     time::{Instant, Monotonic}, //
 };
+
+/// Why a connection cannot be read any further.
+#[derive(Clone, Copy)]
+pub(crate) enum ReceiveError {
+    /// The server closed it.
+    Closed,
+    /// The socket failed.
+    Socket(Error),
+    /// The server sent what is no reply.
+    NoReply,
+    /// The server replied to what was not asked on this connection, or twice.
+    Unexpected { tag: u32 },
+}
+
+impl fmt::Display for ReceiveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("closed by the server"),
+            Self::Socket(error) => write!(f, "receive failed ({})", error.to_errno()),
+            Self::NoReply => f.write_str("the server sent something that is not a reply"),
+            Self::Unexpected { tag } => {
+                write!(
+                    f,
+                    "the server sent a reply that nobody waits for (tag {tag:#x})"
+                )
+            }
+        }
+    }
+}
 
 /// Why a connection was lost.
 #[derive(Clone, Copy)]

@@ -26,7 +26,7 @@ const FREEZE_MS: u32 = 1000;
 const MAX_RANGE: u32 = u32::MAX;
 
 /// The parameters of a device.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Params {
     /// In bytes; at most `i64::MAX`.
     size: u64,
@@ -179,20 +179,8 @@ impl Params {
 #[kernel::macros::kunit_tests(nbd_params)]
 mod tests {
     use super::*;
-    use crate::configure::Changes;
 
     const MAX_SIZE: u64 = i64::MAX as u64;
-
-    fn no_changes() -> Changes {
-        Changes {
-            sockets: KVec::new(),
-            size: None,
-            block_size: None,
-            timeout: None,
-            dead_conn_timeout: None,
-            client: None,
-        }
-    }
 
     /// All that can be seen of `params`.
     fn view(params: Params) -> (u64, u32, u32, u32, u32, ClientFlags) {
@@ -335,20 +323,6 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_of_a_message_are_cut() -> Result {
-        let most = u64::from(MAX_TIMEOUT);
-        for seconds in [0, 1, most, most + 1, 1 << 32, u64::MAX] {
-            let changes = Changes {
-                timeout: Some(seconds),
-                ..no_changes()
-            };
-            let params = changes.apply(Params::default())?;
-            assert_eq!(u64::from(params.timeout()), seconds.min(most));
-        }
-        Ok(())
-    }
-
-    #[test]
     fn each_changes_nothing_else() -> Result {
         let all = Params::default()
             .with_block_size(4096)?
@@ -368,47 +342,5 @@ mod tests {
         let none = ClientFlags::default();
         assert!(view(all.with_client(none)) == (1 << 30, 4096, 5, 0x17f, 6, none));
         Ok(())
-    }
-
-    #[test]
-    fn changes_of_a_message() -> Result {
-        let before = Params::default().with_size(1 << 20)?.with_timeout(5)?;
-        assert!(view(no_changes().apply(before)?) == view(before));
-        let all = Changes {
-            size: Some(1 << 30),
-            block_size: Some(4096),
-            timeout: Some(0),
-            dead_conn_timeout: Some(9),
-            client: Some(ClientFlags::new(1)),
-            ..no_changes()
-        };
-        assert!(view(all.apply(before)?) == (1 << 30, 4096, 0, 0, 9, ClientFlags::new(1)));
-        Ok(())
-    }
-
-    #[test]
-    fn one_bad_change_refuses_all() {
-        let bad = [
-            Changes {
-                size: Some(MAX_SIZE + 1),
-                ..no_changes()
-            },
-            Changes {
-                block_size: Some(513),
-                ..no_changes()
-            },
-            Changes {
-                block_size: Some(u64::MAX),
-                ..no_changes()
-            },
-        ];
-        for changes in bad {
-            let changed = Changes {
-                client: Some(ClientFlags::new(2)),
-                ..changes
-            }
-            .apply(Params::default());
-            assert!(changed.is_err_and(|error| error == EINVAL));
-        }
     }
 }

@@ -13,11 +13,12 @@ use crate::{
         net::socket::Wait,
         trace, //
     },
+    life::ReceiveError,
     link::Link,
     protocol::{Reply, REPLY_LEN},
     queue::Queue,
 };
-use kernel::{fmt, prelude::*};
+use kernel::prelude::*;
 
 /// Pieces of one receive, on the stack: 128 KiB of scattered pages and what is read ahead, and some
 /// more.
@@ -31,35 +32,6 @@ const READ_AHEAD: usize = 16 * REPLY_LEN;
 
 /// A payload longer than this is received without reading ahead behind it.
 const LONG_PAYLOAD: usize = 32 << 10;
-
-/// Why a connection cannot be read any further.
-#[derive(Clone, Copy)]
-pub(crate) enum ReceiveError {
-    /// The server closed it.
-    Closed,
-    /// The socket failed.
-    Socket(Error),
-    /// The server sent what is no reply.
-    NoReply,
-    /// The server replied to what was not asked on this connection, or twice.
-    Unexpected { tag: u32 },
-}
-
-impl fmt::Display for ReceiveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => f.write_str("closed by the server"),
-            Self::Socket(error) => write!(f, "receive failed ({})", error.to_errno()),
-            Self::NoReply => f.write_str("the server sent something that is not a reply"),
-            Self::Unexpected { tag } => {
-                write!(
-                    f,
-                    "the server sent a reply that nobody waits for (tag {tag:#x})"
-                )
-            }
-        }
-    }
-}
 
 /// The one who reads a link's socket.
 pub(crate) struct Receiver {

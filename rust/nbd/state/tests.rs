@@ -186,24 +186,11 @@ fn some_params(client: u64) -> Params {
     params.with_client(ClientFlags::new(client))
 }
 
-type ParamsView = (u64, u32, u32, u32, u32, ClientFlags);
-
-fn view_params(params: Params) -> ParamsView {
-    (
-        params.size(),
-        params.block_size(),
-        params.timeout(),
-        params.flags().raw(),
-        params.dead_conn_timeout(),
-        params.client(),
-    )
-}
-
 /// A description of a state, to compare.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct View {
     kind: Kind,
-    params: Option<ParamsView>,
+    params: Option<Params>,
     pid: i32,
     sockets: usize,
     /// Which sockets, in order.
@@ -223,14 +210,14 @@ fn view(state: &FakeState<'_>) -> View {
     match state {
         State::Idle(params) => {
             view.kind = Kind::Idle;
-            view.params = Some(view_params(*params));
+            view.params = Some(*params);
         }
         State::Setup(setup) => {
             view.kind = match setup.owner.is_alive() {
                 true => Kind::Setup,
                 false => Kind::Stale,
             };
-            view.params = Some(view_params(setup.params));
+            view.params = Some(setup.params);
             view.pid = setup.owner.pid;
             view.sockets = setup.socket_count();
             for socket in &setup.sockets {
@@ -243,7 +230,7 @@ fn view(state: &FakeState<'_>) -> View {
                 true => Kind::Closer,
                 false => Kind::Running,
             };
-            view.params = Some(view_params(*params));
+            view.params = Some(*params);
             view.session = session.id;
         }
         State::Stopped(params) => {
@@ -251,7 +238,7 @@ fn view(state: &FakeState<'_>) -> View {
                 true => Kind::Doomed,
                 false => Kind::Stopped,
             };
-            view.params = Some(view_params(*params));
+            view.params = Some(*params);
         }
         State::Leaving => view.kind = Kind::Leaving,
     }
@@ -783,7 +770,7 @@ mod set_sock_table {
             assert!(after.kind == Kind::Setup);
             assert_eq!((after.pid, after.sockets), (5, 1));
             // The parameters stay.
-            assert!(after.params == Some(view_params(some_params(0))));
+            assert!(after.params == Some(some_params(0)));
             drop(state);
             assert!(world.is_clean());
         }
@@ -1038,7 +1025,7 @@ mod transitions {
         };
         assert!(!state.retired(params, 0));
         assert!(is_idle(&state));
-        assert!(view_params(state.params()) == view_params(Params::default()));
+        assert!(state.params() == Params::default());
         Ok(())
     }
 
@@ -1197,7 +1184,7 @@ mod transitions {
             let mut state = make(&world, kind)?;
             drop(state.last_closed());
             assert!(is_idle(&state));
-            assert!(view_params(state.params()) == view_params(Params::default()));
+            assert!(state.params() == Params::default());
             assert!(world.is_clean());
         }
         Ok(())
