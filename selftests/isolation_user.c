@@ -443,31 +443,18 @@ static bool has_address(const char *text)
 static int log_start(struct log *l)
 {
 	memset(l, 0, sizeof(*l));
-	l->fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	if (l->fd < 0)
-		return -errno;
-	lseek(l->fd, 0, SEEK_END);
+	l->fd = log_open();
 	l->start = now_ms();
-	return 0;
+	return l->fd < 0 ? l->fd : 0;
 }
 
 /* Count all lines, whoever they are from: nothing else runs here. */
 static void log_read(struct log *l)
 {
-	char line[8192];
-	ssize_t n;
+	const char *text;
 
-	while ((n = read(l->fd, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
-		char *text;
-
+	while ((text = log_next(l->fd))) {
 		l->lines++;
-		if (n < 0)
-			continue;
-		line[n] = 0;
-		text = strchr(line, ';');
-		if (!text)
-			continue;
-		text[1 + strcspn(text + 1, "\n")] = 0;
 		if (!has_address(text))
 			continue;
 		l->addresses++;

@@ -169,38 +169,23 @@ TEST_F(wait, timeout_is_a_death)
 	nl_expect_all(_metadata, &ns->s, 0);
 }
 
-/* Is there a new line in the kernel's log about this device with these words? */
-static bool logged(int kmsg, struct nbd_dev *d, const char *words)
-{
-	char line[8192], name[32];
-	bool found = false;
-	ssize_t n;
-
-	snprintf(name, sizeof(name), "nbd%d:", d->index);
-	while ((n = read(kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
-		line[n > 0 ? n : 0] = 0;
-		found = found || (strstr(line, name) && strstr(line, words));
-	}
-	return found;
-}
-
 /*
  * Without a timeout a server may take as long as it likes: after 30 s, the block layer's own
  * timeout, the log says so, and nothing else happens until it answers.
  */
 TEST_F(wait, no_timeout_is_no_death)
 {
-	int kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC), i;
+	static const char *const words[] = { "there is no timeout", NULL };
 	struct nl_session *ns = &self->ns;
+	int log = log_open(), i;
 	long long start;
 
-	ASSERT_LE(0, kmsg);
+	ASSERT_LE(0, log);
 	ns->s.npeers = 2;
 	ASSERT_EQ(0, nl_connect(ns));
 	start = now_ms();
 	ASSERT_EQ(0, holder_start(&ns->s));
-	lseek(kmsg, 0, SEEK_END);
-	while (!logged(kmsg, &ns->s.dev, "there is no timeout")) {
+	while (!logged(log, &ns->s.dev, words)) {
 		ASSERT_GT(36000 + scaled(BOUNDED), now_ms() - start) TH_LOG("nothing is logged");
 		ASSERT_EQ(0, ns->s.sh->io_done) TH_LOG("a request has ended by itself");
 		usleep(10000);
@@ -213,7 +198,7 @@ TEST_F(wait, no_timeout_is_no_death)
 	nl_expect_all(_metadata, &ns->s, 0);
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 	EXPECT_EQ(0, nl_deaths(&self->events, ns->s.dev.index, 200));
-	close(kmsg);
+	close(log);
 }
 
 TEST_F(wait, timeout_and_no_time_to_wait)
