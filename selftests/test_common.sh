@@ -207,6 +207,12 @@ nbd_session_end() {
 # nbd_exited PID: true if the process is gone or a zombie.
 nbd_exited() { case $(ps -o stat= -p "$1") in Z* | "") true ;; *) false ;; esac; }
 
+# nbd_gone PID...: true if none of these processes is there any more.
+nbd_gone() {
+	local pid
+	for pid; do ! kill -0 "$pid" 2>/dev/null || return; done
+}
+
 # nbd_ioctl NAME [ARGUMENT]: one ioctl on the picked device; prints the error's name.
 nbd_ioctl() { "$NBD_DIR/helper_nbd" ioctl "$NBD_DEV" "$@"; }
 

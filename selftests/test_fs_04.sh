@@ -64,7 +64,7 @@ syncs() {
 	while true; do
 		before=$(written)
 		until [ "$(written)" -ge $((before + 8)) ]; do
-			mem_some_left "$@" || return 0
+			! nbd_gone "$@" || return 0
 			sleep 0.1
 		done
 		echo 3 >/proc/sys/vm/drop_caches
@@ -184,7 +184,7 @@ kills() {
 		serve || return
 		mem_last "$IO_PID"
 		wait_until 30 said again $i || { echo "kill $i: not back"; return 1; }
-		! mem_gone "$fio" || { echo "kill $i: writers have ended"; return 1; }
+		! nbd_gone "$fio" || { echo "kill $i: writers have ended"; return 1; }
 	done
 }
 

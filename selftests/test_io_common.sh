@@ -38,7 +38,7 @@ io_server_tcp() {
 	done
 	io_failed nbdkit
 }
-io_up_or_dead() { [ -s "$1" ] || ! kill -0 "$IO_PID" 2>/dev/null; }
+io_up_or_dead() { [ -s "$1" ] || nbd_gone "$IO_PID"; }
 
 # io_attach ARGS...: nbd-client with the ioctl interface, staying in the foreground of a job of
 # its own.
@@ -54,7 +54,7 @@ io_attach_unix() { io_attach -u "$IO_SOCK" "$NBD_DEV" "$@"; }
 io_attach_tcp() { io_attach 127.0.0.1 "$IO_PORT" "$NBD_DEV" "$@"; }
 
 # io_gone [PID]: the process (default: the client) has ended and the device is free.
-io_gone() { ! kill -0 "${1:-$IO_CLIENT}" 2>/dev/null && nbd_is_free "$NBD_INDEX"; }
+io_gone() { nbd_gone "${1:-$IO_CLIENT}" && nbd_is_free "$NBD_INDEX"; }
 
 io_detach() {
 	within 10 nbd-client -L -d "$NBD_DEV" >>"$NBD_TMP/nbd-client.log" 2>&1 &&

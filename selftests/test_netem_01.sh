@@ -155,7 +155,7 @@ for what in write read; do
 	reset
 	clear
 	ended "reset, $what" 4
-	kill -0 "$IO_PID" 2>/dev/null || serve
+	! nbd_gone "$IO_PID" || serve
 	recovers "reset, $what"
 done
 

@@ -36,7 +36,6 @@ busy() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" -gt 0 ]; }
 requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
 more() { [ "$(requests)" -gt $(($1 + 100)) ]; }
 said() { [ "$(grep -c "$1" "$NBD_TMP/persist")" -ge "$2" ]; }
-loads() { kill -0 "$load" 2>/dev/null; }
 kills() {
 	local i before
 	for i in 1 2 3; do
@@ -44,7 +43,7 @@ kills() {
 		wait_until 10 more "$before" || { echo "no I/O before kill $i"; return 1; }
 		kill -9 "$IO_PID"
 		wait_until 10 said dead $((i * $1)) || { echo "kill $i: not all are dead"; return 1; }
-		loads || { echo "kill $i: I/O has failed"; return 1; }
+		! nbd_gone "$load" || { echo "kill $i: I/O has failed"; return 1; }
 		serve || return
 		wait_until 15 said again $((i * $1)) || { echo "kill $i: not all are back"; return 1; }
 	done
@@ -53,7 +52,7 @@ kills() {
 }
 # fio ends well when it is told to end.
 load_ends() {
-	loads || return
+	! nbd_gone "$load" || return
 	kill -INT "$load"
 	wait_until 20 nbd_exited "$load" || return
 	wait "$load"
