@@ -77,6 +77,31 @@ io_detach_qemu() {
 		wait_until 10 io_gone "$IO_PID"
 }
 
+# io_load N CMD...: run CMD, which does I/O, until it ends; then its exit status is in $NBD_TMP/load.
+# Returns when more than N requests are in flight.
+io_load() {
+	local n=$1
+	shift
+	rm -f "$NBD_TMP/load"
+	(
+		"$@" 2>"$NBD_TMP/fio"
+		echo $? >"$NBD_TMP/load"
+	) &
+	disown
+	wait_until 10 io_busy "$n"
+}
+io_loaded() { [ -s "$NBD_TMP/load" ]; }
+# io_busy N: more than N requests are in flight; io_still: none is.
+io_in_flight() { awk '{print $1 + $2}' "$NBD_SYS/inflight"; }
+io_busy() { [ "$(io_in_flight)" -gt "$1" ]; }
+io_still() { [ "$(io_in_flight)" = 0 ]; }
+
+# io_read_one SECONDS: read a block that is in no cache.
+io_read_one() { within "$1" dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
+
+# io_none_stuck: nobody who does I/O is in uninterruptible sleep.
+io_none_stuck() { [ -z "$(ps -eo pid,stat,comm | awk '$2 ~ /^D/ && $3 ~ /^(fio|dd|kworker|nbd)/')" ]; }
+
 # Sequential and random, 4 KiB to 1 MiB, each in a region of its own.
 IO_SIZE=13M
 IO_JOBS=(

@@ -29,9 +29,8 @@ load() {
 		--verify_backlog=64 --randseed="$1" &
 	load=$!
 	nbd_defer kill -9 $load
-	wait_until 10 busy
+	wait_until 10 io_busy 0
 }
-busy() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" -gt 0 ]; }
 # requests: how many have been completed.
 requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
 more() { [ "$(requests)" -gt $(($1 + 100)) ]; }
