@@ -146,6 +146,14 @@ nbd_unload() {
 	rm -rf "$NBD_MARKS"
 }
 
+# nbd_in_use: rmmod says that somebody uses the driver.
+nbd_in_use() {
+	local message
+	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1
+	echo "$message"
+	[[ $message == *"in use"* ]]
+}
+
 # nbd_reload [PARAM=VALUE...]: unload if loaded, and load with these parameters.
 nbd_reload() { nbd_unload && nbd_load "$@"; }
 

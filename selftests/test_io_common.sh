@@ -53,6 +53,18 @@ io_attach() {
 io_attach_unix() { io_attach -u "$IO_SOCK" "$NBD_DEV" "$@"; }
 io_attach_tcp() { io_attach 127.0.0.1 "$IO_PORT" "$NBD_DEV" "$@"; }
 
+# io_persist SECONDS ARGS...: connect to IO_SOCK by netlink, and again as soon as the server is back,
+# if that is within this time. Sets IO_PERSIST. io_said WORD N: it has reported that N times.
+io_persist() {
+	"$NBD_DIR/helper_genl" persist -i "$NBD_INDEX" -u "$IO_SOCK" -b 4096 -D "$1" -t "$1" "${@:2}" \
+		>"$NBD_TMP/persist.log" 2>&1 &
+	IO_PERSIST=$!
+	disown
+	nbd_defer kill -9 $IO_PERSIST
+	wait_until 10 nbd_connected || io_failed persist
+}
+io_said() { [ "$(grep -c "$1" "$NBD_TMP/persist.log")" -ge "$2" ]; }
+
 # io_gone [PID]: the process (default: the client) has ended and the device is free.
 io_gone() { nbd_gone "${1:-$IO_CLIENT}" && nbd_is_free "$NBD_INDEX"; }
 

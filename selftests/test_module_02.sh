@@ -35,12 +35,7 @@ unload_at_once() {
 }
 
 # refused: rmmod fails because of a user, and the device is still there.
-refused() {
-	local message
-	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1
-	echo "$message"
-	[[ $message == *"in use"* ]] && [ -e /sys/block/nbd0 ]
-}
+refused() { nbd_in_use && [ -e /sys/block/nbd0 ]; }
 
 # session_round INDEX: a session, its end, and the end of the module without a pause. Sets $failed if not.
 session_round() {
