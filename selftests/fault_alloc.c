@@ -42,30 +42,17 @@ static char settings_before[ARRAY_SIZE(settings)][64];
 static bool get_text(const char *name, char *text, size_t len)
 {
 	char path[128];
-	ssize_t n;
-	int fd;
 
 	snprintf(path, sizeof(path), FAULT_DEBUG "%s", name);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, len - 1);
-	if (fd >= 0)
-		close(fd);
-	text[n > 0 ? n : 0] = 0;
-	return n > 0;
+	return read_file(path, text, len) > 0;
 }
 
 static bool put_text(const char *name, const char *text)
 {
 	char path[128];
-	bool ok;
-	int fd;
 
 	snprintf(path, sizeof(path), FAULT_DEBUG "%s", name);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-	if (fd >= 0)
-		close(fd);
-	return ok;
+	return write_file(path, text);
 }
 
 /* Where a function of the kernel begins and ends. */
@@ -200,9 +187,8 @@ static void try_main(struct try *t, const struct operation *op, int n)
 static void try_start(struct try *t, struct nl_session *ns, const struct operation *op, int n)
 {
 	if (!t->sh) {
-		t->sh = mmap(NULL, sizeof(*t->sh), PROT_READ | PROT_WRITE,
-			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-		if (t->sh == MAP_FAILED)
+		t->sh = shared_memory(sizeof(*t->sh));
+		if (!t->sh)
 			_exit(1);
 	}
 	memset(t->sh, 0, sizeof(*t->sh));
@@ -439,27 +425,6 @@ static void tally_show(struct tally *t, const char *name, int sites)
 static bool is_clean(int ret)
 {
 	return !ret || ret == -ENOMEM || ret == -ENOBUFS;
-}
-
-/* Sockets in the system that are not netlink's, nor ones of TCP that only wait for their end. */
-static int count_sockets(void)
-{
-	static const char * const files[] = {
-		"/proc/net/unix", "/proc/net/tcp", "/proc/net/tcp6"
-	};
-	char line[512], state[16];
-	int n = 0;
-	size_t i;
-	FILE *f;
-
-	for (i = 0; i < ARRAY_SIZE(files); i++) {
-		f = fopen(files[i], "re");
-		while (f && fgets(line, sizeof(line), f))
-			n += sscanf(line, "%*s %*s %*s %15s", state) == 1 && strcmp(state, "06");
-		if (f)
-			fclose(f);
-	}
-	return n;
 }
 
 FIXTURE(alloc)

@@ -26,8 +26,8 @@ static struct fuzz_shared *fuzz;
 
 static inline void fuzz_init(void)
 {
-	fuzz = mmap(NULL, sizeof(*fuzz), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (fuzz == MAP_FAILED)
+	fuzz = shared_memory(sizeof(*fuzz));
+	if (!fuzz)
 		exit(1);
 }
 
