@@ -65,6 +65,13 @@ static long set_new_sock(struct agent *a)
 	EXPECT_TRUE(no_eof(A_PEER));						\
 } while (0)
 
+/* That b is refused has not changed whose it is. */
+#define A_STAYS_THE_OWNER() do {						\
+	ASSERT_EQ(0, agent_open(&self->b));					\
+	B_IS_REFUSED();								\
+	EXPECT_EQ(0, set_new_sock(&self->a));					\
+} while (0)
+
 /* b's SET_SOCK succeeds, and what a had set up is gone. */
 #define B_TAKES_OVER() do {							\
 	EXPECT_EQ(0, agent_set_sock(&self->b, &self->b_sock[0]));		\
@@ -153,10 +160,7 @@ TEST_F(sock, setup_same_owner_by_another_descriptor)
 TEST_F(sock, setup_other_live_owner_is_ebusy)
 {
 	A_SETS_UP();
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	/* The refusal has not changed whose it is. */
-	EXPECT_EQ(0, set_new_sock(&self->a));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_owner_has_exited_a_zombie)
@@ -216,9 +220,7 @@ TEST_F(sock, setup_by_a_thread_that_has_ended)
 {
 	ASSERT_EQ(0, agent_open(&self->a));
 	ASSERT_EQ(0, agent_set_sock_as(&self->a, &self->a_sock[0], AGENT_THREAD));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	EXPECT_EQ(0, set_new_sock(&self->a));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_owner_lives_without_its_first_thread)
@@ -240,9 +242,7 @@ TEST_F(sock, setup_owner_lives_without_its_first_thread)
 		p = strrchr(buf, ')');
 		p && p[2] == 'Z';
 	}), BOUNDED));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	EXPECT_EQ(0, set_new_sock(&self->a));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_child_is_another_process)
@@ -291,9 +291,7 @@ TEST_F(sock, setup_owner_survives_exec)
 	HOLD();
 	A_SETS_UP();
 	ASSERT_EQ(0, agent_call(&self->a, AGENT_EXEC, 0, 0, 0, 0));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	EXPECT_EQ(0, set_new_sock(&self->a));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_owner_survives_exec_by_a_thread)
@@ -301,9 +299,7 @@ TEST_F(sock, setup_owner_survives_exec_by_a_thread)
 	HOLD();
 	A_SETS_UP();
 	ASSERT_EQ(0, agent_call(&self->a, AGENT_EXEC, AGENT_THREAD, 0, 0, 0));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	EXPECT_EQ(0, set_new_sock(&self->a));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_clear_sock_returns_to_idle)
