@@ -51,19 +51,30 @@ static const char *no_compat(void)
 	return ret ? "the kernel runs no 32-bit programs" : NULL;
 }
 
+static const char *pick(struct nbd_dev *d, bool compat)
+{
+	const char *why = nbd_pick(d);
+
+	if (why || !compat)
+		return why;
+	why = no_compat();
+	if (why)
+		nbd_give_back(d);
+	return why;
+}
+
+static int start_user(struct agent *user, struct nbd_dev *d, bool compat)
+{
+	return agent_start_as(user, d->path, compat ? "helper_agent32" : "helper_agent");
+}
+
 FIXTURE_SETUP(input)
 {
-	const char *why;
+	const char *why = pick(&self->dev, variant->compat);
 
-	why = nbd_pick(&self->dev);
 	if (why)
 		SKIP(return, "%s", why);
-	if (variant->compat && no_compat()) {
-		nbd_give_back(&self->dev);
-		SKIP(return, "%s", no_compat());
-	}
-	ASSERT_EQ(0, agent_start_as(&self->user, self->dev.path,
-				    variant->compat ? "helper_agent32" : "helper_agent"));
+	ASSERT_EQ(0, start_user(&self->user, &self->dev, variant->compat));
 	ASSERT_EQ(0, agent_start(&self->holder, self->dev.path));
 	ASSERT_EQ(0, agent_open(&self->holder));
 	ASSERT_EQ(0, agent_open(&self->user));
@@ -310,18 +321,12 @@ FIXTURE_VARIANT_ADD(valid, compat) { .compat = true };
 
 FIXTURE_SETUP(valid)
 {
-	const char *why;
+	const char *why = pick(&self->dev, variant->compat);
 
-	why = nbd_pick(&self->dev);
 	if (why)
 		SKIP(return, "%s", why);
-	if (variant->compat && no_compat()) {
-		nbd_give_back(&self->dev);
-		SKIP(return, "%s", no_compat());
-	}
 	ASSERT_EQ(0, make_pair(KIND_UNIX, self->sock));
-	ASSERT_EQ(0, agent_start_as(&self->user, self->dev.path,
-				    variant->compat ? "helper_agent32" : "helper_agent"));
+	ASSERT_EQ(0, start_user(&self->user, &self->dev, variant->compat));
 	ASSERT_EQ(0, agent_open(&self->user));
 	ASSERT_EQ(0, agent_set_sock(&self->user, &self->sock[0]));
 	ASSERT_EQ(0, toy_start(&self->toy, self->sock[1], TOY_OBEDIENT));

@@ -36,16 +36,6 @@ static void __attribute__((__format__(__printf__, 1, 2))) find(const char *fmt, 
 	va_end(ap);
 }
 
-static bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
 /* Ways to be without privilege. */
 
 static int be_nobody(void)
@@ -114,27 +104,34 @@ FIXTURE_VARIANT_ADD(user, nobody_in_user_and_net_ns) {
 	.become = nobody_be_root_of_user_and_net_ns,
 };
 
-FIXTURE_SETUP(user)
+static const char *can_become(int (*become)(void))
 {
-	const char *why = geteuid() ? "must be run as root" : NULL;
 	int status;
 	pid_t pid;
 
-	if (!why) {
-		fflush(NULL);
-		pid = fork();
-		if (!pid)
-			_exit(variant->become() ? 1 : 0);
-		if (waitpid(pid, &status, 0) != pid || status)
-			why = "the kernel has no user namespaces for this user";
-	}
-	if (!why)
-		why = nl_init(&self->ns, 1, PEER_GOOD);
+	if (geteuid())
+		return "must be run as root";
+	fflush(NULL);
+	pid = fork();
+	if (!pid)
+		_exit(become() ? 1 : 0);
+	if (waitpid(pid, &status, 0) != pid || status)
+		return "the kernel has no user namespaces for this user";
+	return NULL;
+}
+
+static const char *begin(struct nl_session *ns)
+{
+	found = shared_memory(sizeof(*found));
+	return found ? nl_init(ns, 1, PEER_GOOD) : "no memory";
+}
+
+FIXTURE_SETUP(user)
+{
+	const char *why = can_become(variant->become) ?: begin(&self->ns);
+
 	if (why)
 		SKIP(return, "%s", why);
-	found = mmap(NULL, sizeof(*found), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		     0);
-	ASSERT_NE(MAP_FAILED, found);
 	self->dev = open(self->ns.s.dev.path, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->dev);
 	ASSERT_EQ(0, genl_open(&self->genl));
@@ -443,31 +440,18 @@ static bool has_address(const char *text)
 static int log_start(struct log *l)
 {
 	memset(l, 0, sizeof(*l));
-	l->fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	if (l->fd < 0)
-		return -errno;
-	lseek(l->fd, 0, SEEK_END);
+	l->fd = log_open();
 	l->start = now_ms();
-	return 0;
+	return l->fd < 0 ? l->fd : 0;
 }
 
 /* Count all lines, whoever they are from: nothing else runs here. */
 static void log_read(struct log *l)
 {
-	char line[8192];
-	ssize_t n;
+	const char *text;
 
-	while ((n = read(l->fd, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
-		char *text;
-
+	while ((text = log_next(l->fd))) {
 		l->lines++;
-		if (n < 0)
-			continue;
-		line[n] = 0;
-		text = strchr(line, ';');
-		if (!text)
-			continue;
-		text[1 + strcspn(text + 1, "\n")] = 0;
 		if (!has_address(text))
 			continue;
 		l->addresses++;
@@ -499,15 +483,10 @@ FIXTURE(quiet)
 
 FIXTURE_SETUP(quiet)
 {
-	const char *why = geteuid() ? "must be run as root" : NULL;
+	const char *why = begin(&self->ns);
 
-	if (!why)
-		why = nl_init(&self->ns, 1, PEER_GOOD);
 	if (why)
 		SKIP(return, "%s", why);
-	found = mmap(NULL, sizeof(*found), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		     0);
-	ASSERT_NE(MAP_FAILED, found);
 	ASSERT_EQ(0, log_start(&self->log));
 }
 
@@ -700,7 +679,6 @@ static int look_at_debug(const char *path, const struct stat *st, int type,
 {
 	char buf[65536];
 	ssize_t n;
-	int fd;
 
 	if (type != FTW_F)
 		return 0;
@@ -709,11 +687,7 @@ static int look_at_debug(const char *path, const struct stat *st, int type,
 		ksft_print_msg("%s has mode %o\n", path, st->st_mode & 07777);
 		debug_bad++;
 	}
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, buf, sizeof(buf) - 1);
-	if (fd >= 0)
-		close(fd);
-	buf[n > 0 ? n : 0] = 0;
+	n = read_file(path, buf, sizeof(buf));
 	if (n < 0 || has_address(buf)) {
 		ksft_print_msg("%s: %s\n", path, n < 0 ? "cannot be read" : buf);
 		debug_bad++;

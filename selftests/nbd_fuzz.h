@@ -26,8 +26,8 @@ static struct fuzz_shared *fuzz;
 
 static inline void fuzz_init(void)
 {
-	fuzz = mmap(NULL, sizeof(*fuzz), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (fuzz == MAP_FAILED)
+	fuzz = shared_memory(sizeof(*fuzz));
+	if (!fuzz)
 		exit(1);
 }
 
@@ -98,11 +98,7 @@ static inline unsigned long fuzz_seed(void)
 /* The kernel's log from now on. */
 static inline int fuzz_log_open(void)
 {
-	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-
-	if (fd >= 0)
-		lseek(fd, 0, SEEK_END);
-	return fd;
+	return log_open();
 }
 
 /* True if nothing that has come since is a splat; says what is. */
@@ -114,26 +110,20 @@ static inline bool fuzz_log_clean(int fd)
 		"suspicious RCU", "blocked for more than", "refcount_t", "ODEBUG:",
 		"rust_kernel: panicked", "Call Trace", "Kernel panic",
 	};
-	char buf[8192];
+	const char *text;
 	bool clean = true;
-	ssize_t n;
 	size_t i;
 
-	for (;;) {
-		n = read(fd, buf, sizeof(buf) - 1);
-		if (n < 0 && errno == EPIPE)
-			continue;
-		if (n <= 0)
-			return clean;
-		buf[n] = 0;
+	while ((text = log_next(fd))) {
 		for (i = 0; i < ARRAY_SIZE(splats); i++) {
-			if (strstr(buf, splats[i])) {
-				fuzz_fail("the kernel says: %.*s", (int)strcspn(buf, "\n"), buf);
+			if (strstr(text, splats[i])) {
+				fuzz_fail("the kernel says: %s", text);
 				clean = false;
 				break;
 			}
 		}
 	}
+	return clean;
 }
 
 /* Netlink from the worker itself: any thread may send, one at a time on each socket. */

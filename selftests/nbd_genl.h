@@ -353,9 +353,8 @@ static inline struct nl_call nl_start(struct nl_msg *m)
 {
 	struct nl_call c = {};
 
-	c.answer = mmap(NULL, sizeof(*c.answer), PROT_READ | PROT_WRITE,
-			MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (c.answer == MAP_FAILED)
+	c.answer = shared_memory(sizeof(*c.answer));
+	if (!c.answer)
 		exit(1);
 	fflush(NULL);
 	c.pid = fork();

@@ -11,7 +11,6 @@
 #include "nbd_peer.h"
 #include "nbd_genl.h"
 
-#define NL_END_MS	2000
 #define NL_BLKSIZE	4096
 #define NL_SECTORS	((long long)(PEER_SIZE / 512))
 #define NL_FLAGS	(NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA)
@@ -28,14 +27,10 @@ struct nl_session {
 static inline int nl_peer(struct peer_session *s, int n)
 {
 	struct peer_shared *sh = s->sh;
-	int pair[2], size = 65536, one = 1, i;
+	int pair[2], i;
 
-	if (make_pair(s->tcp ? KIND_TCP : KIND_UNIX, pair))
+	if (peer_pair(s, pair))
 		return -errno;
-	setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-	setsockopt(pair[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-	if (s->tcp)
-		setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	sh->kind[n] = PEER_GOOD;
 	sh->deaf[n] = 0;
 	sh->go[n] = 0;
@@ -99,32 +94,11 @@ static inline int nl_finish(struct nl_session *ns, struct nl_msg *m)
 	return ns->answer.ret;
 }
 
-/*
- * A device of our own, not yet connected. As peer_init(), which takes its time to fill the data
- * byte by byte: they repeat after this much.
- */
+/* A device of our own, not yet connected. */
 static inline const char *nl_init(struct nl_session *ns, int npeers, enum peer_kind kind)
 {
-	size_t period = 1 << 20, i;
-	const char *why;
-
 	memset(ns, 0, sizeof(*ns));
-	why = nbd_pick(&ns->s.dev);
-	if (why)
-		return why;
-	ns->s.npeers = npeers;
-	ns->s.kind = kind;
-	ns->s.sh = mmap(NULL, sizeof(*ns->s.sh), PROT_READ | PROT_WRITE,
-			MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (ns->s.sh == MAP_FAILED) {
-		ns->s.sh = NULL;
-		return "no memory";
-	}
-	for (i = 0; i < period; i++)
-		ns->s.sh->data[i] = pattern(i);
-	for (i = period; i < PEER_SIZE; i += period)
-		memcpy(ns->s.sh->data + i, ns->s.sh->data, period);
-	return NULL;
+	return peer_init(&ns->s, npeers, kind);
 }
 
 /* Use this device instead. */
@@ -288,37 +262,29 @@ static inline int nl_stuck(const int *before, int nbefore, int ms)
 
 #ifdef TH_LOG
 
-/* Every request of the holder's has ended like this. */
-static inline void nl_expect_all(struct __test_metadata *_metadata, struct peer_session *s,
-				 int error)
-{
-	struct peer_shared *sh = s->sh;
-	int i, j;
-
-	ASSERT_TRUE(WAIT_UNTIL(sh->io_done == HOLDER_THREADS, NL_END_MS))
-		TH_LOG("%d of %d requests are finished", sh->io_done, HOLDER_THREADS);
-	for (i = 0; i < HOLDER_THREADS; i++) {
-		EXPECT_EQ(error, sh->io_errno[i]);
-		for (j = 0; !error && i % 2 == 0 && j < (int)HOLDER_CHUNK; j++)
-			if (sh->data[i * HOLDER_CHUNK + j] != 'a' + i)
-				break;
-		if (!error && i % 2 == 0)
-			EXPECT_EQ((int)HOLDER_CHUNK, j) TH_LOG("what was written is not there");
-	}
-	EXPECT_TRUE(WAIT_UNTIL(sh->late_done == HOLDER_THREADS, NL_END_MS));
-	EXPECT_EQ(error ? 0 : HOLDER_THREADS * 4096, sh->late_bytes);
-}
-
-/* A child that opens and closes the device until it is killed. */
-static inline pid_t open_and_close_for_ever(const char *path)
+/*
+ * Connect and disconnect while another process opens and closes the device. Whoever has it open
+ * from the session before keeps it for a moment, and no longer: until then it is EBUSY, or error.
+ */
+static inline void nl_connect_while_opened(struct __test_metadata *_metadata, struct nl_session *ns,
+					   int error)
 {
 	pid_t pid = fork_quiet();
+	int i, ret;
 
-	if (pid)
-		return pid;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	for (;;)
-		close(open(path, O_RDONLY | O_CLOEXEC));
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			close(open(ns->s.dev.path, O_RDONLY | O_CLOEXEC));
+	}
+	for (i = 0; i < 20; i++) {
+		ASSERT_TRUE(WAIT_UNTIL((ret = nl_connect(ns)) != -EBUSY && ret != -error, 2000));
+		ASSERT_EQ(0, ret) TH_LOG("round %d", i);
+		ASSERT_EQ(0, nl_disconnect(ns->s.dev.index));
+		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
+	}
+	kill(pid, SIGKILL);
+	EXPECT_TRUE(reap(pid, BOUNDED));
 }
 
 /* Connect, let the holder's requests arrive, and kill all servers. */

@@ -17,6 +17,7 @@
 #define PEER_MAX	4
 #define HOLDER_THREADS	8
 #define HOLDER_CHUNK	(256UL << 10)
+#define HOLDER_END_MS	2000
 
 enum peer_kind {
 	PEER_GOOD,		/* answers everything at once */
@@ -463,18 +464,18 @@ static inline int in_flight(struct peer_session *s)
 /* Prepare a session with npeers servers that become of one kind. */
 static inline int peer_prepare(struct peer_session *s, int npeers, enum peer_kind kind)
 {
-	int i;
+	/* The pattern's: byte by byte all of it would take its time. */
+	size_t period = 1 << 20, i;
 
 	s->npeers = npeers;
 	s->kind = kind;
-	s->sh = mmap(NULL, sizeof(*s->sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		     0);
-	if (s->sh == MAP_FAILED) {
-		s->sh = NULL;
+	s->sh = shared_memory(sizeof(*s->sh));
+	if (!s->sh)
 		return -1;
-	}
-	for (i = 0; i < (int)PEER_SIZE; i++)
+	for (i = 0; i < period; i++)
 		s->sh->data[i] = pattern(i);
+	for (i = period; i < PEER_SIZE; i += period)
+		memcpy(s->sh->data + i, s->sh->data, period);
 	return 0;
 }
 
@@ -489,28 +490,37 @@ static inline const char *peer_init(struct peer_session *s, int npeers, enum pee
 	return peer_prepare(s, npeers, kind) ? "no memory" : NULL;
 }
 
+/* A connection with buffers that a few requests fill: [0] is for the driver. */
+static inline int peer_pair(struct peer_session *s, int pair[2])
+{
+	int size = 65536, one = 1;
+
+	if (make_pair(s->tcp ? KIND_TCP : KIND_UNIX, pair))
+		return -1;
+	setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	setsockopt(pair[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+	if (s->tcp)
+		setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return 0;
+}
+
 /* Start the servers and the client, and wait until the device is there. */
 static inline int peer_start(struct peer_session *s)
 {
 	int pair[PEER_MAX][2];
-	int i, j, size = 65536, one = 1;
 	struct timeval never = { .tv_sec = -1 };
+	int i, j;
 
 	for (i = 0; i < s->npeers; i++) {
-		if (make_pair(s->tcp ? KIND_TCP : KIND_UNIX, pair[i]))
+		if (peer_pair(s, pair[i]))
 			return -1;
 		s->fd[i] = pair[i][0];
-		/* Buffers that a few requests fill. */
-		setsockopt(pair[i][0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-		setsockopt(pair[i][1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 		if (s->lowat)
 			setsockopt(pair[i][0], SOL_SOCKET, SO_RCVLOWAT, &s->lowat, sizeof(int));
 		if (s->hasty) {
 			setsockopt(pair[i][0], SOL_SOCKET, SO_RCVTIMEO, &never, sizeof(never));
 			setsockopt(pair[i][0], SOL_SOCKET, SO_SNDTIMEO, &never, sizeof(never));
 		}
-		if (s->tcp)
-			setsockopt(pair[i][1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	}
 	for (i = 0; i < s->npeers; i++) {
 		s->peer[i] = fork_quiet();
@@ -708,5 +718,30 @@ static inline const char *peer_works_again(struct peer_session *s)
 		wrong = "DO_IT does not return";
 	return wrong;
 }
+
+#ifdef TH_LOG
+
+/* Every request of the holder's has ended like this. */
+static inline void holder_expect(struct __test_metadata *_metadata, struct peer_session *s,
+				 int error)
+{
+	struct peer_shared *sh = s->sh;
+	int i, j;
+
+	ASSERT_TRUE(WAIT_UNTIL(sh->io_done == HOLDER_THREADS, HOLDER_END_MS))
+		TH_LOG("%d of %d requests are finished", sh->io_done, HOLDER_THREADS);
+	for (i = 0; i < HOLDER_THREADS; i++) {
+		EXPECT_EQ(error, sh->io_errno[i]);
+		for (j = 0; !error && i % 2 == 0 && j < (int)HOLDER_CHUNK; j++)
+			if (sh->data[i * HOLDER_CHUNK + j] != 'a' + i)
+				break;
+		if (!error && i % 2 == 0)
+			EXPECT_EQ((int)HOLDER_CHUNK, j) TH_LOG("what was written is not there");
+	}
+	EXPECT_TRUE(WAIT_UNTIL(sh->late_done == HOLDER_THREADS, HOLDER_END_MS));
+	EXPECT_EQ(error ? 0 : HOLDER_THREADS * 4096, sh->late_bytes);
+}
+
+#endif /* TH_LOG */
 
 #endif /* NBD_PEER_H */

@@ -140,6 +140,36 @@ static inline long scaled_down(long n)
 	return n / scaled(1) ?: 1;
 }
 
+/* What is in a file, as text: its length, or -1. */
+static inline ssize_t read_file(const char *path, char *text, size_t len)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, len - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	return n;
+}
+
+static inline bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+/* Memory that children share, or NULL. */
+static inline void *shared_memory(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
 /* For the report that the runner makes at the end. */
 static inline void report_count(long n, const char *what)
 {
@@ -230,6 +260,25 @@ static inline int send_msg(int ctl, const void *msg, size_t len, int fd)
 }
 
 #ifndef NBD_TEST_AGENT
+
+/* Sockets in the system that are not netlink's, nor ones of TCP that only wait for their end. */
+static inline int count_sockets(void)
+{
+	static const char *const files[] = { "/proc/net/unix", "/proc/net/tcp", "/proc/net/tcp6" };
+	char line[512], state[16];
+	int n = 0;
+	size_t i;
+	FILE *f;
+
+	for (i = 0; i < ARRAY_SIZE(files); i++) {
+		f = fopen(files[i], "re");
+		while (f && fgets(line, sizeof(line), f))
+			n += sscanf(line, "%*s %*s %*s %15s", state) == 1 && strcmp(state, "06");
+		if (f)
+			fclose(f);
+	}
+	return n;
+}
 
 /* The processes of this test, to be gone at its end; 0: none. */
 static pid_t nbd_children[64];
@@ -539,7 +588,9 @@ static inline void toy_main(enum toy_mode mode, int *requests)
 static inline int toy_start(struct toy *t, int fd, enum toy_mode mode)
 {
 	t->fd = fd;
-	t->requests = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	t->requests = shared_memory(4096);
+	if (!t->requests)
+		return -ENOMEM;
 	fflush(NULL);
 	t->pid = fork();
 	if (t->pid < 0)
@@ -684,6 +735,56 @@ static inline bool nbd_give_back(struct nbd_dev *d)
 		fprintf(stderr, "# nbd%d does not come back\n", d->index);
 	}
 	return ok;
+}
+
+/* The kernel's log */
+
+/* What is logged from now on, or -errno. */
+static inline int log_open(void)
+{
+	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	lseek(fd, 0, SEEK_END);
+	return fd;
+}
+
+/* The text of the next message, "" where some are lost, or NULL if there are no more. */
+static inline const char *log_next(int log)
+{
+	static char line[8192];
+	ssize_t n = read(log, line, sizeof(line) - 1);
+	char *text;
+
+	if (n <= 0)
+		return n < 0 && errno == EPIPE ? "" : NULL;
+	line[n] = 0;
+	text = strchr(line, ';');
+	if (!text)
+		return "";
+	text[strcspn(text, "\n")] = 0;
+	return text + 1;
+}
+
+/* Is there a new message about this device with all of these words? Those about it are shown. */
+static inline bool logged(int log, struct nbd_dev *d, const char *const words[])
+{
+	const char *text;
+	bool found = false;
+	char name[32];
+	int i;
+
+	snprintf(name, sizeof(name), "nbd%d:", d->index);
+	while ((text = log_next(log))) {
+		if (!strstr(text, name))
+			continue;
+		fprintf(stderr, "# log: %s\n", text);
+		for (i = 0; words[i] && strstr(text, words[i]); i++)
+			;
+		found = found || !words[i];
+	}
+	return found;
 }
 
 /* Sessions */

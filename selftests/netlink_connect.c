@@ -33,17 +33,9 @@ static const char *sys_text(struct nbd_dev *d, const char *name)
 {
 	static char text[256];
 	char path[128];
-	size_t n;
-	FILE *f;
 
 	snprintf(path, sizeof(path), "/sys/block/nbd%d/%s", d->index, name);
-	f = fopen(path, "re");
-	if (!f)
-		return NULL;
-	n = fread(text, 1, sizeof(text) - 1, f);
-	text[n] = 0;
-	fclose(f);
-	return text;
+	return read_file(path, text, sizeof(text)) < 0 ? NULL : text;
 }
 
 static int highest_index(void)

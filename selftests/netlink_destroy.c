@@ -192,21 +192,8 @@ TEST_F(destroy, stays_when_the_server_dies)
 TEST_F(destroy, opened_and_closed_all_the_time)
 {
 	struct nl_session *ns = &self->ns;
-	pid_t pid;
-	int i;
 
-	pid = open_and_close_for_ever(ns->s.dev.path);
-	for (i = 0; i < 20; i++) {
-		int ret;
-
-		ASSERT_TRUE(WAIT_UNTIL((ret = nl_connect(ns)) != -EBUSY && ret != -EINVAL,
-				       END_MS));
-		ASSERT_EQ(0, ret) TH_LOG("round %d", i);
-		ASSERT_EQ(0, nl_disconnect(INDEX));
-		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
-	}
-	kill(pid, SIGKILL);
-	EXPECT_TRUE(reap(pid, BOUNDED));
+	nl_connect_while_opened(_metadata, ns, EINVAL);
 	EXPECT_TRUE(WAIT_UNTIL(gone(&ns->s.dev), SOON));
 }
 

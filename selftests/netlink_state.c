@@ -47,25 +47,7 @@ TEST_F(state, connect_while_another_process_has_it_open)
 
 TEST_F(state, connect_while_somebody_opens_and_closes_it)
 {
-	struct nl_session *ns = &self->ns;
-	pid_t pid;
-	int i;
-
-	pid = open_and_close_for_ever(ns->s.dev.path);
-	for (i = 0; i < 20; i++) {
-		int ret;
-
-		/*
-		 * Whoever has it open from the session before keeps it for a moment, and no
-		 * longer.
-		 */
-		ASSERT_TRUE(WAIT_UNTIL((ret = nl_connect(ns)) != -EBUSY, END_MS));
-		ASSERT_EQ(0, ret) TH_LOG("round %d", i);
-		ASSERT_EQ(0, nl_disconnect(ns->s.dev.index));
-		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
-	}
-	kill(pid, SIGKILL);
-	EXPECT_TRUE(reap(pid, BOUNDED));
+	nl_connect_while_opened(_metadata, &self->ns, EBUSY);
 }
 
 TEST_F(state, connect_while_an_ioctl_setup_lives_is_ebusy)
@@ -232,7 +214,6 @@ static void with_io(struct __test_metadata *_metadata, struct nl_session *ns, en
 {
 	struct peer_shared *sh = ns->s.sh;
 	long long start;
-	int i;
 
 	ns->s.kind = kind;
 	ns->dead = 8;
@@ -244,12 +225,7 @@ static void with_io(struct __test_metadata *_metadata, struct nl_session *ns, en
 	start = now_ms();
 	EXPECT_EQ(0, end_it(&ns->s, cmd));
 	EXPECT_GT(scaled(END_MS), now_ms() - start);
-	ASSERT_TRUE(WAIT_UNTIL(sh->io_done == HOLDER_THREADS, END_MS))
-		TH_LOG("%d of %d requests are finished", sh->io_done, HOLDER_THREADS);
-	for (i = 0; i < HOLDER_THREADS; i++)
-		EXPECT_EQ(EIO, sh->io_errno[i]);
-	EXPECT_TRUE(WAIT_UNTIL(sh->late_done == HOLDER_THREADS, END_MS));
-	EXPECT_EQ(0, sh->late_bytes);
+	holder_expect(_metadata, &ns->s, EIO);
 	EXPECT_TRUE(WAIT_UNTIL(!nbd_sys_exists(&ns->s.dev, "pid"), SOON));
 	if (kind != PEER_DEAF)
 		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));

@@ -32,39 +32,16 @@ FIXTURE_TEARDOWN(multi)
 
 static void expect_all_good(struct __test_metadata *_metadata, struct peer_session *s)
 {
-	struct peer_shared *sh = s->sh;
-	int i, j;
-
-	ASSERT_TRUE(WAIT_UNTIL(sh->io_done == HOLDER_THREADS, END_MS))
-		TH_LOG("%d of %d requests are finished", sh->io_done, HOLDER_THREADS);
-	for (i = 0; i < HOLDER_THREADS; i++) {
-		EXPECT_EQ(0, sh->io_errno[i]);
-		/* What the even threads wrote has arrived, whichever connection took it. */
-		for (j = 0; i % 2 == 0 && j < (int)HOLDER_CHUNK; j++)
-			if (sh->data[i * HOLDER_CHUNK + j] != 'a' + i)
-				break;
-		if (i % 2 == 0)
-			EXPECT_EQ((int)HOLDER_CHUNK, j);
-	}
-	EXPECT_TRUE(WAIT_UNTIL(sh->late_done == HOLDER_THREADS, END_MS));
-	EXPECT_EQ(HOLDER_THREADS * 4096, sh->late_bytes);
-	EXPECT_EQ(1, sh->client_stage)
+	holder_expect(_metadata, s, 0);
+	EXPECT_EQ(1, s->sh->client_stage)
 		TH_LOG("the session ended although connections are left");
 }
 
 static void expect_end(struct __test_metadata *_metadata, struct peer_session *s)
 {
-	struct peer_shared *sh = s->sh;
-	int i;
-
-	EXPECT_TRUE(WAIT_UNTIL(sh->client_stage == 2, END_MS))
+	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, END_MS))
 		TH_LOG("DO_IT has not returned");
-	ASSERT_TRUE(WAIT_UNTIL(sh->io_done == HOLDER_THREADS, END_MS))
-		TH_LOG("%d of %d requests are finished", sh->io_done, HOLDER_THREADS);
-	for (i = 0; i < HOLDER_THREADS; i++)
-		EXPECT_EQ(EIO, sh->io_errno[i]);
-	EXPECT_TRUE(WAIT_UNTIL(sh->late_done == HOLDER_THREADS, END_MS));
-	EXPECT_EQ(0, sh->late_bytes);
+	holder_expect(_metadata, s, EIO);
 }
 
 /* One connection with requests in flight goes the given way; the others answer. */

@@ -254,9 +254,8 @@ FIXTURE_SETUP(churn)
 
 	if (why)
 		SKIP(return, "%s", why);
-	churn = mmap(NULL, sizeof(*churn), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		     0);
-	ASSERT_NE(MAP_FAILED, churn);
+	churn = shared_memory(sizeof(*churn));
+	ASSERT_NE(NULL, churn);
 	memcpy(churn->want, self->run.ns.s.sh->data, sizeof(churn->want));
 	self->run.ns.s.timeout = 30;
 	self->run.ns.dead = 60;

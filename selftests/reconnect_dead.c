@@ -36,7 +36,7 @@ TEST_F(dead, no_time_to_wait)
 
 	nl_die_with_io(_metadata, ns);
 	start = now_ms();
-	nl_expect_all(_metadata, &ns->s, EIO);
+	holder_expect(_metadata, &ns->s, EIO);
 	EXPECT_GT(scaled(SOON), now_ms() - start);
 	EXPECT_TRUE(nbd_running(&ns->s.dev)) TH_LOG("the session is gone");
 	EXPECT_EQ(1, nl_connected(ns->s.dev.index));
@@ -47,15 +47,24 @@ TEST_F(dead, no_time_to_wait)
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 }
 
+/* All servers are dead: the requests wait, and succeed with new ones. */
+static void new_sockets(struct __test_metadata *_metadata, struct nl_session *ns)
+{
+	int i;
+
+	EXPECT_FALSE(WAIT_UNTIL(ns->s.sh->io_done, 500)) TH_LOG("it did not wait");
+	for (i = 0; i < ns->s.npeers; i++)
+		ASSERT_EQ(0, nl_reconnect(ns, i));
+	holder_expect(_metadata, &ns->s, 0);
+}
+
 TEST_F(dead, new_socket_in_time)
 {
 	struct nl_session *ns = &self->ns;
 
 	ns->dead = 10;
 	nl_die_with_io(_metadata, ns);
-	EXPECT_FALSE(WAIT_UNTIL(ns->s.sh->io_done, 500)) TH_LOG("it did not wait");
-	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
+	new_sockets(_metadata, ns);
 }
 
 TEST_F(dead, new_socket_in_time_over_tcp)
@@ -65,9 +74,7 @@ TEST_F(dead, new_socket_in_time_over_tcp)
 	ns->s.tcp = true;
 	ns->dead = 10;
 	nl_die_with_io(_metadata, ns);
-	EXPECT_FALSE(WAIT_UNTIL(ns->s.sh->io_done, 500)) TH_LOG("it did not wait");
-	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
+	new_sockets(_metadata, ns);
 }
 
 /* What was sent in half is sent again in whole. */
@@ -78,9 +85,7 @@ TEST_F(dead, new_socket_after_a_deaf_server)
 	ns->s.kind = PEER_DEAF;
 	ns->dead = 10;
 	nl_die_with_io(_metadata, ns);
-	EXPECT_FALSE(WAIT_UNTIL(ns->s.sh->io_done, 500)) TH_LOG("it did not wait");
-	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
+	new_sockets(_metadata, ns);
 }
 
 /* What was received in half is received again in whole. */
@@ -94,23 +99,17 @@ TEST_F(dead, new_socket_after_half_a_reply)
 	ASSERT_EQ(0, holder_start(&ns->s));
 	ns->s.sh->go[0] = 1;
 	ASSERT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), END_MS));
-	EXPECT_FALSE(WAIT_UNTIL(ns->s.sh->io_done, 500)) TH_LOG("it did not wait");
-	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
+	new_sockets(_metadata, ns);
 }
 
 TEST_F(dead, four_new_sockets_in_time)
 {
 	struct nl_session *ns = &self->ns;
-	int i;
 
 	ns->s.npeers = 4;
 	ns->dead = 10;
 	nl_die_with_io(_metadata, ns);
-	EXPECT_FALSE(WAIT_UNTIL(ns->s.sh->io_done, 500)) TH_LOG("it did not wait");
-	for (i = 0; i < 4; i++)
-		ASSERT_EQ(0, nl_reconnect(ns, i));
-	nl_expect_all(_metadata, &ns->s, 0);
+	new_sockets(_metadata, ns);
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 }
 
@@ -122,7 +121,7 @@ TEST_F(dead, one_new_socket_for_four)
 	ns->dead = 10;
 	nl_die_with_io(_metadata, ns);
 	ASSERT_EQ(0, nl_reconnect(ns, 2));
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 }
 
@@ -147,7 +146,7 @@ TEST_F(dead, new_servers_that_die)
 		if (i < 4)
 			ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
 	}
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 }
 
 /* No socket in time: an error when the time is over, at once from then on, until there is one. */
@@ -162,7 +161,7 @@ TEST_F(dead, time_is_over)
 	ASSERT_TRUE(WAIT_UNTIL(ns->s.sh->io_done == HOLDER_THREADS, 3000))
 		TH_LOG("%d of %d requests are finished", ns->s.sh->io_done, HOLDER_THREADS);
 	EXPECT_LT(1500, now_ms() - start);
-	nl_expect_all(_metadata, &ns->s, EIO);
+	holder_expect(_metadata, &ns->s, EIO);
 	start = now_ms();
 	EXPECT_EQ(1, other_wait(other_run(&ns->s, read_block), END_MS));
 	EXPECT_GT(scaled(SOON), now_ms() - start) TH_LOG("new I/O does not fail at once");
@@ -188,7 +187,7 @@ TEST_F(dead, new_io_waits_too)
 	EXPECT_FALSE(WAIT_UNTIL(exited(pid), 500)) TH_LOG("it did not wait");
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
 	EXPECT_EQ(0, other_wait(pid, END_MS));
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 }
 
 /* The same without any request in flight when the link dies. */
@@ -265,7 +264,7 @@ TEST_F(dead, others_go_on)
 	EXPECT_TRUE(WAIT_UNTIL(exited(other.s.peer[0]), SOON));
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 	EXPECT_TRUE(peer_end(&other.s));
 }
 

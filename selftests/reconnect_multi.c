@@ -47,7 +47,7 @@ TEST_F(multi, one_dies)
 	ASSERT_EQ(0, holder_start(s));
 	ASSERT_TRUE(nl_kill_peer(s, s->victim));
 	let_go(s);
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 	EXPECT_EQ(1, nl_deaths(&self->events, s->dev.index, 300));
 }
 
@@ -62,7 +62,7 @@ TEST_F(multi, one_dies_with_time_to_wait)
 	ASSERT_EQ(0, holder_start(s));
 	ASSERT_TRUE(nl_kill_peer(s, s->victim));
 	let_go(s);
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 }
 
 TEST_F(multi, three_die)
@@ -79,7 +79,7 @@ TEST_F(multi, three_die)
 		if (i != survivor)
 			ASSERT_TRUE(nl_kill_peer(s, i));
 	s->sh->go[survivor] = 1;
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 }
 
 /* What one had in flight is not all given to the same other one. */
@@ -117,7 +117,7 @@ TEST_F(multi, replays_are_shared)
 	EXPECT_LE(2, held);
 	EXPECT_LE(2, takers) TH_LOG("%d requests went to %d connections", held, takers);
 	let_go(s);
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 }
 
 /* Nor is all that comes later: each that is left has its part. */
@@ -142,7 +142,7 @@ TEST_F(multi, later_requests_are_shared)
 			EXPECT_LT(total / 20, s->sh->requests[i] - before[i])
 				TH_LOG("connection %d of %d requests", i, total);
 	EXPECT_EQ(0, s->sh->loop_errors);
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 }
 
 /* One that is replaced gets its part of the requests again. */
@@ -165,7 +165,7 @@ TEST_F(multi, replaced_while_others_work)
 	for (i = 0; i < NCONN; i++)
 		EXPECT_LT(0, s->sh->requests[i]) TH_LOG("connection %d", i);
 	EXPECT_EQ(0, s->sh->loop_errors);
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 }
 
 TEST_F(multi, two_are_replaced_by_one_message)
@@ -217,7 +217,7 @@ TEST_F(multi, late_replies_after_a_replay)
 	WAIT_UNTIL(s->sh->io_done == HOLDER_THREADS, 990);
 	s->sh->go[s->victim] = 1;
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->io_done == HOLDER_THREADS, 4000));
-	nl_expect_all(_metadata, s, 0);
+	holder_expect(_metadata, s, 0);
 	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
 	EXPECT_TRUE(nbd_running(&s->dev));
 }

@@ -46,7 +46,7 @@ TEST_F(wait, link_dead_is_sent_once)
 	}
 	for (i = 0; i < 4; i++)
 		ASSERT_EQ(0, nl_reconnect(ns, i));
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 	EXPECT_EQ(0, nl_deaths(&self->events, index, 200)) TH_LOG("without any death");
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 1));
 	EXPECT_EQ(1, nl_deaths(&self->events, index, scaled(500))) TH_LOG("the new one's death");
@@ -126,7 +126,7 @@ TEST_F(wait, broken_reply_is_a_death)
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the server sees no end");
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 }
 
 /* No kernel thread sleeps while requests wait. */
@@ -166,22 +166,7 @@ TEST_F(wait, timeout_is_a_death)
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the server sees no end");
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
-	nl_expect_all(_metadata, &ns->s, 0);
-}
-
-/* Is there a new line in the kernel's log about this device with these words? */
-static bool logged(int kmsg, struct nbd_dev *d, const char *words)
-{
-	char line[8192], name[32];
-	bool found = false;
-	ssize_t n;
-
-	snprintf(name, sizeof(name), "nbd%d:", d->index);
-	while ((n = read(kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
-		line[n > 0 ? n : 0] = 0;
-		found = found || (strstr(line, name) && strstr(line, words));
-	}
-	return found;
+	holder_expect(_metadata, &ns->s, 0);
 }
 
 /*
@@ -190,17 +175,17 @@ static bool logged(int kmsg, struct nbd_dev *d, const char *words)
  */
 TEST_F(wait, no_timeout_is_no_death)
 {
-	int kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC), i;
+	static const char *const words[] = { "there is no timeout", NULL };
 	struct nl_session *ns = &self->ns;
+	int log = log_open(), i;
 	long long start;
 
-	ASSERT_LE(0, kmsg);
+	ASSERT_LE(0, log);
 	ns->s.npeers = 2;
 	ASSERT_EQ(0, nl_connect(ns));
 	start = now_ms();
 	ASSERT_EQ(0, holder_start(&ns->s));
-	lseek(kmsg, 0, SEEK_END);
-	while (!logged(kmsg, &ns->s.dev, "there is no timeout")) {
+	while (!logged(log, &ns->s.dev, words)) {
 		ASSERT_GT(36000 + scaled(BOUNDED), now_ms() - start) TH_LOG("nothing is logged");
 		ASSERT_EQ(0, ns->s.sh->io_done) TH_LOG("a request has ended by itself");
 		usleep(10000);
@@ -210,10 +195,10 @@ TEST_F(wait, no_timeout_is_no_death)
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	for (i = 0; i < 2; i++)
 		ns->s.sh->go[i] = 1;
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 	EXPECT_EQ(0, nl_deaths(&self->events, ns->s.dev.index, 200));
-	close(kmsg);
+	close(log);
 }
 
 TEST_F(wait, timeout_and_no_time_to_wait)
@@ -228,7 +213,7 @@ TEST_F(wait, timeout_and_no_time_to_wait)
 	ASSERT_EQ(0, holder_start(&ns->s));
 	ASSERT_TRUE(WAIT_UNTIL(ns->s.sh->io_done == HOLDER_THREADS, 4000));
 	EXPECT_LT(700, now_ms() - start);
-	nl_expect_all(_metadata, &ns->s, EIO);
+	holder_expect(_metadata, &ns->s, EIO);
 	EXPECT_EQ(0, nl_reconnect(ns, 0));
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 }
@@ -253,7 +238,7 @@ TEST_F(wait, old_server_answers_late)
 		ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
 		ASSERT_EQ(0, nl_reconnect(ns, 0));
 	}
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
 }
 
@@ -278,7 +263,7 @@ TEST_F_TIMEOUT(wait, one_server_after_the_other, 40)
 	}
 	ASSERT_TRUE(WAIT_UNTIL(ns->s.sh->looped == rounds * HOLDER_THREADS, 10000));
 	EXPECT_EQ(0, ns->s.sh->loop_errors);
-	nl_expect_all(_metadata, &ns->s, 0);
+	holder_expect(_metadata, &ns->s, 0);
 }
 
 /* Whoever waits can be told. */
@@ -330,7 +315,7 @@ TEST_F(told, by_the_end)
 	EXPECT_TRUE(WAIT_UNTIL(ns->s.sh->io_done == HOLDER_THREADS && exited(pid), SOON))
 		TH_LOG("%d of %d requests are finished", ns->s.sh->io_done, HOLDER_THREADS);
 	EXPECT_EQ(1, other_wait(pid, SOON));
-	nl_expect_all(_metadata, &ns->s, EIO);
+	holder_expect(_metadata, &ns->s, EIO);
 	EXPECT_EQ(0, variant->cmd ? other_wait(ender, BOUNDED) : nl_wait(call, BOUNDED)->ret);
 	EXPECT_TRUE(WAIT_UNTIL(!nbd_sys_exists(&ns->s.dev, "pid"), SOON));
 	ns->s.sh->holder_stop = 1;

@@ -261,43 +261,16 @@ FIXTURE_TEARDOWN(rounds)
 	EXPECT_TRUE(nbd_give_back(&self->dev));
 }
 
-/* Lines of a file in /proc/net; of TCP's without those that only wait for old packets. */
-static int count_sockets(void)
-{
-	static const char *const files[] = { "/proc/net/unix", "/proc/net/tcp", "/proc/net/tcp6" };
-	char line[512];
-	unsigned int st;
-	size_t i;
-	int n = 0;
-
-	for (i = 0; i < 3; i++) {
-		FILE *f = fopen(files[i], "re");
-
-		if (!f)
-			continue;
-		while (fgets(line, sizeof(line), f))
-			if (!i || sscanf(line, " %*d: %*s %*s %x", &st) != 1 || st != 6)
-				n++;
-		fclose(f);
-	}
-	return n;
-}
-
 /* Objects in use of a slab cache, -1 if that cannot be said. */
 static int slab_in_use(const char *cache)
 {
 	char line[512], name[64];
-	int n, in_use = -1, fd;
+	int n, in_use = -1;
 	FILE *f;
 
 	/* Give back what the processors have cached. */
 	snprintf(line, sizeof(line), "/sys/kernel/slab/%s/shrink", cache);
-	fd = open(line, O_WRONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		if (write(fd, "1", 1) != 1)
-			in_use = -1;
-		close(fd);
-	}
+	write_file(line, "1");
 	f = fopen("/proc/slabinfo", "re");
 	if (!f)
 		return -1;

@@ -11,7 +11,7 @@
 FIXTURE(log) {
 	struct nbd_dev dev;
 	struct agent a, b, holder;
-	int kmsg;
+	int log;
 };
 
 FIXTURE_SETUP(log)
@@ -26,44 +26,13 @@ FIXTURE_SETUP(log)
 	ASSERT_EQ(0, agent_start(&self->a, self->dev.path));
 	ASSERT_EQ(0, agent_start(&self->b, self->dev.path));
 	ASSERT_EQ(0, agent_start(&self->holder, self->dev.path));
-	self->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	ASSERT_LE(0, self->kmsg);
-	lseek(self->kmsg, 0, SEEK_END);
+	self->log = log_open();
+	ASSERT_LE(0, self->log);
 }
 
 FIXTURE_TEARDOWN(log)
 {
 	EXPECT_TRUE(nbd_give_back(&self->dev));
-}
-
-/* Is there a new line about this device with all of these words? The lines about it are shown. */
-static bool logged(int kmsg, struct nbd_dev *d, const char *const words[])
-{
-	char line[8192], name[32];
-	bool found = false;
-	ssize_t n;
-	int i;
-
-	snprintf(name, sizeof(name), "nbd%d:", d->index);
-	while ((n = read(kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
-		char *text, *end;
-
-		if (n < 0)
-			continue;
-		line[n] = 0;
-		text = strchr(line, ';');
-		if (!text || !strstr(text, name))
-			continue;
-		end = strchr(text, '\n');
-		if (end)
-			*end = 0;
-		fprintf(stderr, "# log: %s\n", text + 1);
-		for (i = 0; words[i] && strcasestr(text, words[i]); i++)
-			;
-		if (!words[i])
-			found = true;
-	}
-	return found;
 }
 
 /*
@@ -73,11 +42,11 @@ static bool logged(int kmsg, struct nbd_dev *d, const char *const words[])
 #define LOGGED(refused, ...) ({							\
 	const char *const __words[] = { __VA_ARGS__, NULL };			\
 	long long __end = now_ms() + 12000;					\
-	bool __found = logged(self->kmsg, &self->dev, __words);			\
+	bool __found = logged(self->log, &self->dev, __words);			\
 	while (!__found && now_ms() < __end) {					\
 		usleep(500000);							\
 		refused;							\
-		__found = logged(self->kmsg, &self->dev, __words);		\
+		__found = logged(self->log, &self->dev, __words);		\
 	}									\
 	__found;								\
 })
@@ -130,7 +99,7 @@ TEST_F(log, running)
 	ASSERT_EQ(0, session_start(&s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
 	ASSERT_EQ(0, agent_open(&self->b));
 	usleep(10000);
-	logged(self->kmsg, &self->dev, any);
+	logged(self->log, &self->dev, any);
 	EXPECT_EQ(-EBUSY, refuse(&self->b));
 	EXPECT_TRUE(LOGGED(refuse(&self->b), ""));
 }
@@ -157,9 +126,9 @@ TEST_F(log, two_sockets_without_multi_conn)
 
 TEST_F(log, refusals_are_rate_limited)
 {
-	char line[8192], name[32];
 	int fd[2], i, lines = 0;
-	ssize_t n;
+	const char *text;
+	char name[32];
 
 	ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
 	ASSERT_EQ(0, agent_open(&self->a));
@@ -168,12 +137,8 @@ TEST_F(log, refusals_are_rate_limited)
 	for (i = 0; i < 100; i++)
 		ASSERT_EQ(-EBUSY, refuse(&self->b));
 	snprintf(name, sizeof(name), "nbd%d:", self->dev.index);
-	while ((n = read(self->kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
-		if (n < 0)
-			continue;
-		line[n] = 0;
-		lines += !!strstr(line, name);
-	}
+	while ((text = log_next(self->log)))
+		lines += !!strstr(text, name);
 	EXPECT_GT(50, lines);
 }
 
@@ -189,9 +154,9 @@ TEST_F(log, session_begins_and_ends)
 		struct session s;
 
 		ASSERT_EQ(0, session_start(&s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
-		begun = WAIT_UNTIL(logged(self->kmsg, &self->dev, begin), SOON / 2);
+		begun = WAIT_UNTIL(logged(self->log, &self->dev, begin), SOON / 2);
 		ASSERT_EQ(0, session_stop(&s));
-		ended = WAIT_UNTIL(logged(self->kmsg, &self->dev, end), SOON / 2);
+		ended = WAIT_UNTIL(logged(self->log, &self->dev, end), SOON / 2);
 		ASSERT_TRUE(agent_kill(&s.client));
 	} while (!(begun && ended) && now_ms() < until);
 	EXPECT_TRUE(begun);

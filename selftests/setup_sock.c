@@ -38,6 +38,14 @@ FIXTURE_TEARDOWN(sock)
 #define A_PEER self->a_sock[1]
 #define B_PEER self->b_sock[1]
 
+/* SET_SOCK with a new socket, whose other end stays open. */
+static long set_new_sock(struct agent *a)
+{
+	int fd[2];
+
+	return make_pair(KIND_UNIX, fd) ? -errno : agent_set_sock(a, &fd[0]);
+}
+
 /* Another process keeps the device open, so that nothing happens by a last close. */
 #define HOLD() do {								\
 	ASSERT_EQ(0, agent_start(&self->holder, self->dev.path));		\
@@ -55,6 +63,13 @@ FIXTURE_TEARDOWN(sock)
 	EXPECT_EQ(-EBUSY, agent_set_sock(&self->b, &self->b_sock[0]));		\
 	EXPECT_TRUE(saw_eof(B_PEER, SOON));					\
 	EXPECT_TRUE(no_eof(A_PEER));						\
+} while (0)
+
+/* That b is refused has not changed whose it is. */
+#define A_STAYS_THE_OWNER() do {						\
+	ASSERT_EQ(0, agent_open(&self->b));					\
+	B_IS_REFUSED();								\
+	EXPECT_EQ(0, set_new_sock(&self->a));					\
 } while (0)
 
 /* b's SET_SOCK succeeds, and what a had set up is gone. */
@@ -144,14 +159,8 @@ TEST_F(sock, setup_same_owner_by_another_descriptor)
 
 TEST_F(sock, setup_other_live_owner_is_ebusy)
 {
-	int second[2];
-
 	A_SETS_UP();
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	/* The refusal has not changed whose it is. */
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	EXPECT_EQ(0, agent_set_sock(&self->a, &second[0]));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_owner_has_exited_a_zombie)
@@ -209,19 +218,13 @@ TEST_F(sock, setup_thread_of_the_owner_is_the_owner)
 
 TEST_F(sock, setup_by_a_thread_that_has_ended)
 {
-	int second[2];
-
 	ASSERT_EQ(0, agent_open(&self->a));
 	ASSERT_EQ(0, agent_set_sock_as(&self->a, &self->a_sock[0], AGENT_THREAD));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	EXPECT_EQ(0, agent_set_sock(&self->a, &second[0]));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_owner_lives_without_its_first_thread)
 {
-	int second[2];
 	char path[64];
 
 	HOLD();
@@ -239,10 +242,7 @@ TEST_F(sock, setup_owner_lives_without_its_first_thread)
 		p = strrchr(buf, ')');
 		p && p[2] == 'Z';
 	}), BOUNDED));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	EXPECT_EQ(0, agent_set_sock(&self->a, &second[0]));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_child_is_another_process)
@@ -259,15 +259,13 @@ TEST_F(sock, setup_child_is_another_process)
 TEST_F(sock, setup_child_does_not_keep_it_alive)
 {
 	struct agent child;
-	int second[2];
 
 	A_SETS_UP();
 	ASSERT_EQ(0, agent_fork(&self->a, &child));
 	ASSERT_TRUE(agent_kill(&self->a));
 	ASSERT_EQ(0, agent_open(&self->b));
 	B_TAKES_OVER();
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	EXPECT_EQ(-EBUSY, agent_set_sock(&child, &second[0]));
+	EXPECT_EQ(-EBUSY, set_new_sock(&child));
 }
 
 /* nbd-client sets up, forks, and exits; its child calls NBD_DO_IT. */
@@ -290,28 +288,18 @@ TEST_F(sock, setup_child_of_a_dead_owner_can_start)
 
 TEST_F(sock, setup_owner_survives_exec)
 {
-	int second[2];
-
 	HOLD();
 	A_SETS_UP();
 	ASSERT_EQ(0, agent_call(&self->a, AGENT_EXEC, 0, 0, 0, 0));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	EXPECT_EQ(0, agent_set_sock(&self->a, &second[0]));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_owner_survives_exec_by_a_thread)
 {
-	int second[2];
-
 	HOLD();
 	A_SETS_UP();
 	ASSERT_EQ(0, agent_call(&self->a, AGENT_EXEC, AGENT_THREAD, 0, 0, 0));
-	ASSERT_EQ(0, agent_open(&self->b));
-	B_IS_REFUSED();
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	EXPECT_EQ(0, agent_set_sock(&self->a, &second[0]));
+	A_STAYS_THE_OWNER();
 }
 
 TEST_F(sock, setup_clear_sock_returns_to_idle)
@@ -394,12 +382,9 @@ TEST_F(sock, setup_two_sockets_without_multi_conn_is_einval)
 
 TEST_F(sock, setup_after_a_failed_start_a_session_runs)
 {
-	int second[2];
-
 	HOLD();
 	A_SETS_UP();
-	ASSERT_EQ(0, make_pair(KIND_UNIX, second));
-	ASSERT_EQ(0, agent_set_sock(&self->a, &second[0]));
+	ASSERT_EQ(0, set_new_sock(&self->a));
 	EXPECT_EQ(-EINVAL, agent_ioctl(&self->a, NBD_DO_IT, 0));
 	ASSERT_EQ(0, session_start(&self->s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
 	EXPECT_EQ(4096, agent_read(&self->s.client, 0, 4096));
@@ -878,8 +863,7 @@ TEST_F(bad, refused_and_no_owner)
 	ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
 	EXPECT_EQ(0, agent_set_sock(&self->b, &fd[0]));
 	EXPECT_TRUE(no_eof(fd[1]));
-	ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
-	EXPECT_EQ(-EBUSY, agent_set_sock(&self->a, &fd[0]));
+	EXPECT_EQ(-EBUSY, set_new_sock(&self->a));
 }
 
 TEST_F(bad, refused_in_a_setup_and_not_counted)

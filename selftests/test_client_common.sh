@@ -17,7 +17,6 @@ end_server() {
 	kill -9 "$server"
 	wait "$server" "$client" 2>/dev/null
 }
-server_gone() { ! kill -0 "$server" 2>/dev/null; }
 
 # Who has the device open.
 holders() { find /proc/[0-9]*/fd -lname "$NBD_DEV" 2>/dev/null; }

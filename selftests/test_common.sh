@@ -150,6 +150,14 @@ nbd_unload() {
 	rm -rf "$NBD_MARKS"
 }
 
+# nbd_in_use: rmmod says that somebody uses the driver.
+nbd_in_use() {
+	local message
+	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1
+	echo "$message"
+	[[ $message == *"in use"* ]]
+}
+
 # nbd_reload [PARAM=VALUE...]: unload if loaded, and load with these parameters.
 nbd_reload() { nbd_unload && nbd_load "$@"; }
 
@@ -210,6 +218,12 @@ nbd_session_end() {
 
 # nbd_exited PID: true if the process is gone or a zombie.
 nbd_exited() { case $(ps -o stat= -p "$1") in Z* | "") true ;; *) false ;; esac; }
+
+# nbd_gone PID...: true if none of these processes is there any more.
+nbd_gone() {
+	local pid
+	for pid; do ! kill -0 "$pid" 2>/dev/null || return; done
+}
 
 # nbd_ioctl NAME [ARGUMENT]: one ioctl on the picked device; prints the error's name.
 nbd_ioctl() { "$NBD_DIR/helper_nbd" ioctl "$NBD_DEV" "$@"; }

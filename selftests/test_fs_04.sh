@@ -64,7 +64,7 @@ syncs() {
 	while true; do
 		before=$(written)
 		until [ "$(written)" -ge $((before + 8)) ]; do
-			mem_some_left "$@" || return 0
+			! nbd_gone "$@" || return 0
 			sleep 0.1
 		done
 		echo 3 >/proc/sys/vm/drop_caches
@@ -153,16 +153,6 @@ io_detach_qemu
 
 # The server is killed in the middle of that, and is back when everybody waits for it.
 serve() { io_server sock file "$disk"; }
-persist() {
-	local limit=$((60 * NBD_TIME_SCALE))
-	"$NBD_DIR/helper_genl" persist -i "$NBD_INDEX" -u "$IO_SOCK" -b 4096 -D $limit -t $limit \
-		>"$NBD_TMP/persist" 2>&1 &
-	persist=$!
-	disown
-	nbd_defer kill -9 $persist
-	wait_until 10 nbd_connected || io_failed persist
-}
-said() { [ "$(grep -c "$1" "$NBD_TMP/persist")" -ge "$2" ]; }
 # far N: so much has been written, and more is on its way.
 far() { [ "$(written)" -ge "$1" ] && [ "$(awk '{print $2}' "$NBD_SYS/inflight")" -gt 0 ]; }
 all_wait() {
@@ -179,23 +169,23 @@ kills() {
 	for i in 1 2; do
 		wait_until 30 far $(($(written) + 8)) || { echo "no I/O before kill $i"; return 1; }
 		kill -9 "$IO_PID"
-		wait_until 20 said dead $i || { echo "kill $i: not dead"; return 1; }
+		wait_until 20 io_said dead $i || { echo "kill $i: not dead"; return 1; }
 		wait_until 30 all_wait || { echo "kill $i: nobody waits for it"; return 1; }
 		serve || return
 		mem_last "$IO_PID"
-		wait_until 30 said again $i || { echo "kill $i: not back"; return 1; }
-		! mem_gone "$fio" || { echo "kill $i: writers have ended"; return 1; }
+		wait_until 30 io_said again $i || { echo "kill $i: not back"; return 1; }
+		! nbd_gone "$fio" || { echo "kill $i: writers have ended"; return 1; }
 	done
 }
 
 empty_disk
 serve
-persist
+io_persist $((60 * NBD_TIME_SCALE))
 start both "server killed"
-mem_last $persist
+mem_last "$IO_PERSIST"
 check "the server is killed and comes back twice" kills
 finish
 check "disconnect" "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
-check "free" wait_until 5 io_gone $persist
+check "free" wait_until 5 io_gone "$IO_PERSIST"
 check "memory was taken all the time" kill -0 "$MEM_HOG"
 nbd_end

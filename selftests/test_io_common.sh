@@ -38,7 +38,7 @@ io_server_tcp() {
 	done
 	io_failed nbdkit
 }
-io_up_or_dead() { [ -s "$1" ] || ! kill -0 "$IO_PID" 2>/dev/null; }
+io_up_or_dead() { [ -s "$1" ] || nbd_gone "$IO_PID"; }
 
 # io_attach ARGS...: nbd-client with the ioctl interface, staying in the foreground of a job of
 # its own.
@@ -53,8 +53,20 @@ io_attach() {
 io_attach_unix() { io_attach -u "$IO_SOCK" "$NBD_DEV" "$@"; }
 io_attach_tcp() { io_attach 127.0.0.1 "$IO_PORT" "$NBD_DEV" "$@"; }
 
+# io_persist SECONDS ARGS...: connect to IO_SOCK by netlink, and again as soon as the server is back,
+# if that is within this time. Sets IO_PERSIST. io_said WORD N: it has reported that N times.
+io_persist() {
+	"$NBD_DIR/helper_genl" persist -i "$NBD_INDEX" -u "$IO_SOCK" -b 4096 -D "$1" -t "$1" "${@:2}" \
+		>"$NBD_TMP/persist.log" 2>&1 &
+	IO_PERSIST=$!
+	disown
+	nbd_defer kill -9 $IO_PERSIST
+	wait_until 10 nbd_connected || io_failed persist
+}
+io_said() { [ "$(grep -c "$1" "$NBD_TMP/persist.log")" -ge "$2" ]; }
+
 # io_gone [PID]: the process (default: the client) has ended and the device is free.
-io_gone() { ! kill -0 "${1:-$IO_CLIENT}" 2>/dev/null && nbd_is_free "$NBD_INDEX"; }
+io_gone() { nbd_gone "${1:-$IO_CLIENT}" && nbd_is_free "$NBD_INDEX"; }
 
 io_detach() {
 	within 10 nbd-client -L -d "$NBD_DEV" >>"$NBD_TMP/nbd-client.log" 2>&1 &&
@@ -76,6 +88,31 @@ io_detach_qemu() {
 	within 10 qemu-nbd -d "$NBD_DEV" >>"$NBD_TMP/qemu-nbd.log" 2>&1 &&
 		wait_until 10 io_gone "$IO_PID"
 }
+
+# io_load N CMD...: run CMD, which does I/O, until it ends; then its exit status is in $NBD_TMP/load.
+# Returns when more than N requests are in flight.
+io_load() {
+	local n=$1
+	shift
+	rm -f "$NBD_TMP/load"
+	(
+		"$@" 2>"$NBD_TMP/fio"
+		echo $? >"$NBD_TMP/load"
+	) &
+	disown
+	wait_until 10 io_busy "$n"
+}
+io_loaded() { [ -s "$NBD_TMP/load" ]; }
+# io_busy N: more than N requests are in flight; io_still: none is.
+io_in_flight() { awk '{print $1 + $2}' "$NBD_SYS/inflight"; }
+io_busy() { [ "$(io_in_flight)" -gt "$1" ]; }
+io_still() { [ "$(io_in_flight)" = 0 ]; }
+
+# io_read_one SECONDS: read a block that is in no cache.
+io_read_one() { within "$1" dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
+
+# io_none_stuck: nobody who does I/O is in uninterruptible sleep.
+io_none_stuck() { [ -z "$(ps -eo pid,stat,comm | awk '$2 ~ /^D/ && $3 ~ /^(fio|dd|kworker|nbd)/')" ]; }
 
 # Sequential and random, 4 KiB to 1 MiB, each in a region of its own.
 IO_SIZE=13M

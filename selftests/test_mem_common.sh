@@ -96,7 +96,7 @@ mem_hog() {
 }
 mem_hog_end() {
 	kill -9 "$MEM_HOG"
-	wait_until 10 mem_gone "$MEM_HOG"
+	wait_until 10 nbd_gone "$MEM_HOG"
 }
 
 # mem_ends SECONDS PID...: all of these children end in that time, and well. "within" alone would
@@ -109,7 +109,7 @@ mem_ends() {
 	if ! within "$seconds" bash -c 'for pid; do tail -s 0.1 --pid="$pid" -f /dev/null; done' \
 		bash "$@"; then
 		for pid; do
-			mem_gone "$pid" || mem_stuck "$pid"
+			nbd_gone "$pid" || mem_stuck "$pid"
 		done
 		return 1
 	fi
@@ -117,12 +117,6 @@ mem_ends() {
 		wait "$pid" || { echo "process $pid: exit status $?"; rc=1; }
 	done
 	return $rc
-}
-mem_gone() { ! kill -0 "$1" 2>/dev/null; }
-mem_some_left() {
-	local pid
-	for pid; do ! mem_gone "$pid" || continue; return; done
-	return 1
 }
 
 # mem_stuck PID: where it and its children are.

@@ -35,12 +35,7 @@ unload_at_once() {
 }
 
 # refused: rmmod fails because of a user, and the device is still there.
-refused() {
-	local message
-	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1
-	echo "$message"
-	[[ $message == *"in use"* ]] && [ -e /sys/block/nbd0 ]
-}
+refused() { nbd_in_use && [ -e /sys/block/nbd0 ]; }
 
 # session_round INDEX: a session, its end, and the end of the module without a pause. Sets $failed if not.
 session_round() {
@@ -51,7 +46,7 @@ session_round() {
 	within 5 dd if="$NBD_DEV" of=/dev/null bs=64k count=4 iflag=direct status=none || { failed="cannot read"; return; }
 	disconnect || { failed="not disconnected: $(cat "$NBD_TMP/client")"; return; }
 	unload_at_once || { failed="cannot unload"; return; }
-	wait_until 5 server_gone || failed="the server saw no end of the connection"
+	wait_until 5 nbd_gone "$server" || failed="the server saw no end of the connection"
 }
 
 rounds() {
@@ -93,7 +88,7 @@ check "the session is not disturbed by that" \
 	within 5 dd if=/dev/nbd0 of=/dev/null bs=$SIZE count=1 iflag=direct
 exec 5</dev/nbd0
 check "disconnects" disconnect
-check "the server sees the end of the connection" wait_until 5 server_gone
+check "the server sees the end of the connection" wait_until 5 nbd_gone "$server"
 check "the session ends" wait_until 5 session_over
 check "cannot be unloaded while a process has the device of the ended session open" refused
 exec 5<&-

@@ -76,12 +76,6 @@ at_once() {
 # number N: make a node for this number.
 number() { rm -f "$node" && mknod "$node" b "${1%:*}" "${1#*:}"; }
 opens() { exec 5<"$node"; }
-refused() {
-	local message
-	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1
-	echo "$message"
-	[[ $message == *"in use"* ]]
-}
 # no_such_device: opening the node fails with ENXIO.
 no_such_device() {
 	local message
@@ -129,7 +123,7 @@ check "and unloaded" gone
 number 43:0
 test_node "opening a node of nbd0" opens
 test_node "the node's module is loaded" loaded_itself
-test_node "the node is the device: the module is in use" refused
+test_node "the node is the device: the module is in use" nbd_in_use
 exec 5<&-
 gone
 number "$dev"

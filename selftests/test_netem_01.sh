@@ -74,28 +74,15 @@ same() {
 	within 60 dd if="$NBD_DEV" bs=256k iflag=direct status=none >"$NBD_TMP/copy" &&
 		cmp "$NBD_TMP/copy" "$NBD_TMP/image"
 }
-read_one() { within "$1" dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 
-# load: write, or read, until that fails; its exit status in NBD_TMP/load.
-load() {
-	rm -f "$NBD_TMP/load"
-	(
-		fio_run load --rw="$1" --time_based --runtime=50 2>"$NBD_TMP/fio"
-		echo $? >"$NBD_TMP/load"
-	) &
-	disown
-	wait_until 10 busy
-}
-busy() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" -gt 8 ]; }
-still() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" = 0 ]; }
-failed() { [ -s "$NBD_TMP/load" ] && [ "$(cat "$NBD_TMP/load")" != 0 ]; }
-stuck() { ps -eo pid,stat,comm | awk '$2 ~ /^D/ && $3 ~ /^(fio|dd|kworker|nbd)/'; }
-none_stuck() { [ -z "$(stuck)" ]; }
+# load: write, or read, until that fails.
+load() { io_load 8 fio_run load --rw="$1" --time_based --runtime=50; }
+failed() { io_loaded && [ "$(cat "$NBD_TMP/load")" != 0 ]; }
 
 # ended WHAT SECONDS: 3 tests: the load has ended with an error in time, and nothing is left of the session.
 ended() {
 	check "$1: an error in time" wait_until "$2" failed
-	check "$1: no request is left, nobody is stuck" wait_until 2 eval "still && none_stuck"
+	check "$1: no request is left, nobody is stuck" wait_until 2 eval "io_still && io_none_stuck"
 	# What the client has to say goodbye to may be gone.
 	nbd_ioctl DISCONNECT >/dev/null 2>&1
 	check "$1: the device is free" wait_until 5 io_gone
@@ -155,7 +142,7 @@ for what in write read; do
 	reset
 	clear
 	ended "reset, $what" 4
-	kill -0 "$IO_PID" 2>/dev/null || serve
+	! nbd_gone "$IO_PID" || serve
 	recovers "reset, $what"
 done
 
@@ -192,5 +179,5 @@ check "its namespace is deleted" ip netns del "$CLIENT"
 check "the session goes on" same
 check "it is disconnected" within 5 "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 check "no socket holds the namespace" wait_until 10 no_server_link
-check "nobody is stuck" wait_until 2 none_stuck
+check "nobody is stuck" wait_until 2 io_none_stuck
 nbd_end

@@ -20,7 +20,6 @@ verify() {
 free() { nbd_is_free "$NBD_INDEX"; }
 sys() { cat "$NBD_SYS/$1"; }
 connections() { grep -c "Connect" "$NBD_TMP/log"; }
-readable() { within 10 dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 
 io_server sock --filter=log memory $SIZE logfile="$NBD_TMP/log"
@@ -57,13 +56,13 @@ check "free when it is closed" wait_until 2 free
 # The client is gone, so that nobody but the kernel sees the server die.
 check "a session without a client" client -u "$IO_SOCK" "$NBD_DEV" -b 4096 -persist
 kill -9 "$IO_PID"
-check "the server dies: I/O fails" wait_until 3 nbd_not readable
+check "the server dies: I/O fails" wait_until 3 nbd_not io_read_one 10
 check "the device stays connected" nbd_connected
 check "-d ends it" client -d "$NBD_DEV"
 check "free" wait_until 2 free
 
 io_server_tcp --filter=delay --filter=rate memory $SIZE rdelay=100ms rate=100M
 check "over TCP, with a slow server" client 127.0.0.1 "$IO_PORT" "$NBD_DEV" -b 4096
-check "it is slow, but it works" readable
+check "it is slow, but it works" io_read_one 10
 check "-d ends that" client -d "$NBD_DEV"
 nbd_end

@@ -13,14 +13,6 @@ nbd_pick
 
 disk=$NBD_TMP/disk
 serve() { io_server sock file "$disk"; }
-persist() {
-	"$NBD_DIR/helper_genl" persist -i "$NBD_INDEX" -u "$IO_SOCK" -b 4096 -D 20 -t 20 "$@" \
-		>"$NBD_TMP/persist" 2>&1 &
-	persist=$!
-	disown
-	nbd_defer kill -9 $persist
-	wait_until 10 nbd_connected || io_failed persist
-}
 # Enough for all the kills, however fast it is: it is told to end.
 load() {
 	fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw \
@@ -29,31 +21,28 @@ load() {
 		--verify_backlog=64 --randseed="$1" &
 	load=$!
 	nbd_defer kill -9 $load
-	wait_until 10 busy
+	wait_until 10 io_busy 0
 }
-busy() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" -gt 0 ]; }
 # requests: how many have been completed.
 requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
 more() { [ "$(requests)" -gt $(($1 + 100)) ]; }
-said() { [ "$(grep -c "$1" "$NBD_TMP/persist")" -ge "$2" ]; }
-loads() { kill -0 "$load" 2>/dev/null; }
 kills() {
 	local i before
 	for i in 1 2 3; do
 		before=$(requests)
 		wait_until 10 more "$before" || { echo "no I/O before kill $i"; return 1; }
 		kill -9 "$IO_PID"
-		wait_until 10 said dead $((i * $1)) || { echo "kill $i: not all are dead"; return 1; }
-		loads || { echo "kill $i: I/O has failed"; return 1; }
+		wait_until 10 io_said dead $((i * $1)) || { echo "kill $i: not all are dead"; return 1; }
+		! nbd_gone "$load" || { echo "kill $i: I/O has failed"; return 1; }
 		serve || return
-		wait_until 15 said again $((i * $1)) || { echo "kill $i: not all are back"; return 1; }
+		wait_until 15 io_said again $((i * $1)) || { echo "kill $i: not all are back"; return 1; }
 	done
 	before=$(requests)
 	wait_until 10 more "$before" || { echo "no I/O after the last kill"; return 1; }
 }
 # fio ends well when it is told to end.
 load_ends() {
-	loads || return
+	! nbd_gone "$load" || return
 	kill -INT "$load"
 	wait_until 20 nbd_exited "$load" || return
 	wait "$load"
@@ -65,16 +54,16 @@ for n in 1 4; do
 	truncate -s 0 "$disk"
 	truncate -s 16M "$disk"
 	serve
-	persist -n $n
+	io_persist 20 -n $n
 	check "connected, $n" nbd_connected
 	check "verified I/O, $n" load $n
 	check "the server is killed and comes back three times, $n" kills $n
 	check "no error and no wrong byte, $n" load_ends
 	blockdev --flushbufs "$NBD_DEV"
 	check "the server's data, $n" same
-	check "each connection died three times, $n" is dead "$(grep -c dead "$NBD_TMP/persist")" $((n * 3))
+	check "each connection died three times, $n" is dead "$(grep -c dead "$NBD_TMP/persist.log")" $((n * 3))
 	check "disconnect, $n" "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
-	check "free, $n" wait_until 5 io_gone $persist
+	check "free, $n" wait_until 5 io_gone "$IO_PERSIST"
 	kill -9 "$IO_PID"
 done
 nbd_end

@@ -15,31 +15,19 @@ connect() { genl connect >/dev/null -i "$NBD_INDEX" -u "$IO_SOCK" -b 4096 "$@" &
 disconnect() { genl disconnect "$NBD_INDEX" && wait_until 3 nbd_is_free "$NBD_INDEX"; }
 nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 
-# load: fio until an error; its exit status in NBD_TMP/load.
+# load: fio until an error.
 load() {
-	rm -f "$NBD_TMP/load"
-	(
-		fio --filename="$NBD_DEV" --thread --output=/dev/null --name=load --rw=randrw --bs=16k \
-			--size=8m --ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=60 \
-			--continue_on_error=none 2>"$NBD_TMP/fio"
-		echo $? >"$NBD_TMP/load"
-	) &
-	disown
-	wait_until 10 busy
+	io_load 0 fio --filename="$NBD_DEV" --thread --output=/dev/null --name=load --rw=randrw --bs=16k \
+		--size=8m --ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=60 \
+		--continue_on_error=none
 }
-busy() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" -gt 0 ]; }
-still() { [ "$(awk '{print $1 + $2}' "$NBD_SYS/inflight")" = 0 ]; }
-loaded() { [ -s "$NBD_TMP/load" ]; }
-read_one() { within "$1" dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 now() { echo $((${EPOCHREALTIME/./} / 1000)); }
 # fails_within MS: reading fails, and soon.
 fails_within() {
 	local start
 	start=$(now)
-	nbd_not read_one 5 && [ $(($(now) - start)) -lt $(($1 * NBD_TIME_SCALE)) ]
+	nbd_not io_read_one 5 && [ $(($(now) - start)) -lt $(($1 * NBD_TIME_SCALE)) ]
 }
-stuck() { ps -eo pid,stat,comm | awk '$2 ~ /^D/ && $3 ~ /^(fio|dd|kworker|nbd)/'; }
-none_stuck() { [ -z "$(stuck)" ]; }
 
 # dead_conn_timeout is over
 for n in 1 4; do
@@ -48,16 +36,16 @@ for n in 1 4; do
 	check "I/O, $n" load
 	start=$(now)
 	kill -9 "$IO_PID"
-	check "it ends, $n" wait_until 4 loaded
+	check "it ends, $n" wait_until 4 io_loaded
 	took=$(($(now) - start))
 	check "not before its time, $n" [ $took -gt 1500 ]
 	check "with an error, $n" nbd_not is status "$(cat "$NBD_TMP/load" 2>/dev/null)" 0
-	check "no request is left, $n" wait_until 1 still
-	check "nobody is stuck, $n" wait_until 2 none_stuck
+	check "no request is left, $n" wait_until 1 io_still
+	check "nobody is stuck, $n" wait_until 2 io_none_stuck
 	check "later I/O fails at once, $n" fails_within 1500
 	check "the device stays, $n" nbd_connected
 	io_server sock memory 16M
-	check "it works again, $n" eval "genl reconfigure -i $NBD_INDEX -u $IO_SOCK && read_one 5"
+	check "it works again, $n" eval "genl reconfigure -i $NBD_INDEX -u $IO_SOCK && io_read_one 5"
 	check "disconnect, $n" disconnect
 	kill -9 "$IO_PID"
 done
@@ -67,7 +55,7 @@ io_server sock --filter=exitwhen memory 16M exit-when-file-created="$NBD_TMP/lea
 	exit-when-poll=1
 connect -n 2 -D 0
 touch "$NBD_TMP/leave"
-check "a server that is about to leave" read_one 5
+check "a server that is about to leave" io_read_one 5
 check "disconnect from it" disconnect
 check "it leaves" wait_until 10 nbd_exited "$IO_PID"
 kill -9 "$IO_PID" 2>/dev/null
@@ -79,7 +67,7 @@ connect -D 10
 touch "$NBD_TMP/errors"
 check "an error from the server is one at once" fails_within 1500
 rm "$NBD_TMP/errors"
-check "and the connection goes on" read_one 5
+check "and the connection goes on" io_read_one 5
 disconnect
 kill -9 "$IO_PID"
 

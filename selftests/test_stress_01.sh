@@ -32,7 +32,6 @@ holder() {
 mkfifo "$NBD_TMP/hold"
 let_go() { echo >"$NBD_TMP/hold"; }
 export -f let_go
-dead() { ! kill -0 "$1" 2>/dev/null; }
 attach() { io_attach_qemu -f raw "$NBD_TMP/disk"; }
 
 # wrong COUNTER MESSAGE: count it and end the rounds.
@@ -56,7 +55,7 @@ for ((n = 0; n < rounds; n++)); do
 	else
 		within 5 qemu-nbd -d "$NBD_DEV" >/dev/null 2>&1
 	fi
-	wait_until 2 dead "$IO_PID" || { wrong ended "qemu-nbd is still there"; break; }
+	wait_until 2 nbd_gone "$IO_PID" || { wrong ended "qemu-nbd is still there"; break; }
 	wait_until 2 [ -e "$NBD_TMP/io.ended" ] || { wrong io "I/O goes on or hangs"; break; }
 
 	# As long as the old holder is there, a new session must not get it.
@@ -65,7 +64,7 @@ for ((n = 0; n < rounds; n++)); do
 		break
 	fi
 	NBD_TMP=$NBD_TMP within 5 bash -c let_go
-	wait_until 5 dead $holder || { wrong gone "the holder is stuck"; break; }
+	wait_until 5 nbd_gone $holder || { wrong gone "the holder is stuck"; break; }
 done
 note "$n of $rounds rounds"
 check "attach works at the first try" is "failures and rounds" "$attach, $n" "0, $rounds"

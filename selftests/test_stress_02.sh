@@ -49,10 +49,6 @@ all_loaded() {
 	local d
 	for d in 0 1 2 3; do [ -e "$NBD_TMP/load.$d" ] || return 1; done
 }
-all_dead() {
-	local p
-	for p; do ! kill -0 "$p" 2>/dev/null || return 1; done
-}
 all_free() {
 	local d
 	for d in "${idx[@]}"; do nbd_is_free "$d" || return 1; done
@@ -80,9 +76,9 @@ for round in 1 2; do
 		esac &
 		disown
 	done
-	wait_until 5 all_dead "${clients[@]}" ||
+	wait_until 5 nbd_gone "${clients[@]}" ||
 		{ stuck=$((stuck + 1)); note "round $round: a client is stuck"; }
-	wait_until 5 all_dead "${loads[@]}" ||
+	wait_until 5 nbd_gone "${loads[@]}" ||
 		{ stuck=$((stuck + 1)); note "round $round: I/O is stuck"; }
 	wait_until 2 all_free || { kept=$((kept + 1)); note "round $round: a device is not free"; }
 	[ $((stuck + kept)) = 0 ] || break
