@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test lint install uninstall setup clean help
+.PHONY: all modules demo check check-debug test lint ways install uninstall setup clean help
 
 all: modules
 
@@ -29,6 +29,9 @@ test:
 
 lint:
 	@scripts/lint
+
+ways:
+	@scripts/ways
 
 install:
 	@scripts/install
@@ -53,6 +56,7 @@ help:
 	@echo 'make check KERNEL=kcsan   on one with a detector of data races, built when first asked for'
 	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above'
 	@echo 'make lint          format, lints and style of all sources'
+	@echo 'make ways          another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
 	@echo 'make install       install nbd.ko for the running kernel so that modprobe finds it before its own'
 	@echo 'make uninstall     take it away again'
 	@echo 'make setup         only prepare what the other targets need'
