@@ -88,7 +88,7 @@ TEST_F(log, previous_session_and_its_openers)
 	ASSERT_EQ(0, agent_open(&self->b));
 	EXPECT_EQ(-EBUSY, refuse(&self->b));
 	/* It waits for one: the holder. */
-	EXPECT_TRUE(LOGGED(refuse(&self->b), "previous session", "1"));
+	EXPECT_TRUE(LOGGED(refuse(&self->b), "previous session", "but 1 opener"));
 }
 
 TEST_F(log, running)
@@ -101,7 +101,7 @@ TEST_F(log, running)
 	usleep(10000);
 	logged(self->log, &self->dev, any);
 	EXPECT_EQ(-EBUSY, refuse(&self->b));
-	EXPECT_TRUE(LOGGED(refuse(&self->b), ""));
+	EXPECT_TRUE(LOGGED(refuse(&self->b), "NBD_SET_SOCK", "session is running"));
 }
 
 TEST_F(log, wrong_kind_of_socket)
@@ -161,6 +161,79 @@ TEST_F(log, session_begins_and_ends)
 	} while (!(begun && ended) && now_ms() < until);
 	EXPECT_TRUE(begun);
 	EXPECT_TRUE(ended);
+}
+
+#define LEVEL_INFO	6
+
+/*
+ * The level of a new message about this device with these words: the number at the beginning of
+ * its line; -1 if there is none.
+ */
+static int level(int kmsg, struct nbd_dev *d, const char *words)
+{
+	char line[8192], name[32];
+	int found = -1;
+	ssize_t n;
+
+	snprintf(name, sizeof(name), "nbd%d:", d->index);
+	while ((n = read(kmsg, line, sizeof(line) - 1)) > 0 || (n < 0 && errno == EPIPE)) {
+		if (n < 0)
+			continue;
+		line[n] = 0;
+		if (strstr(line, name) && strstr(line, words))
+			found = atoi(line) % 8;
+	}
+	return found;
+}
+
+static int open_log(void)
+{
+	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	lseek(fd, 0, SEEK_END);
+	return fd;
+}
+
+/* Changes of the state are information, neither errors nor only for debugging. */
+TEST_F(log, state_changes_have_level_info)
+{
+	int begun = -1, lost = -1, ended = -1, dropped = -1, fd[2], again[2];
+	int kmsg[4] = { open_log(), open_log(), open_log(), open_log() };
+	long long until = now_ms() + 12000;
+
+	ASSERT_LE(0, kmsg[3]);
+	/* Again, until none was left out because of the others. */
+	do {
+		struct agent owner;
+		struct session s;
+
+		ASSERT_EQ(0, session_start(&s, &self->dev, KIND_UNIX, TOY_OBEDIENT));
+		ASSERT_EQ(0, session_stop(&s));
+		ASSERT_TRUE(agent_kill(&s.client));
+		ASSERT_EQ(0, agent_open(&self->b));
+		ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
+		ASSERT_EQ(0, make_pair(KIND_UNIX, again));
+		ASSERT_EQ(0, agent_start(&owner, self->dev.path));
+		ASSERT_EQ(0, agent_open(&owner));
+		ASSERT_EQ(0, agent_set_sock(&owner, &fd[0]));
+		ASSERT_TRUE(agent_kill(&owner));
+		ASSERT_EQ(0, agent_set_sock(&self->b, &again[0]));
+		ASSERT_EQ(0, agent_close(&self->b));
+		close(fd[1]);
+		close(again[1]);
+		if (begun < 0)
+			begun = level(kmsg[0], &self->dev, "session started");
+		if (lost < 0)
+			lost = level(kmsg[1], &self->dev, "lost: closed by the server");
+		if (ended < 0)
+			ended = level(kmsg[2], &self->dev, "session ended");
+		if (dropped < 0)
+			dropped = level(kmsg[3], &self->dev, "whose owner has exited");
+	} while ((begun < 0 || lost < 0 || ended < 0 || dropped < 0) && now_ms() < until);
+	EXPECT_EQ(LEVEL_INFO, begun) TH_LOG("a session begins");
+	EXPECT_EQ(LEVEL_INFO, lost) TH_LOG("a connection is lost");
+	EXPECT_EQ(LEVEL_INFO, ended) TH_LOG("it ends");
+	EXPECT_EQ(LEVEL_INFO, dropped) TH_LOG("a setup is dropped");
 }
 
 TEST_HARNESS_MAIN
