@@ -429,13 +429,139 @@ TEST_F(sock, setup_parameters_in_any_order)
 	EXPECT_EQ(0, agent_wait(&self->a, do_it, BOUNDED));
 }
 
+/* As many as receivers can surely run; what is past that is refused and changes nothing. */
+TEST_F(sock, setup_takes_256_sockets)
+{
+	int peer[257], i;
+
+	if (!nbd_is_rust())
+		SKIP(return, "the C driver takes any number");
+	ASSERT_EQ(0, agent_open(&self->a));
+	for (i = 0; i < 257; i++) {
+		int fd[2];
+
+		ASSERT_EQ(0, make_pair(KIND_UNIX, fd));
+		ASSERT_EQ(i < 256 ? 0 : -ENOSPC, agent_set_sock(&self->a, &fd[0]))
+			TH_LOG("number %d", i + 1);
+		peer[i] = fd[1];
+	}
+	EXPECT_TRUE(saw_eof(peer[256], SOON)) TH_LOG("the refused socket is kept");
+	for (i = 0; i < 256; i++)
+		EXPECT_TRUE(no_eof(peer[i])) TH_LOG("number %d", i + 1);
+	EXPECT_EQ(0, agent_ioctl(&self->a, NBD_CLEAR_SOCK, 0));
+	for (i = 0; i < 256; i++)
+		EXPECT_TRUE(saw_eof(peer[i], SOON)) TH_LOG("number %d", i + 1);
+	EXPECT_EQ(0, agent_set_sock(&self->a, &self->a_sock[0]));
+	EXPECT_TRUE(no_eof(A_PEER));
+}
+
+/*
+ * go-nbd gives the socket away first and negotiates then, over its own descriptor: until the
+ * session begins the driver neither reads nor writes.
+ */
+static void negotiate(struct __test_metadata *_metadata, int client, int server)
+{
+	static char sent[16384], got[sizeof(sent)];
+	size_t len;
+	int round;
+
+	for (round = 0; round < 6; round++) {
+		int from = round % 2 ? client : server, to = round % 2 ? server : client;
+
+		len = 1 << (2 * round + 4);
+		memset(sent, 'a' + round, len);
+		ASSERT_EQ((ssize_t)len, send(from, sent, len, MSG_NOSIGNAL));
+		ASSERT_EQ((ssize_t)len, recv(to, got, len, MSG_WAITALL)) TH_LOG("round %d", round);
+		ASSERT_EQ(0, memcmp(sent, got, len));
+	}
+}
+
+FIXTURE(negotiated) {
+	struct nbd_dev dev;
+	struct session s;
+};
+
+FIXTURE_VARIANT(negotiated) {
+	enum sock_kind kind;
+	bool nonblock;		/* as a Go program has its sockets */
+};
+
+FIXTURE_VARIANT_ADD(negotiated, unix) { .kind = KIND_UNIX };
+FIXTURE_VARIANT_ADD(negotiated, tcp) { .kind = KIND_TCP };
+FIXTURE_VARIANT_ADD(negotiated, tcp_nonblock) { .kind = KIND_TCP, .nonblock = true };
+
+FIXTURE_SETUP(negotiated)
+{
+	const char *why;
+
+	why = nbd_pick(&self->dev);
+	if (why)
+		SKIP(return, "%s", why);
+}
+
+FIXTURE_TEARDOWN(negotiated)
+{
+	EXPECT_TRUE(nbd_give_back(&self->dev));
+}
+
+TEST_F(negotiated, after_set_sock)
+{
+	struct agent *a = &self->s.client;
+	struct timeval tv = { .tv_sec = 10 };
+	int fd[2], client;
+	uint32_t do_it;
+
+	ASSERT_EQ(0, make_pair(variant->kind, fd));
+	client = dup(fd[0]);
+	ASSERT_LE(0, client);
+	setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	setsockopt(fd[1], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	ASSERT_EQ(0, agent_start(a, self->dev.path));
+	ASSERT_EQ(0, agent_open(a));
+	ASSERT_EQ(0, agent_set_sock(a, &fd[0]));
+	negotiate(_metadata, client, fd[1]);
+	ASSERT_EQ(0, agent_ioctl(a, NBD_SET_BLKSIZE, 1024));
+	ASSERT_EQ(0, agent_ioctl(a, NBD_SET_SIZE, SESSION_SIZE));
+	negotiate(_metadata, client, fd[1]);
+	ASSERT_EQ(0, agent_ioctl(a, NBD_SET_FLAGS, NBD_FLAG_HAS_FLAGS));
+	if (variant->nonblock)
+		ASSERT_EQ(0, fcntl(client, F_SETFL, O_NONBLOCK));
+	setsockopt(fd[1], SOL_SOCKET, SO_RCVTIMEO, &(struct timeval) {}, sizeof(tv));
+	ASSERT_EQ(0, toy_start(&self->s.toy, fd[1], TOY_OBEDIENT));
+	do_it = agent_do_it(a);
+	ASSERT_TRUE(WAIT_UNTIL(nbd_running(&self->dev), BOUNDED));
+	EXPECT_EQ(262144, agent_read(a, 0, 262144));
+	EXPECT_EQ(4096, agent_call(a, AGENT_WRITE, 0, 0, 0, 4096));
+	EXPECT_EQ(0, agent_ioctl(a, NBD_DISCONNECT, 0));
+	EXPECT_EQ(0, agent_wait(a, do_it, BOUNDED));
+	EXPECT_TRUE(saw_eof(fd[1], SOON)) TH_LOG("the client's own descriptor keeps it open");
+}
+
 /* Starting */
+
+/* Is a session being made at this moment, as far as can be seen? */
+static bool starting(struct nbd_dev *d)
+{
+	char path[64], state[16] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/nbd/nbd%d/state", d->index);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	if (read(fd, state, sizeof(state) - 1) < 0)
+		state[0] = 0;
+	close(fd);
+	return !strncmp(state, "starting", 8);
+}
 
 TEST_F(sock, starting_others_are_refused)
 {
-	int round, i, peer[8];
+	bool visible = nbd_is_rust() && !access("/sys/kernel/debug/nbd", F_OK);
+	int round, i, peer[8], met = 0;
 
-	for (round = 0; round < 3; round++) {
+	/* Where the state can be read, until a call has met it. */
+	for (round = 0; round < 3 || (visible && !met && round < 20); round++) {
 		struct agent c;
 		int refused = 0;
 		uint32_t do_it;
@@ -457,9 +583,11 @@ TEST_F(sock, starting_others_are_refused)
 		}
 		do_it = agent_do_it(&c);
 		while (!nbd_sys_exists(&self->dev, "pid") && refused < 2000) {
-			long ret = agent_call(&self->b, AGENT_IOCTL_FD, 0, 0, NBD_SET_SOCK, 1);
+			uint32_t call = agent_send(&self->b, AGENT_IOCTL_FD, 0, 0, NBD_SET_SOCK, 1,
+						   -1);
 
-			ASSERT_EQ(-EBUSY, ret);
+			met += visible && starting(&self->dev);
+			ASSERT_EQ(-EBUSY, agent_wait(&self->b, call, BOUNDED));
 			refused++;
 		}
 		for (i = 0; i < 8; i++)
@@ -474,6 +602,8 @@ TEST_F(sock, starting_others_are_refused)
 		ASSERT_EQ(0, agent_close(&self->b));
 		ASSERT_EQ(0, agent_open(&self->b));
 	}
+	if (visible)
+		EXPECT_LT(0, met) TH_LOG("no call was made while the session started");
 }
 
 /*
