@@ -26,6 +26,7 @@ struct nl_answer {
 	int ret;		/* 0 or -errno */
 	int tid;		/* of the thread that has asked */
 	int missing;		/* the attribute that the kernel says is missing, or 0 */
+	unsigned int offset;	/* in the request, of the one that it says is wrong, or 0 */
 	int index;		/* of the reply, or -1 */
 	int ndevs;		/* of STATUS */
 	struct {
@@ -144,6 +145,26 @@ static inline void *nl_end(struct nlattr *a)
 	return (char *)a + a->nla_len;
 }
 
+/* Where in the request this attribute is, or 0 if it is not there. */
+static inline unsigned int nl_offset(struct nl_msg *m, int type)
+{
+	char *end = m->buf + m->h.nlmsg_len;
+	struct nlattr *a;
+
+	for (a = nl_at(m->buf + NLMSG_HDRLEN + GENL_HDRLEN, end); a; a = nl_at(nl_after(a), end))
+		if (NL_TYPE(a) == type)
+			return (char *)a - m->buf;
+	return 0;
+}
+
+/* Where the descriptor number n of nl_socks() is. */
+static inline unsigned int nl_sock_offset(struct nl_msg *m, int n)
+{
+	int item = NLA_HDRLEN + NLA_HDRLEN + sizeof(uint32_t);
+
+	return nl_offset(m, NBD_ATTR_SOCKETS) + NLA_HDRLEN + n * item + NLA_HDRLEN;
+}
+
 static inline uint32_t nl_get_u32(const struct nlattr *a)
 {
 	uint32_t v = 0;
@@ -192,6 +213,8 @@ static inline void nl_take_error(struct nl_answer *r, struct nlmsghdr *h)
 				 (char *)NL_DATA(a));
 		else if (NL_TYPE(a) == NLMSGERR_ATTR_MISS_TYPE)
 			r->missing = nl_get_u32(a);
+		else if (NL_TYPE(a) == NLMSGERR_ATTR_OFFS)
+			r->offset = nl_get_u32(a);
 	}
 }
 

@@ -263,6 +263,20 @@ static inline int nl_stuck(const int *before, int nbefore, int ms)
 #ifdef TH_LOG
 
 /*
+ * The refusal says in words why, and blames the attribute at this place in the request, or none.
+ * The C driver has its reasons for the log only.
+ */
+static inline void nl_expect_why(struct __test_metadata *_metadata, const struct nl_answer *r,
+				 unsigned int offset, const char *words)
+{
+	if (!nbd_is_rust())
+		return;
+	EXPECT_NE(NULL, strstr(r->text, words))
+		TH_LOG("'%s' is what it says, not '%s'", r->text, words);
+	EXPECT_EQ(offset, r->offset) TH_LOG("'%s' blames another attribute", r->text);
+}
+
+/*
  * Connect and disconnect while another process opens and closes the device. Whoever has it open
  * from the session before keeps it for a moment, and no longer: until then it is EBUSY, or error.
  */
