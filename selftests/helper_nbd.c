@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * For tests in shell: a session with a toy server that has only zeros, one ioctl, or a
- * device's uevents.
+ * For tests in shell: a session with a toy server that has only zeros, or only its setup, one
+ * ioctl, or a device's uevents.
  *
  * Usage:
  *	helper_nbd session DEVICE [-s SIZE] [-b BLKSIZE] [-f FLAGS] [-t TIMEOUT] [-n SOCKETS]
  *		[-k unix|tcp]: prints "tid TID" of the thread that calls NBD_DO_IT and ends with
  *		the session, with status 0 if NBD_DO_IT has returned 0
+ *	helper_nbd setup DEVICE [-n SOCKETS] [-k unix|tcp]: only adds the sockets, prints "set", and
+ *		keeps the device open until it is killed
  *	helper_nbd ioctl DEVICE NAME [ARGUMENT]: prints the name of the error if there is one;
  *		NAME as in linux/nbd.h, without NBD_
  *	helper_nbd uevents NAME: prints "ready", and then the action and the properties of each
@@ -34,7 +36,7 @@ static void set(unsigned long cmd, unsigned long arg, const char *name)
 		err(1, "%s %lu", name, arg);
 }
 
-static int session(int argc, char **argv)
+static int session(int argc, char **argv, bool start)
 {
 	unsigned long size = SESSION_SIZE, blksize = 1024, flags = NBD_FLAG_HAS_FLAGS, timeout = 0;
 	enum sock_kind kind = KIND_UNIX;
@@ -78,6 +80,11 @@ static int session(int argc, char **argv)
 		close(fd[1]);
 		set(NBD_SET_SOCK, fd[0], "SET_SOCK");
 		close(fd[0]);
+	}
+	if (!start) {
+		puts("set");
+		fflush(stdout);
+		pause();
 	}
 	set(NBD_SET_BLKSIZE, blksize, "SET_BLKSIZE");
 	set(NBD_SET_SIZE, size, "SET_SIZE");
@@ -156,11 +163,13 @@ static int uevents(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	if (argc > 2 && !strcmp(argv[1], "session"))
-		return session(argc - 1, argv + 1);
+		return session(argc - 1, argv + 1, true);
+	if (argc > 2 && !strcmp(argv[1], "setup"))
+		return session(argc - 1, argv + 1, false);
 	if (argc > 2 && !strcmp(argv[1], "ioctl"))
 		return one_ioctl(argc - 1, argv + 1);
 	if (argc > 2 && !strcmp(argv[1], "uevents"))
 		return uevents(argc - 1, argv + 1);
-	fprintf(stderr, "usage: helper_nbd session|ioctl|uevents ..., see its source\n");
+	fprintf(stderr, "usage: helper_nbd session|setup|ioctl|uevents ..., see its source\n");
 	return 1;
 }
