@@ -13,8 +13,9 @@ use crate::{
     messages::Topic,
     params::Params,
     protocol::ClientFlags,
+    refusal::Refusal,
     session::{Origin, Session},
-    state::{Begun, Refusal},
+    state::Begun,
 };
 use kernel::{
     prelude::*,

@@ -33,8 +33,9 @@ use crate::{
     },
     messages::{Messages, Topic},
     params::Params,
+    refusal::Refusal,
     session::Session,
-    state::{self, Endpoint, Identity, Refusal},
+    state::{self, Endpoint, Identity},
     workers::Workers,
 };
 use kernel::{

@@ -7,6 +7,8 @@
 //! - submit: [`queue`] → [`session`] → [`connection`] → [`send`]
 //! - complete: [`receive`] → request by tag → completion
 //! - configure: [`ioctl`] or [`netlink`] → [`configure`] → [`state`] → [`session`]
+//!
+//! A session loses connections and gets new ones in [`reconnect`], and comes to its end in [`ending`].
 
 mod configure;
 mod connection;
@@ -14,6 +16,7 @@ mod debugfs;
 mod device;
 mod devices;
 mod disk_ops;
+mod ending;
 mod ioctl;
 #[path = "../kernel/lib.rs"]
 mod kernel;
@@ -26,6 +29,7 @@ mod protocol;
 mod queue;
 mod receive;
 mod reconnect;
+mod refusal;
 mod route;
 mod send;
 mod session;

@@ -18,8 +18,9 @@ use crate::{
     },
     params::Params,
     protocol::{ClientFlags, Flags},
+    refusal::Refusal,
     session::Origin,
-    state::{Begun, Refusal},
+    state::Begun,
     NbdModule,
 };
 use kernel::{

@@ -23,6 +23,7 @@ mod attribute;
 mod gen_disk;
 mod limits;
 mod operations;
+mod phase;
 mod registration;
 mod request;
 mod request_list;

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Why a device refuses what it is asked for: what the caller gets, and what people read.
+
+use kernel::{
+    fmt,
+    prelude::*,
+    str::BStr, //
+};
+
+/// The sockets that a device can have: as many as receivers can surely run at a time, on a machine
+/// with several memory nodes.
+pub(crate) const MAX_CONNECTIONS: usize = 256;
+
+/// Why an operation was refused.
+pub(crate) enum Refusal {
+    /// Another process, which is alive, sets the device up.
+    Owned {
+        pid: i32,
+        comm: [u8; 16],
+    },
+    Starting,
+    Running,
+    /// A session has ended and others who had the device open then have not closed it.
+    PreviousSession {
+        others: u32,
+    },
+    /// There is no socket to start with.
+    NoSocket,
+    TooManySockets,
+    NoMemory,
+    /// A parameter has a value that the device cannot have.
+    BadParameter(Error),
+    /// The device is being removed.
+    Leaving,
+    /// No session that netlink has made is running.
+    NotConnected,
+    /// A netlink message made the session that runs.
+    OfNetlink,
+    /// The session is for another backend.
+    OtherBackend,
+    /// No connection is open.
+    Dead,
+    /// Requests are in flight for too long.
+    InFlight,
+}
+
+impl Refusal {
+    pub(crate) fn errno(&self) -> Error {
+        match self {
+            Self::NoSocket | Self::NotConnected | Self::OfNetlink | Self::OtherBackend => EINVAL,
+            Self::TooManySockets => ENOSPC,
+            Self::NoMemory => ENOMEM,
+            Self::BadParameter(error) => *error,
+            Self::Owned { .. }
+            | Self::Starting
+            | Self::Running
+            | Self::PreviousSession { .. }
+            | Self::Leaving
+            | Self::Dead
+            | Self::InFlight => EBUSY,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owned { pid, comm } => {
+                let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
+                write!(
+                    f,
+                    "process {} ({:?}) is setting the device up; wait for it or end it",
+                    pid,
+                    BStr::from_bytes(comm)
+                )
+            }
+            Self::Starting => f.write_str("a session is being started; try again"),
+            Self::Running => f.write_str("a session is running; disconnect it first"),
+            Self::PreviousSession { others: 0 } => {
+                f.write_str("the previous session has ended; use NBD_SET_SOCK first")
+            }
+            Self::PreviousSession { others } => write!(
+                f,
+                "the previous session ended, but {others} opener(s) of that time still hold the \
+                 device; close or unmount it there first"
+            ),
+            Self::NoSocket => f.write_str("no socket was set; use NBD_SET_SOCK first"),
+            Self::TooManySockets => write!(
+                f,
+                "the device has {MAX_CONNECTIONS} sockets already; start it or clear them"
+            ),
+            Self::NoMemory => f.write_str("out of memory; try again"),
+            Self::BadParameter(_) => {
+                f.write_str("a value is out of range; the documentation has the limits")
+            }
+            Self::Leaving => f.write_str("the device is being removed; close it, then connect"),
+            Self::NotConnected => f.write_str("no session made by netlink runs; connect first"),
+            Self::OfNetlink => {
+                f.write_str("netlink connected the device; use NBD_CMD_RECONFIGURE or disconnect")
+            }
+            Self::OtherBackend => {
+                f.write_str("the backend identifier is not the session's; give that")
+            }
+            Self::InFlight => f.write_str("requests wait for the server; try again later"),
+            Self::Dead => f.write_str("no connection is open; give sockets first"),
+        }
+    }
+}
