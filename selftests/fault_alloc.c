@@ -796,23 +796,17 @@ TEST_F_TIMEOUT(alloc, connect_to_a_new_device, WALK_SECONDS)
 	/* device_add_disk() does not look whether there was memory for its name. */
 	static const struct operation op = { .message = msg_connect, .also = EINVAL };
 	struct nl_session *ns = &self->ns;
-	int picked = ns->s.dev.index, kept = 0;
+	int picked = ns->s.dev.index;
 
 	nl_use(ns, NEW_INDEX);
 	ns->cflags = NBD_CFLAG_DESTROY_ON_DISCONNECT;
 	while (next_site(_metadata, self, &op, servers_without_a_device)) {
 		end_connect(_metadata, self);
-		if (self->ret && new_exists(&ns->s.dev)) {
-			/* Only the session could not be made. */
-			kept++;
-			EXPECT_EQ(0, nl_connected(NEW_INDEX)) AT_SITE("");
-			nothing_left(_metadata, self);
-		} else {
-			/* Without it sysfs has no size. */
-			EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
-			reap(ns->s.peer[0], SOON);
-			EXPECT_EQ(-ENODEV, nl_connected(NEW_INDEX)) AT_SITE("");
-		}
+		/* With the device that was made for it. */
+		EXPECT_FALSE(new_exists(&ns->s.dev)) AT_SITE("");
+		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
+		reap(ns->s.peer[0], SOON);
+		EXPECT_EQ(-ENODEV, nl_connected(NEW_INDEX)) AT_SITE("");
 		if (!self->ret)
 			continue;
 		ASSERT_EQ(0, nl_connect(ns)) AT_SITE(": again: %s", ns->answer.text);
@@ -820,7 +814,6 @@ TEST_F_TIMEOUT(alloc, connect_to_a_new_device, WALK_SECONDS)
 		ASSERT_TRUE(reap(ns->s.peer[0], BOUNDED));
 		more_sockets(_metadata, self, 0);
 	}
-	ksft_print_msg("of these, %d left the new device idle\n", kept);
 	ns->cflags = 0;
 	nl_use(ns, picked);
 	works(_metadata, self);
