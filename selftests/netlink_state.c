@@ -53,9 +53,12 @@ TEST_F(state, connect_while_somebody_opens_and_closes_it)
 TEST_F(state, connect_while_an_ioctl_setup_lives_is_ebusy)
 {
 	struct nl_session *ns = &self->ns;
+	char owner[64];
 
 	ASSERT_EQ(0, session_setup(&self->io, &ns->s.dev, KIND_UNIX, TOY_OBEDIENT));
 	EXPECT_EQ(-EBUSY, nl_connect(ns));
+	snprintf(owner, sizeof(owner), "process %d (\"helper_agent\")", self->io.client.pid);
+	nl_expect_why(_metadata, &ns->answer, 0, owner);
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the refused socket is kept");
 	/* The setup is as good as before. */
 	ASSERT_EQ(0, session_run(&self->io));
@@ -86,6 +89,7 @@ TEST_F(state, connect_while_an_ioctl_session_runs_is_ebusy)
 	ASSERT_EQ(0, session_setup(&self->io, &ns->s.dev, KIND_UNIX, TOY_OBEDIENT));
 	ASSERT_EQ(0, session_run(&self->io));
 	EXPECT_EQ(-EBUSY, nl_connect(ns));
+	nl_expect_why(_metadata, &ns->answer, 0, "a session is running");
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
 	EXPECT_EQ(1024, agent_read(&self->io.client, 0, 1024));
 }
@@ -200,6 +204,7 @@ TEST_F(end, while_it_is_open)
 	EXPECT_EQ(-EIO, agent_read(&self->a, 8192, 4096)) TH_LOG("data after the end");
 	for (i = 0; i < 3; i++) {
 		EXPECT_EQ(-EBUSY, nl_connect(ns));
+		nl_expect_why(_metadata, &ns->answer, 0, "previous session ended, but 1 opener");
 		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON))
 			TH_LOG("the refused socket is kept");
 	}
