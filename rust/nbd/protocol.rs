@@ -37,15 +37,15 @@ impl Flags {
         Self(raw)
     }
 
-    /// What the flags are called that say something of a disk.
+    /// What the flags are called that say something of a disk, in the C driver's order.
     pub(crate) const NAMES: [(&'static str, u32); 8] = [
         ("HAS_FLAGS", 1 << 0),
         ("READ_ONLY", 1 << 1),
         ("SEND_FLUSH", 1 << 2),
         ("SEND_FUA", 1 << 3),
-        ("ROTATIONAL", 1 << 4),
         ("SEND_TRIM", 1 << 5),
         ("SEND_WRITE_ZEROES", 1 << 6),
+        ("ROTATIONAL", 1 << 4),
         ("CAN_MULTI_CONN", 1 << 8),
     ];
 
