@@ -15,19 +15,23 @@ connect() { genl connect >/dev/null -i "$NBD_INDEX" -u "$IO_SOCK" -b 4096 "$@" &
 disconnect() { genl disconnect "$NBD_INDEX" && wait_until 3 nbd_is_free "$NBD_INDEX"; }
 nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 
-# load: fio until an error.
+# load: fio, which verifies, until an error.
 load() {
-	io_load 0 fio --filename="$NBD_DEV" --thread --output=/dev/null --name=load --rw=randrw --bs=16k \
+	io_load 0 fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k \
 		--size=8m --ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=60 \
+		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 \
 		--continue_on_error=none
 }
 now() { echo $((${EPOCHREALTIME/./} / 1000)); }
-# fails_within MS: reading fails, and soon.
+# fails_within MS: reading fails with EIO, and soon.
 fails_within() {
 	local start
 	start=$(now)
-	nbd_not io_read_one 5 && [ $(($(now) - start)) -lt $(($1 * NBD_TIME_SCALE)) ]
+	nbd_not io_read_one 5 2>"$NBD_TMP/dd" && [ $(($(now) - start)) -lt $(($1 * NBD_TIME_SCALE)) ] &&
+		grep -q ': Input/output error$' "$NBD_TMP/dd" || { cat "$NBD_TMP/dd"; return 1; }
 }
+# What fio says of the error that it ended with: no other one, nor a wrong byte.
+errors() { grep -oE 'error=[^)]*|verify: bad.*' "$NBD_TMP/fio.log" | sort -u; }
 
 # dead_conn_timeout is over
 for n in 1 4; do
@@ -39,7 +43,7 @@ for n in 1 4; do
 	check "it ends, $n" wait_until 4 io_loaded
 	took=$(($(now) - start))
 	check "not before its time, $n" [ $took -gt 1500 ]
-	check "with an error, $n" nbd_not is status "$(cat "$NBD_TMP/load" 2>/dev/null)" 0
+	check "with EIO and no wrong byte, $n" is error "$(errors)" "error=Input/output error"
 	check "no request is left, $n" wait_until 1 io_still
 	check "nobody is stuck, $n" wait_until 2 io_none_stuck
 	check "later I/O fails at once, $n" fails_within 1500
