@@ -27,8 +27,11 @@ now() { echo $((${EPOCHREALTIME/./} / 1000)); }
 fails_within() {
 	local start
 	start=$(now)
-	nbd_not io_read_one 5 2>"$NBD_TMP/dd" && [ $(($(now) - start)) -lt $(($1 * NBD_TIME_SCALE)) ] &&
-		grep -q ': Input/output error$' "$NBD_TMP/dd" || { cat "$NBD_TMP/dd"; return 1; }
+	if io_read_one 5 2>"$NBD_TMP/dd" || [ $(($(now) - start)) -ge $(($1 * NBD_TIME_SCALE)) ] ||
+		! grep -q ': Input/output error$' "$NBD_TMP/dd"; then
+		cat "$NBD_TMP/dd"
+		return 1
+	fi
 }
 # What fio says of the error that it ended with: no other one, nor a wrong byte.
 errors() { grep -oE 'error=[^)]*|verify: bad.*' "$NBD_TMP/fio.log" | sort -u; }
