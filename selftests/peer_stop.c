@@ -152,6 +152,8 @@ TEST_F(stop, timeout)
 		ms += 6000;
 	self->s.timeout = 1;
 	ASSERT_EQ(0, stop_begin(&self->s));
+	EXPECT_TRUE(WAIT_UNTIL(self->s.sh->client_stage == 2, ms));
+	EXPECT_EQ(ETIMEDOUT, self->s.sh->client_errno);
 	stop_check(_metadata, &self->s, 0, ms);
 }
 
