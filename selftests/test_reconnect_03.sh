@@ -18,7 +18,7 @@ serve() { io_server sock file "$disk"; }
 free() { nbd_is_free "$NBD_INDEX"; }
 end_idle() { within 10 nbd-client -L -d "$NBD_DEV" >"$NBD_TMP/idle.log" 2>&1 || { cat "$NBD_TMP/idle.log"; false; }; }
 held() { exec 5<"$NBD_DEV" && end_idle; }
-pid() { cat "$NBD_SYS/pid"; }
+pid() { cat "$NBD_SYS/pid" 2>/dev/null; }
 
 check "-d on an idle device" end_idle
 check "-d on one that is open elsewhere" held
