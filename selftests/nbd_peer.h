@@ -67,7 +67,7 @@ struct peer_shared {
 	_Atomic int holder_stop;
 
 	_Atomic uint32_t error;		/* good peers answer with it, if not 0 */
-	_Atomic int slow_ms;		/* how long a peer takes for 64 KiB of a write, or of a reply */
+	_Atomic int slow_ms;		/* what 64 KiB of payload take a peer */
 	unsigned char data[PEER_SIZE];	/* of larger devices all that is equal modulo this */
 };
 
@@ -79,7 +79,7 @@ struct peer_session {
 	bool tcp;
 	unsigned int timeout;		/* NBD_SET_TIMEOUT, 0: not called */
 	int lowat;			/* SO_RCVLOWAT of the client's sockets, 0: not set */
-	bool hasty;			/* the client's sockets have timeouts of their own, of nothing */
+	bool hasty;			/* its sockets have timeouts, of nothing */
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */
