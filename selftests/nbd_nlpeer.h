@@ -37,6 +37,7 @@ static inline int nl_peer(struct peer_session *s, int n)
 	sh->close[n] = 0;
 	sh->requests[n] = 0;
 	sh->held[n] = 0;
+	sh->held_reads[n] = 0;
 	sh->unread[n] = 0;
 	sh->acted[n] = 0;
 	sh->eof[n] = 0;

@@ -22,6 +22,7 @@
 enum peer_kind {
 	PEER_GOOD,		/* answers everything at once */
 	PEER_HELD,		/* answers everything, but not before it is told to */
+	PEER_LATE,		/* the same, and with other data once the connection has ended */
 	PEER_SHUFFLE,		/* answers a batch of requests in random order */
 	PEER_DEAF,		/* reads nothing */
 	PEER_MUTE,		/* reads everything, answers nothing */
@@ -45,6 +46,7 @@ struct peer_shared {
 	_Atomic int close[PEER_MAX];	/* the peer is to close its socket */
 	_Atomic int requests[PEER_MAX];	/* whole requests that it has read */
 	_Atomic int held[PEER_MAX];	/* of those, not answered yet */
+	_Atomic int held_reads[PEER_MAX];	/* and of those, reads */
 	_Atomic int unread[PEER_MAX];	/* bytes in its socket, and since when */
 	_Atomic long long unread_since[PEER_MAX];
 	_Atomic int acted[PEER_MAX];	/* it has misbehaved */
@@ -172,6 +174,7 @@ static bool peer_read(struct peer_state *p)
 		return false;
 	p->nheld++;
 	p->sh->requests[p->n]++;
+	p->sh->held_reads[p->n] += r->type == NBD_CMD_READ;
 	p->sh->held[p->n] = p->nheld;
 	return true;
 }
@@ -189,9 +192,26 @@ static bool peer_flush(struct peer_state *p)
 			p->held[p->nheld - 1] = r;
 		}
 		ok = peer_reply(p, &p->held[--p->nheld]);
+		p->sh->held_reads[p->n] -= p->held[p->nheld].type == NBD_CMD_READ;
 		p->sh->held[p->n] = p->nheld;
 	}
 	return ok;
+}
+
+/*
+ * The driver has given the connection up. Once it is told to, answer what is left, with other data,
+ * so that it can be seen if anybody takes it.
+ */
+static void peer_answer_late(struct peer_state *p)
+{
+	int i;
+
+	while (!p->sh->go[p->n] && !p->sh->close[p->n])
+		usleep(2000);
+	for (i = 0; i < p->nheld; i++)
+		p->held[i].from ^= HOLDER_CHUNK;
+	peer_flush(p);
+	p->sh->acted[p->n] = 1;
 }
 
 /* Do to one request what this kind of peer does; false: close. */
@@ -265,6 +285,8 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 			more = peer_read(p);
 			if (!more) {
 				sh->eof[n] = 1;
+				if (sh->kind[n] == PEER_LATE)
+					peer_answer_late(p);
 				break;
 			}
 		}
@@ -276,6 +298,7 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 			more = peer_flush(p);
 			break;
 		case PEER_HELD:
+		case PEER_LATE:
 			if (go)
 				more = peer_flush(p);
 			break;
