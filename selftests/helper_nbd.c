@@ -5,8 +5,9 @@
  *
  * Usage:
  *	helper_nbd session DEVICE [-s SIZE] [-b BLKSIZE] [-f FLAGS] [-t TIMEOUT] [-n SOCKETS]
- *		[-k unix|tcp]: prints "tid TID" of the thread that calls NBD_DO_IT and ends with
- *		the session, with status 0 if NBD_DO_IT has returned 0
+ *		[-k unix|tcp] [-w ROOM]: prints "tid TID" of the thread that calls NBD_DO_IT and
+ *		ends with the session, with status 0 if NBD_DO_IT has returned 0; a socket takes
+ *		ROOM bytes before they are read
  *	helper_nbd setup DEVICE [-n SOCKETS] [-k unix|tcp]: only adds the sockets, prints "set", and
  *		keeps the device open until it is killed
  *	helper_nbd ioctl DEVICE NAME [ARGUMENT]: prints the name of the error if there is one;
@@ -40,11 +41,11 @@ static int session(int argc, char **argv, bool start)
 {
 	unsigned long size = SESSION_SIZE, blksize = 1024, flags = NBD_FLAG_HAS_FLAGS, timeout = 0;
 	enum sock_kind kind = KIND_UNIX;
-	int n = 1, opt, i;
+	int n = 1, room = 0, opt, i;
 	pthread_t thread;
 	void *ret;
 
-	while ((opt = getopt(argc, argv, "s:b:f:t:n:k:")) != -1) {
+	while ((opt = getopt(argc, argv, "s:b:f:t:n:k:w:")) != -1) {
 		switch (opt) {
 		case 's':
 			size = strtoul(optarg, NULL, 0);
@@ -64,6 +65,9 @@ static int session(int argc, char **argv, bool start)
 		case 'k':
 			kind = !strcmp(optarg, "tcp") ? KIND_TCP : KIND_UNIX;
 			break;
+		case 'w':
+			room = atoi(optarg);
+			break;
 		default:
 			return 1;
 		}
@@ -77,6 +81,8 @@ static int session(int argc, char **argv, bool start)
 
 		if (make_pair(kind, fd) || toy_start(&toy, fd[1], TOY_OBEDIENT))
 			err(1, "toy server");
+		if (room && setsockopt(fd[0], SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room)))
+			err(1, "SO_SNDBUFFORCE");
 		close(fd[1]);
 		set(NBD_SET_SOCK, fd[0], "SET_SOCK");
 		close(fd[0]);
