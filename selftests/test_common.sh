@@ -136,6 +136,16 @@ nbd_load() {
 	echo "$NBD_DRIVER" >"$NBD_MARKS/driver"
 }
 
+# nbd_plain FILE: a module's file as it was before it was compressed, on the standard output.
+nbd_plain() {
+	case $1 in
+	*.xz) xz -dc "$1" ;;
+	*.zst) zstd -qdc "$1" ;;
+	*.gz) gzip -dc "$1" ;;
+	*) cat "$1" ;;
+	esac
+}
+
 nbd_try_unload() { rmmod nbd 2>/dev/null; }
 
 # nbd_unload: unload the driver if it is loaded; waits for short-lived openers.

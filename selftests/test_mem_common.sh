@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # What the tests with little memory share: groups with a limit, a process that takes what is left,
-# and waiting for processes that may be stuck. A test sources test_common.sh, then this.
+# and waiting for processes that may be stuck. And how much is free. A test sources test_common.sh,
+# then this.
 
 # mem_groups: find the cgroup tree and have its groups count memory. False if that cannot be.
 # Sets MEM_ROOT, where the groups are, and MEM_HOME, the group that the test is in.
@@ -126,4 +127,31 @@ mem_stuck() {
 		echo "process $pid ($(cat "/proc/$pid/comm")) has not ended:"
 		cat "/proc/$pid/stack"
 	done 2>&1
+}
+
+# mem_exact: from now on until the test ends, what is free is not kept for a CPU, which can be many MiB. For
+# mem_free.
+mem_exact() {
+	local file=/proc/sys/vm/percpu_pagelist_high_fraction was
+	was=$(cat $file)
+	nbd_defer eval "echo $was >$file"
+	echo 1000000 >$file
+}
+
+# mem_free: set MEM_FREE to what nobody uses, in KiB, without the caches, once it does not change any more: some
+# is freed late.
+mem_free() {
+	MEM_FREE=0 MEM_SAME=0
+	wait_until 5 mem_settled
+}
+mem_settled() {
+	local was=$MEM_FREE
+	echo 3 >/proc/sys/vm/drop_caches
+	MEM_FREE=$(awk '/^MemFree:/ { print $2 }' /proc/meminfo)
+	if [ $((was - MEM_FREE)) -lt 256 ] && [ $((MEM_FREE - was)) -lt 256 ]; then
+		MEM_SAME=$((MEM_SAME + 1))
+	else
+		MEM_SAME=0
+	fi
+	[ $MEM_SAME = 3 ]
 }

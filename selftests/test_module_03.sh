@@ -27,7 +27,7 @@ install_module() {
 		install -D -m 644 "$NBD_KO" "$dir/updates/nbd.ko" || return
 		installed=$modules/updates/nbd.ko
 	fi
-	plain "$dir/${installed#"$modules"/}" >"$NBD_TMP/plain" || return
+	nbd_plain "$dir/${installed#"$modules"/}" >"$NBD_TMP/plain" || return
 	id=$(build_id "$NBD_TMP/plain")
 	mount --bind "$dir" "$modules" || return
 	nbd_defer umount -l "$modules"
@@ -37,14 +37,6 @@ finds() { is "what modprobe nbd loads" "$(modinfo -n nbd)" "$installed"; }
 # An alias may contain a module's name with options.
 stands_for() { is "module of $1" "$(modprobe -R "$1")" nbd; }
 
-plain() {
-	case $1 in
-	*.xz) xz -dc "$1" ;;
-	*.zst) zstd -qdc "$1" ;;
-	*.gz) gzip -dc "$1" ;;
-	*) cat "$1" ;;
-	esac
-}
 # build_id FILE: the note's 20 bytes, which follow this header.
 build_id() {
 	local offset
