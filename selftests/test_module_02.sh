@@ -25,17 +25,41 @@ use() { export NBD_INDEX=$1 NBD_DEV=/dev/nbd$1; }
 serve_client() { serve --filter=exitlast memory $SIZE; }
 session_over() { [ ! -e /sys/block/nbd0/pid ]; }
 
-# Does not sleep between its tries, so as to hit the earliest moment.
+# unload_at_once SECONDS: does not sleep between its tries, so as to hit the earliest moment.
 unload_at_once() {
-	local end=$((SECONDS + 5 * NBD_TIME_SCALE))
+	local end=$((${EPOCHREALTIME/./} + $1 * NBD_TIME_SCALE * 1000000))
 	until nbd_try_unload; do
-		[ "$SECONDS" -lt "$end" ] || { holders; return 1; }
+		[ "${EPOCHREALTIME/./}" -lt "$end" ] || { holders; return 1; }
 	done
 	nbd_not nbd_loaded
 }
 
 # refused: rmmod fails because of a user, and the device is still there.
 refused() { nbd_in_use && [ -e /sys/block/nbd0 ]; }
+
+# at_once CMD...: it succeeds within a second.
+at_once() {
+	local start=${EPOCHREALTIME/./}
+	"$@" && [ $((${EPOCHREALTIME/./} - start)) -lt $((NBD_TIME_SCALE * 1000000)) ]
+}
+
+in_flight() { [ "$(awk '{ print $1 + $2 }' /sys/block/nbd0/inflight)" -gt 0 ]; }
+# silent deaf|mute: 3 tests: the client of such a server, with a write in flight that a socket has no room
+# for, is killed.
+silent() {
+	nbd_load nbds_max=1
+	# It has read the partition table when it becomes so.
+	serve --filter=exitlast --filter=delay memory 64M wdelay=1000
+	check "connects to a server that becomes $1" connect
+	[ "$1" != deaf ] || kill -STOP "$server"
+	dd if=/dev/zero of=/dev/nbd0 bs=16M count=1 oflag=direct conv=notrunc status=none 2>/dev/null &
+	disown
+	check "it leaves a write without an answer, $1" wait_until 5 in_flight
+	kill -9 "$client"
+	check "can be unloaded when its client is killed, $1" unload_at_once 3
+	stop_server
+	nbd_unload
+}
 
 # session_round INDEX: a session, its end, and the end of the module without a pause. Sets $failed if not.
 session_round() {
@@ -45,8 +69,8 @@ session_round() {
 	connect || { failed="not connected"; return; }
 	within 5 dd if="$NBD_DEV" of=/dev/null bs=64k count=4 iflag=direct status=none || { failed="cannot read"; return; }
 	disconnect || { failed="not disconnected: $(cat "$NBD_TMP/client")"; return; }
-	unload_at_once || { failed="cannot unload"; return; }
-	wait_until 5 nbd_gone "$server" || failed="the server saw no end of the connection"
+	unload_at_once 5 || { failed="cannot unload"; return; }
+	wait_until 1 nbd_gone "$server" || failed="the server saw no end of the connection within a second"
 }
 
 rounds() {
@@ -59,12 +83,12 @@ rounds() {
 }
 
 nbd_require nbdkit nbd-client
-nbd_begin 13
+nbd_begin 22
 # It is read often, and may be on a slow file system.
 [ "$NBD_DRIVER" = c ] || { cp "$NBD_KO" "$NBD_TMP/nbd.ko"; NBD_KO=$NBD_TMP/nbd.ko; }
 nbd_defer nbd_unload
 nbd_defer stop_server
-server=
+server= client=
 
 use 0
 nbd_unload
@@ -88,7 +112,7 @@ check "the session is not disturbed by that" \
 	within 5 dd if=/dev/nbd0 of=/dev/null bs=$SIZE count=1 iflag=direct
 exec 5</dev/nbd0
 check "disconnects" disconnect
-check "the server sees the end of the connection" wait_until 5 nbd_gone "$server"
+check "the server sees the end of the connection" wait_until 1 nbd_gone "$server"
 check "the session ends" wait_until 5 session_over
 check "cannot be unloaded while a process has the device of the ended session open" refused
 exec 5<&-
@@ -98,8 +122,17 @@ nbd_load nbds_max=1
 serve_client
 connect
 kill -9 "$server"
-check "can be unloaded right after the server went away" unload_at_once
+check "can be unloaded right after the server went away" unload_at_once 5
 nbd_unload
 
 check "can be unloaded right after a disconnect, 10 times" rounds
+
+nbd_load nbds_max=1
+check "connects by netlink" within 5 "$NBD_DIR/helper_genl" connect -i 0
+check "rmmod is refused at once while that session runs" at_once refused
+check "disconnects by netlink" within 5 "$NBD_DIR/helper_genl" disconnect 0
+nbd_unload
+
+silent mute
+silent deaf
 nbd_end
