@@ -6,6 +6,8 @@
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000
+/* What is at once, while something else takes a second. */
+#define OTHERS_MS	300
 
 FIXTURE(state)
 {
@@ -259,23 +261,120 @@ TEST_F(end, with_a_deaf_server)
 	with_io(_metadata, &self->ns, PEER_DEAF, variant->cmd);
 }
 
+/* Somebody who asks another generic netlink family, again and again. */
+struct asker {
+	pid_t pid;
+	struct {
+		_Atomic int asked, longest, stop;
+		_Atomic long long since;	/* of the question that is not answered yet, or 0 */
+	} *sh;
+};
+
+static void ask(struct asker *a)
+{
+	struct nl_answer *answer = calloc(1, sizeof(*answer));
+	struct genl g;
+	struct nl_msg m;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (!answer || genl_open(&g))
+		_exit(1);
+	while (!a->sh->stop) {
+		int took;
+
+		nl_begin(&m, CTRL_CMD_GETFAMILY, -1);
+		nl_str(&m, CTRL_ATTR_FAMILY_NAME, "nlctrl");
+		a->sh->since = now_ms();
+		if (nl_exchange(g.fd, GENL_ID_CTRL, &m, answer))
+			_exit(1);
+		took = now_ms() - a->sh->since;
+		a->sh->since = 0;
+		if (took > a->sh->longest)
+			a->sh->longest = took;
+		a->sh->asked++;
+		usleep(1000);
+	}
+	_exit(0);
+}
+
+static bool asker_start(struct asker *a)
+{
+	a->sh = mmap(NULL, sizeof(*a->sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
+	if (a->sh == MAP_FAILED)
+		return false;
+	a->pid = fork_quiet();
+	if (!a->pid)
+		ask(a);
+	if (!WAIT_UNTIL(a->sh->asked, BOUNDED))
+		return false;
+	a->sh->asked = 0;
+	a->sh->longest = 0;
+	return true;
+}
+
+/* How long it has had to wait for an answer, one that has not come yet included, in ms. */
+static int asker_longest(struct asker *a)
+{
+	long long since = a->sh->since;
+	int waits = since ? now_ms() - since : 0;
+
+	return waits > a->sh->longest ? waits : a->sh->longest;
+}
+
+/* Do something slow, and see that nobody else has to wait for it. */
+static void others_do_not_wait(struct __test_metadata *_metadata, struct nl_msg *m, int index,
+			       int error)
+{
+	struct asker a = {};
+	struct nl_call call;
+	struct nl_answer *r;
+	long long start;
+
+	ASSERT_TRUE(asker_start(&a));
+	start = now_ms();
+	call = nl_start(m);
+	/* While that is on its way. */
+	EXPECT_LE(0, nl_connected(index));
+	EXPECT_GT(scaled(OTHERS_MS), now_ms() - start) TH_LOG("STATUS of another device");
+	r = nl_wait(call, END_MS);
+	EXPECT_EQ(error, r->ret);
+	/* Or nothing is shown. */
+	EXPECT_LT(OTHERS_MS, now_ms() - start);
+	EXPECT_GT(scaled(OTHERS_MS), asker_longest(&a)) TH_LOG("another family");
+	EXPECT_LT(0, a.sh->asked);
+	a.sh->stop = 1;
+}
+
 /* Other families, and STATUS of other devices, do not wait for a slow end. */
 TEST_F(state, others_do_not_wait_for_a_slow_end)
 {
 	struct nl_session *ns = &self->ns;
-	struct nl_call call;
 	struct nl_msg m;
-	long long start;
 
 	ns->s.kind = PEER_DEAF;
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_EQ(0, holder_start(&ns->s));
 	nl_begin(&m, NBD_CMD_DISCONNECT, ns->s.dev.index);
-	call = nl_start(&m);
-	start = now_ms();
-	EXPECT_EQ(0, nl_simple(NBD_CMD_STATUS, NBD_DEVICES - 1)->ret);
-	EXPECT_GT(scaled(END_MS), now_ms() - start);
-	EXPECT_EQ(0, nl_wait(call, END_MS)->ret);
+	others_do_not_wait(_metadata, &m, NBD_DEVICES - 1, 0);
+}
+
+/* Nor for another block size, which waits for requests that are not answered. */
+TEST_F(state, others_do_not_wait_for_a_slow_change)
+{
+	struct nl_session *ns = &self->ns;
+	struct nl_msg m;
+
+	ns->s.kind = PEER_HELD;
+	/* So that a driver that waits for the server comes back one day. */
+	ns->s.timeout = scaled(4);
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_EQ(0, holder_start(&ns->s));
+	nl_begin(&m, NBD_CMD_RECONFIGURE, ns->s.dev.index);
+	nl_u64(&m, NBD_ATTR_BLOCK_SIZE_BYTES, 512);
+	others_do_not_wait(_metadata, &m, NBD_DEVICES - 1, -EBUSY);
+	ns->s.sh->go[0] = 1;
+	holder_expect(_metadata, &ns->s, 0);
 }
 
 /* Netlink ends what ioctls have started. */
