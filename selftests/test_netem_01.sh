@@ -12,10 +12,10 @@ nbd_require nbdkit nbd-client fio ip tc cmp
 # On slow kernels, less of it.
 if [ "$NBD_TIME_SCALE" -gt 1 ]; then
 	SIZE=2M COUNTS=4
-	nbd_begin 41
+	nbd_begin 48
 else
 	SIZE=6M COUNTS="1 4"
-	nbd_begin 57
+	nbd_begin 64
 fi
 
 SERVER=nbd-server-$$ CLIENT=nbd-client-$$
@@ -123,6 +123,34 @@ reorder delay 5ms reorder 25% 50%
 damage corrupt 1% duplicate 2%
 narrow rate 24mbit delay 2ms limit 60
 END
+
+# The server stops reading until its window is closed, and goes on. It has little room, and the network is
+# narrow, so that there is enough that does not fit.
+# shellcheck disable=SC2016
+windows_closed() {
+	server_ns awk '$1 == "TcpExt:" && !n { for (n = NF; $n != "TCPToZeroWindowAdv" && n > 1; n--); next }
+		$1 == "TcpExt:" { print $n }' /proc/net/netstat
+}
+writing() { [ "$(awk '{print $2}' "$NBD_SYS/inflight")" -gt 0 ]; }
+closes_one_more() { [ "$(windows_closed)" -gt "$before" ]; }
+room=$(server_ns cat /proc/sys/net/ipv4/tcp_rmem)
+server_ns tee /proc/sys/net/ipv4/tcp_rmem <<<"4096 65536 131072" >/dev/null
+check "zero window: attached" attach
+both rate 16mbit limit 1000
+before=$(windows_closed)
+rm -f "$NBD_TMP/load"
+{ traffic; echo $? >"$NBD_TMP/load"; } 2>"$NBD_TMP/fio" &
+disown
+check "zero window: there is I/O" wait_until 10 writing
+kill -STOP "$IO_PID"
+check "zero window: the server's window is closed" wait_until 10 closes_one_more
+check "zero window: I/O waits" eval "writing && [ ! -e '$NBD_TMP/load' ]"
+kill -CONT "$IO_PID"
+clear
+check "zero window: everything is written and verified" wait_until 40 eval "[ \"\$(cat '$NBD_TMP/load' 2>/dev/null)\" = 0 ]"
+check "zero window: the server has the same" same
+check "zero window: detached" io_detach
+server_ns tee /proc/sys/net/ipv4/tcp_rmem <<<"$room" >/dev/null
 
 # A reset in the middle of a payload. While the network is narrow, the sockets are full.
 reset() {
