@@ -19,20 +19,6 @@ rounds=${NBD_ROUNDS:-$(nbd_scaled_down 200)}
 truncate -s 64M "$NBD_TMP/disk"
 attach=0 ended=0 io=0 busy=0 gone=0 n=0
 
-# The holder reads and writes until that fails, and keeps the device open until it is told to go.
-load() { dd bs=64k count=16 status=none "$@" 2>"$NBD_TMP/io.error"; }
-holder() {
-	exec 8<>"$NBD_DEV" 2>"$NBD_TMP/io.error"
-	while load if="$NBD_DEV" of=/dev/null iflag=direct &&
-		load if=/dev/zero of="$NBD_DEV" oflag=direct conv=notrunc; do
-		: >"$NBD_TMP/io.started"
-	done
-	: >"$NBD_TMP/io.ended"
-	read -r <>"$NBD_TMP/hold"
-}
-mkfifo "$NBD_TMP/hold"
-let_go() { echo >"$NBD_TMP/hold"; }
-export -f let_go
 attach() { io_attach_qemu -f raw "$NBD_TMP/disk"; }
 
 # wrong COUNTER MESSAGE: count it and end the rounds.
@@ -65,7 +51,7 @@ for ((n = 0; n < rounds; n++)); do
 		wrong busy "attached although a holder of the old session is there"
 		break
 	fi
-	NBD_TMP=$NBD_TMP within 5 bash -c let_go
+	kill $holder
 	wait_until 5 nbd_gone $holder || { wrong gone "the holder is stuck"; break; }
 done
 note "$n of $rounds rounds"
