@@ -125,7 +125,8 @@ int main(int argc, char **argv)
 	n = atoi(argv[3]);
 	if (n < 1 || n > MAX)
 		errx(1, "%s pages", argv[3]);
-	memory = mmap(NULL, n * 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memory = mmap(NULL, n * 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, 0);
 	if (memory == MAP_FAILED)
 		err(1, "mmap");
 	/* All pages must be there, and small, for the ones between to keep them apart. */

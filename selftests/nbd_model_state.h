@@ -173,7 +173,7 @@ static void ended(int d)
 		to_idle(d, defaults);
 		return;
 	}
-	/* Whoever has it open still sees its size, and gets errors, but for the task in NBD_DO_IT. */
+	/* Whoever has it open still sees its size, and gets errors; not the task in NBD_DO_IT. */
 	m->shown = openers(d) > (m->netlink ? 0 : 1) ? m->params.size : 0;
 	m->state = STOPPED;
 	m->old_stamp = m->stamp;

@@ -201,8 +201,8 @@ TEST_F(multi, two_are_replaced_by_one_message)
 }
 
 /*
- * A server that is too slow is given up at the timeout, and its requests are replayed on the others,
- * without waiting for it. Whatever it says in the end does no harm.
+ * A server that is too slow is given up at the timeout, and its requests are replayed on the
+ * others, without waiting for it. Whatever it says in the end does no harm.
  */
 FIXTURE(slow)
 {

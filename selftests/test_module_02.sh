@@ -88,7 +88,7 @@ nbd_begin 22
 [ "$NBD_DRIVER" = c ] || { cp "$NBD_KO" "$NBD_TMP/nbd.ko"; NBD_KO=$NBD_TMP/nbd.ko; }
 nbd_defer nbd_unload
 nbd_defer stop_server
-server= client=
+server="" client=""
 
 use 0
 nbd_unload
