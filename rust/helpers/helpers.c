@@ -13,6 +13,7 @@
 
 #include "blk.c"
 #include "cred.c"
+#include "debugfs.c"
 #include "mm.c"
 #include "net.c"
 #include "netlink.c"

@@ -6,6 +6,7 @@ pub(crate) mod block;
 pub(crate) mod bvec;
 pub(crate) mod capability;
 pub(crate) mod cred;
+pub(crate) mod debugfs;
 pub(crate) mod mm;
 pub(crate) mod module;
 pub(crate) mod module_param;

@@ -4,37 +4,40 @@
 
 use crate::{
     device::Disk,
-    kernel::{block::timeout_in_jiffies, net::addr::SocketAddr},
-    protocol::Flags, //
+    kernel::{
+        block::timeout_in_jiffies,
+        debugfs::{Dir, Print, Root},
+        net::addr::SocketAddr, //
+    },
+    protocol::Flags,
+    NbdModule, //
 };
 use core::cell::Cell;
 use kernel::{
-    debugfs::{Dir, Scope},
     fmt,
     prelude::*,
     str::{BStr, CString},
-    sync::aref::ARef, //
+    sync::{aref::ARef, Arc}, //
 };
+
+const FILES: [(&CStr, Print<ARef<Disk>>); 7] = [
+    (c"tasks", tasks),
+    (c"size_bytes", size_bytes),
+    (c"timeout", timeout),
+    (c"blocksize_bits", blocksize_bits),
+    (c"flags", flags),
+    (c"state", state),
+    (c"connections", connections),
+];
 
 /// The directory of a device; it goes away with the value. Dropping it waits for readers, which
 /// take the device's configuration lock.
-pub(crate) struct DebugDir(#[expect(dead_code)] Pin<KBox<Scope<ARef<Disk>>>>);
+pub(crate) type DebugDir = Dir<ARef<Disk>, NbdModule>;
 
-impl DebugDir {
-    /// Makes the directory. Sleeps.
-    pub(crate) fn new(parent: &Dir, disk: &Disk) -> Result<Self> {
-        let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().index()))?;
-        let scope = parent.scope(ARef::from(disk), &name, |disk, dir| {
-            dir.read_callback_file(c"tasks", disk, &tasks);
-            dir.read_callback_file(c"size_bytes", disk, &size_bytes);
-            dir.read_callback_file(c"timeout", disk, &timeout);
-            dir.read_callback_file(c"blocksize_bits", disk, &blocksize_bits);
-            dir.read_callback_file(c"flags", disk, &flags);
-            dir.read_callback_file(c"state", disk, &state);
-            dir.read_callback_file(c"connections", disk, &connections);
-        });
-        Ok(Self(KBox::pin_init(scope, GFP_KERNEL)?))
-    }
+/// Makes the directory of a device. Sleeps.
+pub(crate) fn show(root: &Arc<Root>, disk: &Disk) -> Result<DebugDir> {
+    let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().index()))?;
+    Dir::new(root, &name, &ARef::from(disk), &FILES)
 }
 
 fn tasks(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,7 +22,7 @@
 //! one atomic word.
 
 use crate::{
-    debugfs::DebugDir,
+    debugfs::{self, DebugDir},
     devices::{AliveMark, Devices},
     disk_ops::DiskOps,
     kernel::{
@@ -366,16 +366,18 @@ impl Device {
         let leaves = {
             let mut config = self.config.lock();
             let openers = config.openers;
-            config.state.retired(params, openers)
+            let leaves = config.state.retired(params, openers);
+            if leaves {
+                // Under the lock: whoever sees a device leave waits for the worker. It cannot be
+                // queued already: a device begins to leave once.
+                let _ = self.workers().enqueue(Arc::from(disk.data()));
+            }
+            leaves
         };
-        self.show_debug(disk);
-        if leaves {
-            // It cannot be queued already: a device begins to leave once.
-            let _ = self.workers().enqueue(Arc::from(disk.data()));
-        } else {
+        if !leaves {
+            self.show_debug(disk);
             disk.notify_change();
         }
-        // Whoever sees a device leave may wait for the worker.
         self.settled.notify_all();
     }
 
@@ -386,7 +388,7 @@ impl Device {
         if self.config.lock().state.is_unused() {
             *debug = None;
         } else if debug.is_none() {
-            *debug = DebugDir::new(self.devices.debug(), disk).ok();
+            *debug = debugfs::show(self.devices.debug(), disk).ok();
         }
     }
 }
@@ -396,6 +398,8 @@ impl WorkItem for Device {
 
     /// Removes the device.
     fn run(this: Arc<Self>) {
+        // Before there can be another of the same name.
+        *this.debug.lock() = None;
         this.devices.remove(this.index);
     }
 }

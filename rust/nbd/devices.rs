@@ -7,6 +7,7 @@ use crate::{
     disk_ops::DiskOps,
     kernel::{
         block::mq::RegisteredDisk,
+        debugfs::Root,
         net::socket::Socket,
         task::Process,
         workqueue::OwnedQueue, //
@@ -15,7 +16,6 @@ use crate::{
     workers::{Spares, Workers},
 };
 use kernel::{
-    debugfs::Dir,
     new_condvar,
     new_mutex,
     new_spinlock,
@@ -33,7 +33,7 @@ pub(crate) struct Devices {
     /// Where what needs memory is done: devices are removed, losses are told.
     workers: OwnedQueue,
     spares: Arc<Spares>,
-    debug: Dir,
+    debug: Arc<Root>,
     #[pin]
     table: Mutex<RBTree<u32, RegisteredDisk<DiskOps>>>,
     alive: Arc<Alive>,
@@ -87,13 +87,14 @@ impl Devices {
         let workers = OwnedQueue::new_unbound(c"nbd-work", 0)?;
         let spares = Spares::new()?;
         let alive = Alive::new()?;
+        let debug = Root::new(c"nbd")?;
         Arc::pin_init(
             pin_init!(Self {
                 minors,
                 ends,
                 workers,
                 spares,
-                debug: Dir::new(c"nbd"),
+                debug,
                 table <- new_mutex!(RBTree::new()),
                 alive,
             }),
@@ -123,7 +124,7 @@ impl Devices {
     }
 
     /// The debugfs directory of the driver.
-    pub(crate) fn debug(&self) -> &Dir {
+    pub(crate) fn debug(&self) -> &Arc<Root> {
         &self.debug
     }
 
