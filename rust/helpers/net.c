@@ -11,35 +11,22 @@ __rust_helper bool rust_helper_sock_is_stream(struct socket *sock)
 }
 
 /*
- * Block I/O may be what frees memory, so a socket that carries it must not
- * wait for memory that only block I/O can free. Nor must it wait for more than
- * one reply, or come back without one, because its user once asked for that.
- */
-__rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
-{
-	struct sock *sk = sock->sk;
-
-	sk_set_memalloc(sk);
-	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;
-	sk->sk_use_task_frag = false;
-	WRITE_ONCE(sk->sk_rcvlowat, 1);
-	WRITE_ONCE(sk->sk_rcvtimeo, MAX_SCHEDULE_TIMEOUT);
-	WRITE_ONCE(sk->sk_sndtimeo, MAX_SCHEDULE_TIMEOUT);
-}
-
-/*
  * The locks of a socket that carries block I/O nest inside those of
  * filesystems on the device, and those of ordinary sockets may nest outside
  * (page faults in copies): give them classes of their own.
  */
 #ifdef CONFIG_DEBUG_LOCK_ALLOC
-__rust_helper void rust_helper_sock_reclassify_block_io(struct socket *sock)
+static void sock_reclassify_block_io(struct sock *sk)
 {
 	static struct lock_class_key sk_key[3], slock_key[3];
-	struct sock *sk = sock->sk;
 
 	if (!sock_allow_reclassification(sk))
 		return;
+#if IS_ENABLED(CONFIG_PROVE_LOCKING) && IS_ENABLED(CONFIG_MODULES)
+	/* Once: each time takes a reference to the module, and only one is given back. */
+	if (sk->sk_owner)
+		return;
+#endif
 	switch (sk->sk_family) {
 	case AF_INET:
 		sock_lock_init_class_and_name(sk, "slock-AF_INET-NBD", &slock_key[0],
@@ -56,7 +43,25 @@ __rust_helper void rust_helper_sock_reclassify_block_io(struct socket *sock)
 	}
 }
 #else
-__rust_helper void rust_helper_sock_reclassify_block_io(struct socket *sock)
+static void sock_reclassify_block_io(struct sock *sk)
 {
 }
 #endif
+
+/*
+ * Block I/O may be what frees memory, so a socket that carries it must not
+ * wait for memory that only block I/O can free. Nor must it wait for more than
+ * one reply, or come back without one, because its user once asked for that.
+ */
+__rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+
+	sock_reclassify_block_io(sk);
+	sk_set_memalloc(sk);
+	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;
+	sk->sk_use_task_frag = false;
+	WRITE_ONCE(sk->sk_rcvlowat, 1);
+	WRITE_ONCE(sk->sk_rcvtimeo, MAX_SCHEDULE_TIMEOUT);
+	WRITE_ONCE(sk->sk_sndtimeo, MAX_SCHEDULE_TIMEOUT);
+}

@@ -58,8 +58,6 @@ impl Socket {
         if !unsafe { helpers::sock_is_stream(sock) } {
             return Err(EINVAL);
         }
-        // SAFETY: As above.
-        unsafe { helpers::sock_reclassify_block_io(sock) };
         // SAFETY: The current task is in a system call of its own, and a socket has no position that
         // the call could have locked.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
@@ -73,7 +71,8 @@ impl Socket {
     }
 
     /// Prepares the socket to carry block I/O: it may use memory reserves, and never waits for
-    /// memory that only block I/O can free. Takes back what users can set that would keep it from
+    /// memory that only block I/O can free, and its locks get classes of their own. With lockdep it
+    /// keeps the module loaded from then on. Takes back what users can set that would keep it from
     /// taking a reply as soon as that is there, or from waiting for one.
     pub(crate) fn set_block_io(&self) {
         // SAFETY: By the type invariant.
@@ -115,7 +114,8 @@ impl Socket {
     /// SIGPIPE. Sleeps.
     ///
     /// Fails with `EAGAIN` when nothing could be sent without waiting or within the socket's
-    /// timeout, and with `EPIPE` after [`Self::shutdown`].
+    /// timeout, with `EPIPE` after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a
+    /// signal has ended the wait.
     pub(crate) fn send<const N: usize>(
         &self,
         source: &BvecSource<'_, N>,
@@ -142,7 +142,8 @@ impl Socket {
     /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
     /// Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing came without waiting or within the socket's timeout.
+    /// Fails with `EAGAIN` when nothing came without waiting or within the socket's timeout, and
+    /// with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
     pub(crate) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,
