@@ -6,7 +6,7 @@
 //! workers, finishes every request, and only then reports that the device is stopped.
 
 use crate::{
-    kernel::block::BlkStatus,
+    kernel::{block::BlkStatus, mm::NoIo},
     life::{Life, Reason},
     messages::Topic,
     session::Session, //
@@ -94,6 +94,8 @@ impl WorkItem<0> for Session {
 
     /// Makes the end.
     fn run(this: Arc<Self>) {
+        // What frees memory may wait for another end.
+        let _noio = NoIo::enter();
         let device = this.disk.data();
         for connection in &this.connections {
             connection.shut();

@@ -74,7 +74,14 @@ impl Traffic {
 
     /// For how long no byte has moved, in jiffies.
     pub(crate) fn idle_for(&self) -> Jiffies {
-        jiffies().wrapping_sub(self.moved.load(Relaxed))
+        let now = jiffies();
+        let idle = now.wrapping_sub(self.moved.load(Relaxed));
+        // Bytes may have moved since the clock was read.
+        if idle > Jiffies::MAX / 2 {
+            0
+        } else {
+            idle
+        }
     }
 
     pub(crate) fn requests(&self) -> u64 {

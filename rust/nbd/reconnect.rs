@@ -32,9 +32,10 @@ impl Session {
                 .iter()
                 .find_map(|connection| Some((connection, connection.close(link)?)));
             // Otherwise it was closed already, or belongs to an earlier session, whose end has seen
-            // to everything.
+            // to everything but what its receiver has let go since.
             let Some((connection, channel)) = closed else {
-                return;
+                drop(life);
+                return self.replay(link, || ());
             };
             // What is left, unless the session ends as somebody wants.
             let lost = match *life {
@@ -74,9 +75,14 @@ impl Session {
             ),
             _ => {}
         }
+        self.replay(link, || connection.count_replay());
+    }
+
+    /// Has the requests of a closed link come again, and calls `f` for each.
+    fn replay(&self, link: &Link, f: impl Fn()) {
         self.disk.for_each_started(|rq| {
             if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
-                connection.count_replay();
+                f();
                 claim.requeue();
             }
         });
