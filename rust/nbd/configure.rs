@@ -191,7 +191,9 @@ impl Device {
             Ok(session)
         });
         let started = started.and_then(|session| {
-            session.begin(|| self.config.lock().state.started(params, session.clone()))?;
+            let begun = session.begin(|| self.config.lock().state.started(params, session.clone()));
+            // An end that came before its files were there has left them.
+            begun.inspect_err(|_| drop(session.published.lock().take()))?;
             Ok(session)
         });
         match started {
@@ -289,10 +291,11 @@ impl Device {
     }
 
     /// Ends the session, if there is one, and waits for a short while until others have closed the
-    /// device, so that it is free. Sleeps, for two seconds at most.
-    pub(crate) fn disconnect(&self, disk: &Disk, what: &str) -> Result {
+    /// device, so that it is free. Sleeps, for three seconds at most.
+    pub(crate) fn disconnect(&self) -> Result<(), Refusal> {
         self.wait_if_starting();
-        if let Some(session) = self.running(disk, what)? {
+        let session = self.config.lock().state.session()?;
+        if let Some(session) = session {
             session.disconnect();
         }
         self.wait_while(State::is_held, LINGER_MS);

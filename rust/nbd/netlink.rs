@@ -120,6 +120,7 @@ impl Commands for Nbd {
             return status(&devices, info);
         }
         if !info.is_admin() {
+            info.refuse(None, fmt!("only CAP_SYS_ADMIN may do that"));
             return Err(EPERM);
         }
         match command {
@@ -258,7 +259,17 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
         Some((_, index)) => begin_at(devices, info, index, setup)?,
         None => {
             let hw_queues = setup.socket_count() as u32;
-            devices.begin_any(setup, hw_queues)?
+            devices.begin_any(setup, hw_queues).inspect_err(|error| {
+                if *error == ENOSPC {
+                    info.refuse(
+                        None,
+                        fmt!(
+                            "{} devices are all there can be: disconnect one",
+                            devices.limit()
+                        ),
+                    );
+                }
+            })?
         }
     };
     let Begun {
@@ -269,6 +280,7 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
     Device::drop_stale(&disk, stale);
     let origin = Origin::Netlink { backend };
     if let Err(error) = disk.data().make_session(&disk, setup, before, origin) {
+        info.refuse(None, fmt!("no session was started: see the kernel's log"));
         devices.let_go(disk);
         return Err(error);
     }
@@ -314,7 +326,9 @@ fn begin_at(
 
 fn disconnect(devices: &Devices, info: &Info<'_>) -> Result {
     let disk = device(devices, info)?;
-    disk.data().disconnect(&disk, "NBD_CMD_DISCONNECT")?;
+    disk.data()
+        .disconnect()
+        .map_err(|refusal| refuse(info, &disk, "NBD_CMD_DISCONNECT", &refusal))?;
     devices.let_go(disk);
     Ok(())
 }
