@@ -10,9 +10,12 @@
  *   NBD_SHRINK=1   or -s: when they fail, look for few of them that fail, too
  *
  * A step that cannot be taken in the state that the model is in is left out, so that any part of
- * a script is a script. Nobody else (udev) must open the devices meanwhile.
+ * a script is a script. The scripts that are kept, *.steps beside the program, come first; of
+ * those no step is left out. Nobody else (udev) must open the devices meanwhile.
  */
+#include <glob.h>
 #include <sched.h>
+#include <stddef.h>
 #include "kselftest.h"
 #include "nbd_model_netlink.h"
 #include "nbd_model_steps.h"
@@ -20,20 +23,16 @@
 #define STEPS_DEFAULT	50000
 #define STEPS_MAX	(1 << 20)
 #define SHOWN		25
-
-struct trace {
-	long n;
-	struct step step[STEPS_MAX];
-};
-
-static struct trace *trace;		/* what was taken, for the test to see */
+/* The self-test: how many steps it may take to meet the wrong model, and how many may be left. */
+#define WRONG_STEPS	5000
+#define WRONG_LEFT	12
 
 /* Running steps */
 
 static const struct op ops[] = {
-	{ "spawn", 2, take_spawn },
-	{ "fork", 2, take_fork },
-	{ "kill", 1, take_kill },
+	{ "spawn", 4, take_spawn },
+	{ "fork", 4, take_fork },
+	{ "kill", 2, take_kill },
 	{ "open", 40, take_open },
 	{ "close", 44, take_close },
 	{ "set_sock", 200, take_set_sock },
@@ -47,12 +46,54 @@ static const struct op ops[] = {
 	{ "pending", 200, take_pending },
 	{ "mute", 10, take_mute },
 	{ "server_dies", 16, take_server_dies },
+	{ "timeout", 3, take_timeout },
+	{ "give_up", 1, take_give_up },
 	{ "nl_connect", 12, take_nl_connect },
 	{ "nl_connect_any", 1, take_nl_connect_any },
 	{ "nl_disconnect", 18, take_nl_disconnect },
-	{ "nl_reconfigure", 110, take_nl_reconfigure },
-	{ "nl_status", 80, take_nl_status },
+	{ "nl_reconfigure", 60, take_nl_reconfigure },
+	{ "nl_status", 30, take_nl_status },
 };
+
+/* What a device can be like after a step. */
+enum {
+	WAS_IDLE, WAS_SETUP, WAS_STALE, WAS_IOCTL, WAS_NETLINK, WAS_MUTE, WAS_WAITING, WAS_DEAD,
+	WAS_GIVEN_UP, WAS_STOPPED, WAS_ABSENT, WAS_MAX
+};
+
+static const char * const was_names[WAS_MAX] = {
+	"idle", "set up", "set up by one who has exited", "running", "running for netlink",
+	"running without answers", "waiting for a connection", "without connection",
+	"waiting no longer", "stopped", "absent",
+};
+
+/* What was taken, for the test to see. */
+struct trace {
+	long n;
+	long took[ARRAY_SIZE(ops)], was[WAS_MAX];
+	struct step step[STEPS_MAX];
+};
+
+static struct trace *trace;
+
+static int like(const struct mdev *m)
+{
+	switch (m->state) {
+	case IDLE:
+		return WAS_IDLE;
+	case SETUP:
+		return m->owner < 0 ? WAS_STALE : WAS_SETUP;
+	case STOPPED:
+		return WAS_STOPPED;
+	case ABSENT:
+		return WAS_ABSENT;
+	case RUNNING:
+		break;
+	}
+	if (m->alive)
+		return m->mute ? WAS_MUTE : m->netlink ? WAS_NETLINK : WAS_IOCTL;
+	return m->given_up ? WAS_GIVEN_UP : m->params.dead ? WAS_WAITING : WAS_DEAD;
+}
 
 static void step_text(const struct step *s, char *text, size_t size)
 {
@@ -93,21 +134,26 @@ static struct step step_random(struct fuzz_random *r)
 static bool take_step(struct step *s)
 {
 	char text[64];
-	long long start = now_ms(), took;
-	int event;
+	long long start = now_ms(), stood = fuzz->stood, took;
+	int event, d;
 
 	step_text(s, text, sizeof(text));
 	fuzz_doing("step %ld: %s", trace->n, text);
 	step_since = start;
+	step_limit = 2500;
 	if (ops[s->op].take(s) == LEFT_OUT)
 		return false;
 	if (trace->n < STEPS_MAX)
 		trace->step[trace->n] = *s;
 	trace->n++;
+	trace->took[s->op]++;
 	step_since = 0;
 	took = now_ms() - start;
-	see(s->dev, trace->n % 8 == 0);
-	if (took > scaled(2500))
+	see();
+	for (d = 0; d < DEVS; d++)
+		trace->was[like(&devs[d])]++;
+	/* The watching process may have yet to see that the machine stood still. */
+	if (!WAIT_UNTIL(took - (fuzz->stood - stood) <= scaled(step_limit), 100))
 		fuzz_fail("the step took %lld ms", took);
 	while (genl_event(&deaths, 0, &event) >= 0)
 		;
@@ -163,8 +209,8 @@ static void finish(void)
 			connected(d, p, sock, 1);
 			finish_session(d);
 		}
-		see(d, true);
 	}
+	see();
 }
 
 /* Take these steps, or so many random ones. Does not return. */
@@ -178,7 +224,7 @@ static void work(const struct nbd_dev *dev, const struct step *steps, long n, un
 
 	if (!socks_init())
 		_exit(1);
-	has_debugfs = !access("/sys/kernel/debug/nbd", F_OK);
+	debugfs = open("/sys/kernel/debug/nbd", O_PATH | O_CLOEXEC);
 	for (i = 0; i < DEVS; i++) {
 		devs[i].dev = dev[i];
 		devs[i].state = IDLE;
@@ -217,7 +263,7 @@ static void work(const struct nbd_dev *dev, const struct step *steps, long n, un
 /* The test's side */
 
 static struct nbd_dev dev[DEVS];
-static long saw[8];			/* of the last run */
+static long saw[SAW_MAX];		/* of the last run */
 
 /* Make a device again that a run has left removed. */
 static void revive(struct nbd_dev *d)
@@ -249,7 +295,7 @@ static const char *run(const struct step *steps, long n, unsigned long seed, boo
 			ksft_exit_fail_msg("%s\n", why);
 	}
 	fuzz_init();
-	trace->n = 0;
+	memset(trace, 0, offsetof(struct trace, step));
 	pid = fuzz_fork();
 	if (!pid)
 		work(dev, steps, n, seed);
@@ -281,11 +327,22 @@ static void show(const struct step *steps, long n, long first)
 	}
 }
 
+/* What the last run has taken. */
+static struct step *taken(long *n)
+{
+	struct step *steps;
+
+	*n = trace->n < STEPS_MAX ? trace->n : STEPS_MAX;
+	steps = malloc((*n + 1) * sizeof(*steps));
+	memcpy(steps, trace->step, *n * sizeof(*steps));
+	return steps;
+}
+
 /* Fewer steps that fail, too. */
-static long shrink(struct step *steps, long n)
+static long shrink(struct step *steps, long n, long max)
 {
 	struct step *less = malloc(n * sizeof(*less));
-	long chunk, from, rest, runs = 0, max = fuzz_env("NBD_SHRINK_RUNS", 400);
+	long chunk, from, rest, runs = 0;
 
 	/* Most often the last ones are enough. */
 	for (chunk = 16; chunk < n && runs < max; chunk *= 4) {
@@ -303,7 +360,6 @@ static long shrink(struct step *steps, long n)
 			memcpy(less + from, steps + n - rest, rest * sizeof(*less));
 			runs++;
 			if (from + rest && run(less, from + rest, 0, true)) {
-				/* All that it took. */
 				n = from + rest;
 				memcpy(steps, less, n * sizeof(*less));
 			} else {
@@ -336,47 +392,181 @@ static struct step *read_script(const char *name, long *n)
 	return steps;
 }
 
+static void write_script(const char *name, const struct step *steps, long n)
+{
+	FILE *f = fopen(name, "we");
+	char text[64];
+	long i;
+
+	for (i = 0; f && i < n; i++) {
+		step_text(&steps[i], text, sizeof(text));
+		fprintf(f, "%s\n", text);
+	}
+	if (f)
+		fclose(f);
+}
+
+/* A script that is kept: it says what it is about, so no step of it is left out. */
+static void test_script(const char *name)
+{
+	struct step *steps;
+	long n;
+
+	steps = read_script(name, &n);
+	if (run(steps, n, 0, false)) {
+		show(trace->step, trace->n, 0);
+		ksft_test_result_fail("%s\n", strrchr(name, '/') + 1);
+	} else {
+		if (trace->n != n)
+			ksft_print_msg("%ld of %ld steps were left out\n", n - trace->n, n);
+		ksft_test_result(n && trace->n == n, "%s\n", strrchr(name, '/') + 1);
+	}
+	free(steps);
+}
+
+/* A model that is wrong is found to be; of its steps few are left, which only it minds. */
+static void test_wrong_model(void)
+{
+	struct step *steps = NULL, *again = NULL;
+	char name[] = "/tmp/nbd-steps-XXXXXX";
+	unsigned long seed;
+	bool ok = false;
+	long n, m = 0;
+
+	close(mkstemp(name));
+	wrong_model = true;
+	for (seed = 1; seed < 5 && !ok; seed++)
+		ok = run(NULL, WRONG_STEPS, seed, true);
+	if (!ok)
+		ksft_print_msg("it was not found\n");
+	if (ok) {
+		steps = taken(&n);
+		n = shrink(steps, n, 200);
+		show(steps, n, 0);
+		/* As a file, which is how it would be kept. */
+		write_script(name, steps, n);
+		again = read_script(name, &m);
+		ok = n <= WRONG_LEFT && m == n && run(again, m, 0, true);
+		if (!ok)
+			ksft_print_msg("these are too many, or do not fail again\n");
+	}
+	wrong_model = false;
+	if (ok && run(again, m, 0, false)) {
+		ksft_print_msg("these fail with the right model, too\n");
+		ok = false;
+	}
+	ksft_test_result(ok, "a wrong model is found, and the steps shrink\n");
+	unlink(name);
+	free(steps);
+	free(again);
+}
+
+/* In a long run everything is seen, and what is rare is not too rare. */
+static void test_all_seen(long n)
+{
+	static const struct {
+		int what, least;	/* least in 50000 steps */
+		const char *name;
+	} rare[] = {
+		{ SAW_IOCTL, 100, "ioctl sessions" }, { SAW_NETLINK, 100, "netlink sessions" },
+		{ SAW_DEATHS, 100, "dead servers" }, { SAW_PENDING, 50, "waiting I/Os" },
+		{ SAW_FORKS, 50, "forks" }, { SAW_KILLS, 150, "kills" },
+		{ SAW_REMOVED, 50, "removed devices" },
+	};
+	bool ok = true;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+		ok = ok && trace->took[i];
+		if (!trace->took[i])
+			ksft_print_msg("no step was %s\n", ops[i].name);
+	}
+	for (i = 0; i < WAS_MAX; i++) {
+		ok = ok && trace->was[i];
+		if (!trace->was[i])
+			ksft_print_msg("no device was %s\n", was_names[i]);
+	}
+	for (i = 0; i < ARRAY_SIZE(rare); i++) {
+		if (saw[rare[i].what] >= rare[i].least * n / STEPS_DEFAULT)
+			continue;
+		ksft_print_msg("only %ld %s\n", saw[rare[i].what], rare[i].name);
+		ok = false;
+	}
+	ksft_test_result(ok, "every kind of step and of state was seen\n");
+}
+
+static void print_seen(void)
+{
+	size_t i;
+
+	ksft_print_msg("%ld ioctl and %ld netlink sessions, %ld servers died, %ld I/Os waited\n",
+		       saw[SAW_IOCTL], saw[SAW_NETLINK], saw[SAW_DEATHS], saw[SAW_PENDING]);
+	ksft_print_msg("%ld forks, %ld kills, %ld devices removed\n", saw[SAW_FORKS],
+		       saw[SAW_KILLS], saw[SAW_REMOVED]);
+	ksft_print_msg("%ld timeouts, %ld waits in vain\n", saw[SAW_TIMEOUTS], saw[SAW_GIVEN_UP]);
+	printf("# steps:");
+	for (i = 0; i < ARRAY_SIZE(ops); i++)
+		printf(" %s %ld", ops[i].name, trace->took[i]);
+	printf("\n# devices after them:");
+	for (i = 0; i < WAS_MAX; i++)
+		printf("%s %s %ld", i ? "," : "", was_names[i], trace->was[i]);
+	printf("\n");
+}
+
 int main(int argc, char **argv)
 {
 	bool less = fuzz_env("NBD_SHRINK", 0) || (argc > 1 && !strcmp(argv[1], "-s"));
 	const char *script = getenv("NBD_SCRIPT"), *wrong;
 	unsigned long seed = fuzz_seed();
 	long n = fuzz_env("NBD_STEPS", scaled_down(STEPS_DEFAULT));
+	bool lone = script && *script, longest = n >= STEPS_DEFAULT, slow = scaled(1) > 1;
 	struct step *steps = NULL;
+	glob_t kept = {};
+	char path[4200];
 	long long start;
+	size_t i;
 
 	ksft_print_header();
 	if (geteuid())
 		ksft_exit_skip("must be run as root\n");
 	if (!nbd_is_rust())
 		ksft_exit_skip("the C driver hangs: its tables are others\n");
-	ksft_set_plan(1);
 	trace = mmap(NULL, sizeof(*trace), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		     -1, 0);
 	if (trace == MAP_FAILED)
 		ksft_exit_fail_msg("no memory\n");
-	if (script && *script)
+	if (lone) {
+		ksft_set_plan(1);
 		steps = read_script(script, &n);
-	else
+	} else {
+		snprintf(path, sizeof(path), "%s/*.steps", nbd_dir());
+		if (glob(path, 0, NULL, &kept))
+			ksft_exit_fail_msg("no scripts: %s\n", path);
+		/* The shrinker is the same on all kernels. */
+		ksft_set_plan(kept.gl_pathc + !slow + longest + 1);
+		for (i = 0; i < kept.gl_pathc; i++)
+			test_script(kept.gl_pathv[i]);
+		if (!slow)
+			test_wrong_model();
 		ksft_print_msg("NBD_SEED=%lu NBD_STEPS=%ld\n", seed, n);
+	}
 	start = now_ms();
 	wrong = run(steps, n, seed, false);
 	ksft_print_msg("%ld steps, %lld ms\n", trace->n, now_ms() - start);
 	report_count(trace->n, "steps");
-	ksft_print_msg("%ld ioctl and %ld netlink sessions, %ld servers died, %ld I/Os waited\n",
-		       saw[SAW_IOCTL], saw[SAW_NETLINK], saw[SAW_DEATHS], saw[SAW_PENDING]);
-	ksft_print_msg("%ld forks, %ld kills, %ld devices removed\n", saw[SAW_FORKS],
-		       saw[SAW_KILLS], saw[SAW_REMOVED]);
+	print_seen();
+	if (!wrong && !lone && longest)
+		test_all_seen(n);
+	else if (!lone && longest)
+		ksft_test_result_skip("every kind of step and of state was seen\n");
 	if (wrong) {
-		struct step *taken = trace->step;
-
-		n = trace->n < STEPS_MAX ? trace->n : STEPS_MAX;
-		ksft_print_msg("%s; the last steps were:\n", wrong);
-		show(taken, n, n > SHOWN ? n - SHOWN : 0);
+		free(steps);
+		steps = taken(&n);
+		printf("# the last steps were:\n");
+		show(steps, n, n > SHOWN ? n - SHOWN : 0);
+		ksft_print_msg("%s\n", wrong);
 		if (less) {
-			steps = malloc(n * sizeof(*steps));
-			memcpy(steps, taken, n * sizeof(*steps));
-			n = shrink(steps, n);
+			n = shrink(steps, n, fuzz_env("NBD_SHRINK_RUNS", 400));
 			show(steps, n, 0);
 			run(steps, n, 0, false);
 		}

@@ -15,7 +15,8 @@
 
 struct fuzz_shared {
 	_Atomic long beat;		/* moves as long as the worker does */
-	_Atomic long count[8];		/* what was done, for the test to print */
+	_Atomic long count[16];		/* what was done, for the test to print */
+	_Atomic long long stood;	/* for how long the machine stood still, in ms */
 	_Atomic int done, failed;
 	_Atomic int len;
 	char doing[128];		/* now */
@@ -148,14 +149,13 @@ static inline int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r
 /* The other side closes this connection within this time; what it has sent is thrown away. */
 static inline bool fuzz_eof(int fd, int ms)
 {
-	long long end = now_ms() + scaled(ms), left;
+	long long left = scaled(ms);
 	struct pollfd p = { .fd = fd, .events = POLLIN | POLLRDHUP };
 	static char sink[65536];
 	ssize_t n = 1;
 
 	while (n > 0) {
-		left = end - now_ms();
-		if (poll(&p, 1, left > 0 ? left : 0) != 1)
+		if (poll_while(&p, 1, &left) != 1)
 			return false;
 		n = recv(fd, sink, sizeof(sink), MSG_DONTWAIT);
 		if (n < 0 && errno == EAGAIN && !(p.revents & (POLLRDHUP | POLLHUP | POLLERR)))
@@ -260,7 +260,8 @@ static inline void fuzz_autopsy(int index)
 /* Wait for the worker: NULL if it has ended well, or what is wrong. */
 static inline const char *fuzz_watch(pid_t pid, int stall_ms, bool quiet)
 {
-	long long moved = now_ms();
+	long long moved = now_ms(), before = moved, now;
+	static char found[256];
 	long beat = -1;
 
 	while (!exited(pid)) {
@@ -276,13 +277,20 @@ static inline const char *fuzz_watch(pid_t pid, int stall_ms, bool quiet)
 			return "the worker hangs";
 		}
 		usleep(5000);
+		now = now_ms();
+		if (now - before > NAP_MOST_MS) {
+			fuzz->stood += now - before - NAP_MOST_MS;
+			moved += now - before - NAP_MOST_MS;
+		}
+		before = now;
 	}
 	if (!fuzz->failed && !fuzz->done)
 		fuzz_say("it ended while: %s", fuzz->doing);
+	snprintf(found, sizeof(found), "%.*s", (int)strcspn(fuzz->text, "\n"), fuzz->text);
 	if (!quiet)
 		fuzz_tell();
 	if (fuzz->failed)
-		return "the worker has found something";
+		return found;
 	return fuzz->done ? NULL : "the worker ended early";
 }
 

@@ -6,6 +6,7 @@
 #ifndef NBD_MODEL_H
 #define NBD_MODEL_H
 
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 
@@ -186,7 +187,7 @@ static inline long user_answer(struct user *u, int ms)
 	struct pollfd p = { .fd = u->ctl, .events = POLLIN };
 	long ret;
 
-	if (poll(&p, 1, scaled(ms)) != 1) {
+	if (poll_for(&p, 1, ms) != 1) {
 		fuzz_fail("a call does not return");
 		fuzz_stacks(u->pid);
 		return -ETIME;
@@ -240,7 +241,7 @@ static inline bool user_kill(struct user *u)
 	bool ok;
 
 	kill(u->pid, SIGKILL);
-	ok = poll(&p, 1, scaled(2500)) == 1;
+	ok = poll_for(&p, 1, 2500) == 1;
 	if (!ok) {
 		fuzz_fail("a user does not die");
 		fuzz_stacks(u->pid);
@@ -319,6 +320,8 @@ static inline bool sock_serve(struct sock *s)
 
 /* Since when the step goes on, until it was said where it is stuck. */
 static atomic_llong step_since;
+/* How long it may take, in milliseconds. */
+static int step_limit;
 
 static inline void *socks_serve(void *arg __maybe_unused)
 {
@@ -370,13 +373,16 @@ static inline void sock_patience(int fd)
 static inline struct sock *sock_new(int dev, enum sock_kind kind, unsigned char stamp, int *fd)
 {
 	struct epoll_event ev = { .events = EPOLLIN };
-	int pair[2], i;
+	int pair[2], one = 1, i;
 
 	for (i = 0; i < SOCKS && socks[i].state != SOCK_FREE; i++)
 		;
 	if (i == SOCKS || make_pair(kind, pair))
 		return NULL;
 	sock_patience(pair[1]);
+	/* A reply is sent in parts: no part waits until the one before it was acknowledged. */
+	if (kind == KIND_TCP)
+		setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	pthread_mutex_lock(&socks_lock);
 	socks[i] = (struct sock) { .fd = pair[1], .state = SOCK_NEW, .dev = dev, .stamp = stamp };
 	ev.data.u32 = i;

@@ -5,7 +5,7 @@
 #ifndef NBD_MODEL_NETLINK_H
 #define NBD_MODEL_NETLINK_H
 
-#include "nbd_model_state.h"
+#include "nbd_model_see.h"
 
 static int nl_index(int d)
 {
@@ -69,7 +69,7 @@ static struct mparams some_params(uint32_t arg)
 
 	return (struct mparams) {
 		.size = arg & 1 ? MIB : 16 * MIB, .block = block[arg / 2 % 4],
-		.multi = arg / 8 % 8, .dead = arg & 64 ? 30 : 0,
+		.multi = arg / 8 % 8, .dead = arg & 64 ? NEVER : 0,
 		.client = arg / 128 % 8 < 4 ? arg / 128 % 4 : 0,
 	};
 }
@@ -84,7 +84,7 @@ static int take_nl_connect(struct step *s)
 	struct nl_msg msg;
 
 	/* A second, until the driver gives up to wait for the openers. */
-	if (m->state == STOPPED && skip(s, 128))
+	if (m->state == STOPPED && skip(s, 512))
 		return LEFT_OUT;
 	if (m->state == RUNNING && skip(s, 3))
 		return LEFT_OUT;
@@ -138,7 +138,6 @@ static int take_nl_connect_any(struct step *s)
 		if (!connectable(d))
 			fuzz_fail("nbd%d was connected, which is not free", r.index);
 		connected(d, p, sock, 1);
-		see(d, true);
 		return TAKEN;
 	}
 	nl_begin(&msg, NBD_CMD_DISCONNECT, r.index);
@@ -155,7 +154,7 @@ static int take_nl_disconnect(struct step *s)
 	bool slow = m->mute || ((m->state == RUNNING || m->state == STOPPED) && openers(s->dev));
 
 	/* A second, until the driver gives up to wait for the servers or the openers. */
-	if (slow ? skip(s, 256) : m->state != RUNNING && skip(s, 3))
+	if (slow ? skip(s, 1024) : m->state != RUNNING && skip(s, 3))
 		return LEFT_OUT;
 	nl_begin(&msg, NBD_CMD_DISCONNECT, nl_index(s->dev));
 	want(fuzz_ask(&genl, &msg, &r), m->state == ABSENT ? -EINVAL : 0, "DISCONNECT");
@@ -182,7 +181,7 @@ static int take_nl_reconfigure(struct step *s)
 		nl_u64(&msg, NBD_ATTR_SIZE_BYTES, p.size);
 		break;
 	case 1:
-		nl_u64(&msg, NBD_ATTR_TIMEOUT, s->arg & 8 ? 30 : 0);
+		nl_u64(&msg, NBD_ATTR_TIMEOUT, s->arg & 8 ? NEVER : 0);
 		break;
 	case 2:
 		p.client = s->arg / 8 % 8 < 4 ? s->arg / 8 % 4 : 0;
@@ -192,7 +191,7 @@ static int take_nl_reconfigure(struct step *s)
 		/* Not while requests wait: what holds for them is not said. */
 		if (m->state == RUNNING && !m->alive)
 			return LEFT_OUT;
-		p.dead = s->arg & 8 ? 30 : 0;
+		p.dead = s->arg & 8 ? NEVER : 0;
 		nl_u64(&msg, NBD_ATTR_DEAD_CONN_TIMEOUT, p.dead);
 		break;
 	case 4:
@@ -201,8 +200,12 @@ static int take_nl_reconfigure(struct step *s)
 		break;
 	default:
 		n = new_socks(s->dev, 1 + s->arg / 8 % 3, KIND_UNIX, fd, sock);
-		for (i = 0; i < n; i++)
+		for (i = 0; i < n; i++) {
 			sock[i]->stamp = m->stamp;
+			/* From the first request on: one may be on its way. */
+			if (m->mute)
+				sock_mute(sock[i], true);
+		}
 		nl_socks(&msg, fd, n);
 		break;
 	}
@@ -215,8 +218,8 @@ static int take_nl_reconfigure(struct step *s)
 
 		sock[i]->state = used ? SOCK_KEPT : SOCK_DROPPED;
 		m->alive += used;
-		if (used && m->mute)
-			sock_mute(sock[i], true);
+		if (used)
+			m->given_up = false;
 	}
 	if (!error)
 		m->params = p;

@@ -8,6 +8,8 @@
 #include "nbd_model.h"
 
 #define MIB		(1ULL << 20)
+/* Seconds: a timeout that does not come in a test. */
+#define NEVER		600
 
 /* Steps */
 
@@ -25,7 +27,10 @@ struct op {
 };
 
 /* What was seen of what is rare, for the test to print. */
-enum { SAW_IOCTL, SAW_NETLINK, SAW_DEATHS, SAW_PENDING, SAW_FORKS, SAW_KILLS, SAW_REMOVED };
+enum {
+	SAW_IOCTL, SAW_NETLINK, SAW_DEATHS, SAW_PENDING, SAW_FORKS, SAW_KILLS, SAW_REMOVED,
+	SAW_TIMEOUTS, SAW_GIVEN_UP, SAW_MAX
+};
 
 /* The model */
 
@@ -45,6 +50,7 @@ struct mdev {
 	int owner;			/* of the setup, or of NBD_DO_IT; -1: it is dead */
 	int run_file;			/* NBD_DO_IT was called on it */
 	bool netlink, mute;
+	bool given_up;			/* no connection has come in time */
 	int conns, alive;
 	int pid;
 	uint64_t shown;			/* of a stopped device, or 0 */
@@ -69,7 +75,12 @@ static struct mpending pending[PENDING];
 static struct genl genl, deaths;
 static unsigned char stamps;
 static const struct mparams defaults = { .block = 1024 };
-static bool has_debugfs;
+
+/*
+ * The model is wrong, for the test to see that this is noticed: for it, a device can be set up
+ * again while others of the ended session have it open.
+ */
+static bool wrong_model;
 
 static int openers(int d)
 {
@@ -130,7 +141,8 @@ static int bad_fd(unsigned int kind, int *error)
 /* Does input and output end without anybody's help? */
 static bool io_flows(struct mdev *m)
 {
-	return m->state != RUNNING || (m->alive ? !m->mute : !m->params.dead);
+	return m->state != RUNNING ||
+	       (m->alive ? !m->mute : !m->params.dead || m->given_up);
 }
 
 static void want(long got, long expected, const char *what)
@@ -139,14 +151,36 @@ static void want(long got, long expected, const char *what)
 		fuzz_fail("%s: %ld, not %ld", what, got, expected);
 }
 
-/* All sockets of the device are to go. */
-static void drop_socks(int d)
+/* The sockets that the driver must have of a device. */
+static int kept_socks(int d, struct sock **own)
 {
-	int i;
+	int i, n = 0;
 
 	for (i = 0; i < SOCKS; i++)
 		if (socks[i].state == SOCK_KEPT && socks[i].dev == d)
-			socks[i].state = SOCK_DROPPED;
+			own[n++] = &socks[i];
+	return n;
+}
+
+/* Have all servers of the device stop reading, or go on. */
+static void mute(int d, bool on)
+{
+	struct sock *own[SOCKS];
+	int n = kept_socks(d, own);
+
+	devs[d].mute = on;
+	while (n)
+		sock_mute(own[--n], on);
+}
+
+/* All sockets of the device are to go. */
+static void drop_socks(int d)
+{
+	struct sock *own[SOCKS];
+	int n = kept_socks(d, own);
+
+	while (n)
+		own[--n]->state = SOCK_DROPPED;
 }
 
 static void to_idle(int d, struct mparams params)
@@ -247,6 +281,7 @@ static void drop_file(int f, int user)
 static void session_starts(int d, bool netlink)
 {
 	struct mdev *m = &devs[d];
+	struct sock *own[SOCKS];
 	int i;
 
 	stamps = stamps % 0x7e + 1;
@@ -255,150 +290,14 @@ static void session_starts(int d, bool netlink)
 	m->netlink = netlink;
 	fuzz->count[netlink ? SAW_NETLINK : SAW_IOCTL]++;
 	m->mute = false;
+	m->given_up = false;
 	m->was_cached = false;
-	m->conns = 0;
 	pthread_mutex_lock(&socks_lock);
-	for (i = 0; i < SOCKS; i++) {
-		if (socks[i].state == SOCK_KEPT && socks[i].dev == d) {
-			socks[i].stamp = stamps;
-			m->conns++;
-		}
-	}
+	m->conns = kept_socks(d, own);
+	for (i = 0; i < m->conns; i++)
+		own[i]->stamp = stamps;
 	pthread_mutex_unlock(&socks_lock);
 	m->alive = m->conns;
-}
-
-/* What can be seen */
-
-static void see_sysfs(int d)
-{
-	struct mdev *m = &devs[d];
-	bool running = m->state == RUNNING;
-	long long size, pid;
-
-	if (m->state == ABSENT) {
-		if (!WAIT_UNTIL(!nbd_sys_exists(&m->dev, "size"), 1000))
-			fuzz_fail("nbd%d is still there", m->dev.index);
-		return;
-	}
-	pid = nbd_sys(&m->dev, "pid");
-	if (running ? pid < 0 : pid >= 0)
-		fuzz_fail("nbd%d: the file pid is %sthere", m->dev.index, pid < 0 ? "not " : "");
-	else if (running && pid != m->pid)
-		fuzz_fail("nbd%d: pid is %lld, not %d", m->dev.index, pid, m->pid);
-	size = nbd_sys(&m->dev, "size");
-	if (size != (long long)(running ? m->params.size : m->shown) / 512 &&
-	    !(m->state == STOPPED && !size))
-		fuzz_fail("nbd%d: the size is %lld sectors", m->dev.index, size);
-}
-
-static void see_debugfs(int d)
-{
-	struct mdev *m = &devs[d];
-	char path[128], text[256] = "", *p, word[32];
-	int n = -1;
-	FILE *f;
-
-	if (!has_debugfs || m->state == IDLE || m->state == ABSENT)
-		return;
-	snprintf(path, sizeof(path), "/sys/kernel/debug/nbd/nbd%d/state", m->dev.index);
-	f = fopen(path, "re");
-	if (!f || !fgets(text, sizeof(text), f))
-		fuzz_fail("nbd%d: there is no debugfs file", m->dev.index);
-	if (f)
-		fclose(f);
-	p = strstr(text, " opener(s)");
-	while (p && p > text && p[-1] != ' ')
-		p--;
-	if (p)
-		n = atoi(p);
-	if (n != openers(d))
-		fuzz_fail("%d openers, not %d: %s", n, openers(d), text);
-	if (m->state != RUNNING)
-		return;
-	snprintf(path, sizeof(path), "/sys/kernel/debug/nbd/nbd%d/connections", m->dev.index);
-	f = fopen(path, "re");
-	for (n = 0; f && fgets(text, sizeof(text), f);)
-		n += sscanf(text, "%*d: %31s", word) == 1 && !strcmp(word, "open");
-	if (f)
-		fclose(f);
-	if (n != m->alive)
-		fuzz_fail("nbd%d: %d open connections, not %d", m->dev.index, n, m->alive);
-}
-
-static void see_status(int d)
-{
-	struct nl_answer r;
-	struct nl_msg msg;
-
-	nl_begin(&msg, NBD_CMD_STATUS, devs[d].dev.index);
-	want(fuzz_ask(&genl, &msg, &r), 0, "STATUS");
-	want(r.ndevs, devs[d].state != ABSENT, "devices in STATUS");
-	if (r.ndevs)
-		want(r.dev[0].connected, devs[d].state == RUNNING, "connected in STATUS");
-}
-
-/* Those that are to be closed are, and the others are not. */
-static void see_socks(void)
-{
-	struct pollfd p[SOCKS];
-	struct sock *of[SOCKS];
-	int i, n = 0;
-
-	for (i = 0; i < SOCKS; i++) {
-		if (socks[i].state != SOCK_KEPT && socks[i].state != SOCK_DROPPED)
-			continue;
-		of[n] = &socks[i];
-		p[n++] = (struct pollfd) { .fd = socks[i].fd, .events = POLLRDHUP };
-	}
-	poll(p, n, 0);
-	for (i = 0; i < n; i++) {
-		struct sock *s = of[i];
-
-		if (s->state == SOCK_KEPT && !p[i].revents)
-			continue;
-		if (s->state == SOCK_KEPT)
-			fuzz_fail("nbd%d: a socket was closed", devs[s->dev].dev.index);
-		else if (!p[i].revents && !saw_eof(s->fd, 1000))
-			fuzz_fail("nbd%d: a socket is still held", devs[s->dev].dev.index);
-		sock_close(s);
-	}
-}
-
-static void see_pending(void)
-{
-	int i;
-
-	for (i = 0; i < PENDING; i++) {
-		struct mpending *p = &pending[i];
-		struct user_thread *t = &shared->pending[i];
-		struct mdev *m = &devs[p->dev];
-
-		if (!p->busy)
-			continue;
-		if (!io_flows(m)) {
-			if (t->done)
-				fuzz_fail("nbd%d: I/O has ended with %ld, for no reason",
-					  m->dev.index, t->ret);
-			continue;
-		}
-		if (!WAIT_UNTIL(t->done, 1000))
-			fuzz_fail("nbd%d: I/O is not finished", m->dev.index);
-		else if (t->ret != (m->state == RUNNING && m->alive ? (long)BLOCK : -EIO))
-			fuzz_fail("nbd%d: I/O has ended with %ld", m->dev.index, t->ret);
-		p->busy = false;
-	}
-}
-
-static void see(int d, bool thorough)
-{
-	see_sysfs(d);
-	see_socks();
-	see_pending();
-	if (thorough) {
-		see_debugfs(d);
-		see_status(d);
-	}
 }
 
 #endif /* NBD_MODEL_STATE_H */

@@ -6,7 +6,7 @@
 #ifndef NBD_MODEL_STEPS_H
 #define NBD_MODEL_STEPS_H
 
-#include "nbd_model_state.h"
+#include "nbd_model_see.h"
 
 /* What users do */
 
@@ -38,9 +38,15 @@ static int take_fork(struct step *s)
 
 static int take_kill(struct step *s)
 {
-	struct user *u = &users[s->user];
+	struct user *u;
 	int d, i;
 
+	/* Most often one that leaves a setup or ends a session. */
+	for (d = 0; d < DEVS && s->arg % 4; d++)
+		if ((devs[d].state == SETUP || (devs[d].state == RUNNING && !devs[d].netlink)) &&
+		    devs[d].owner >= 0 && openers(d) > 1)
+			s->user = devs[d].owner;
+	u = &users[s->user];
 	if (!u->pid)
 		return LEFT_OUT;
 	/* It dies when its I/O has ended; that is so if the session ends with it. */
@@ -68,8 +74,6 @@ static int take_kill(struct step *s)
 	for (i = 0; i < FILES; i++)
 		if (files[i].users & (1U << s->user))
 			drop_file(i, s->user);
-	for (d = 0; d < DEVS; d++)
-		see_sysfs(d);
 	return TAKEN;
 }
 
@@ -152,8 +156,8 @@ static int take_set_sock(struct step *s)
 		if (m->state == RUNNING || (m->state == SETUP && m->owner >= 0 &&
 					    m->owner != s->user))
 			error = -EBUSY;
-		if (m->state == STOPPED &&
-		    (openers(s->dev) > 1 || m->params.client & NBD_CFLAG_DESTROY_ON_DISCONNECT))
+		if (m->state == STOPPED && ((openers(s->dev) > 1 && !wrong_model) ||
+					    m->params.client & NBD_CFLAG_DESTROY_ON_DISCONNECT))
 			error = -EBUSY;
 	}
 	want(user_ask(&users[s->user], &c, fd), error, "SET_SOCK");
@@ -201,8 +205,9 @@ static int take_do_it(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct user_thread *t = &shared->do_it[s->dev];
-	int f = file_of(s), i, n = 0;
+	int f = file_of(s);
 	struct user_call c = { .op = USER_DO_IT, .file = f, .slot = s->dev };
+	struct sock *own[SOCKS];
 
 	if (f < 0 || (m->state != SETUP && skip(s, 3)))
 		return LEFT_OUT;
@@ -210,10 +215,8 @@ static int take_do_it(struct step *s)
 		want(do_ioctl(s, f, NBD_DO_IT, 0), m->state == IDLE ? -EINVAL : -EBUSY, "DO_IT");
 		return TAKEN;
 	}
-	for (i = 0; i < SOCKS; i++)
-		n += socks[i].state == SOCK_KEPT && socks[i].dev == s->dev;
 	t->done = 0;
-	if (n > 1 && !m->params.multi) {
+	if (kept_socks(s->dev, own) > 1 && !m->params.multi) {
 		want(user_ask(&users[s->user], &c, -1), 0, "thread");
 		want_do_it(s->dev, -EINVAL);
 		to_idle(s->dev, m->params);
@@ -223,8 +226,8 @@ static int take_do_it(struct step *s)
 	m->owner = s->user;
 	m->run_file = f;
 	want(user_ask(&users[s->user], &c, -1), 0, "thread");
-	if (!WAIT_UNTIL((nbd_sys_exists(&m->dev, "pid") &&
-			 nbd_sys(&m->dev, "size") == (long long)m->params.size / 512) || t->done,
+	if (!WAIT_UNTIL(t->done || (status_of(s->dev) == 1 &&
+				    nbd_sys(&m->dev, "size") == (long long)m->params.size / 512),
 			2000) || t->done)
 		fuzz_fail("no session: %ld", t->done ? t->ret : 0);
 	m->pid = t->tid;
@@ -277,7 +280,7 @@ static int take_set(struct step *s)
 		break;
 	case 4:
 		cmd = NBD_SET_TIMEOUT;
-		arg = pick ? 30 * (pick % 2) : 1UL << 40;
+		arg = pick ? NEVER * (pick % 2) : 1UL << 40;
 		break;
 	case 5:
 	case 6:
@@ -291,7 +294,7 @@ static int take_set(struct step *s)
 	}
 	if (arg >= 1UL << 40 && arg != 1ULL << 40)
 		error = -EINVAL;
-	if ((cmd == NBD_SET_TIMEOUT && arg > 30) || arg == 1000 || arg == 256)
+	if ((cmd == NBD_SET_TIMEOUT && arg > NEVER) || arg == 1000 || arg == 256)
 		error = -EINVAL;
 	if (m->state == RUNNING && m->netlink)
 		error = -EINVAL;
@@ -346,23 +349,47 @@ static int take_write(struct step *s)
 	return TAKEN;
 }
 
-/* A read that nobody waits for, while the server does not answer. */
-static int take_pending(struct step *s)
+static int free_pending(void)
 {
-	struct mdev *m = &devs[s->dev];
-	int f = file_of(s), i;
-	struct user_call c = { .op = USER_PENDING, .file = f };
+	int i;
 
 	for (i = 0; i < PENDING && pending[i].busy; i++)
 		;
-	if (f < 0 || i == PENDING || !files[f].direct || m->state != RUNNING ||
-	    m->params.size < MIB || io_flows(m))
-		return LEFT_OUT;
-	c.slot = i;
+	return i < PENDING ? i : -1;
+}
+
+/* A descriptor for a read from the running session, past the page cache, or -1. */
+static int reader(struct step *s)
+{
+	struct mdev *m = &devs[s->dev];
+	int f = file_of(s);
+
+	if (f < 0 || !files[f].direct || m->state != RUNNING || m->params.size < MIB ||
+	    free_pending() < 0)
+		return -1;
+	return f;
+}
+
+/* A read that nobody waits for. */
+static void start_read(struct step *s, int f)
+{
+	int i = free_pending();
+	struct user_call c = { .op = USER_PENDING, .file = f, .slot = i };
+
 	shared->pending[i].done = 0;
-	fuzz->count[SAW_PENDING]++;
 	pending[i] = (struct mpending) { .busy = true, .user = s->user, .dev = s->dev };
 	want(user_ask(&users[s->user], &c, -1), 0, "thread");
+}
+
+/* While the server does not answer. */
+static int take_pending(struct step *s)
+{
+	int f = reader(s);
+
+	if (f < 0 || io_flows(&devs[s->dev]))
+		return LEFT_OUT;
+	start_read(s, f);
+	fuzz->count[SAW_PENDING]++;
 	return TAKEN;
 }
 
@@ -371,54 +398,175 @@ static int take_pending(struct step *s)
 static int take_mute(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
-	int i;
 
 	if (m->state != RUNNING || !m->alive)
 		return LEFT_OUT;
-	m->mute = !m->mute;
-	for (i = 0; i < SOCKS; i++)
-		if (socks[i].state == SOCK_KEPT && socks[i].dev == s->dev)
-			sock_mute(&socks[i], m->mute);
+	mute(s->dev, !m->mute);
 	return TAKEN;
 }
 
-/* The link's death was announced. */
-static bool heard(int index)
+/* The link's death was announced within this time. */
+static bool heard(int index, int ms)
 {
-	long long end = now_ms() + scaled(1000), left;
-	int cmd, i;
+	struct pollfd p = { .fd = deaths.fd, .events = POLLIN };
+	long long left = scaled(ms);
+	int i;
 
-	do {
-		left = end - now_ms();
-		cmd = genl_event(&deaths, left > 0 ? left : 0, &i);
-		if (cmd == NBD_CMD_LINK_DEAD && i == index)
+	while (poll_while(&p, 1, &left) == 1)
+		if (genl_event(&deaths, 0, &i) == NBD_CMD_LINK_DEAD && i == index)
 			return true;
-	} while (cmd >= 0);
 	return false;
+}
+
+/* A connection less; with the last one an ioctl session ends. */
+static void lost(int d, long ret)
+{
+	struct mdev *m = &devs[d];
+
+	fuzz->count[SAW_DEATHS]++;
+	m->alive--;
+	if (m->alive)
+		return;
+	m->mute = false;
+	if (!m->netlink) {
+		want_do_it(d, ret);
+		end_session(d);
+	}
+}
+
+static void kill_server(int d, struct sock *sock)
+{
+	sock_close(sock);
+	if (!heard(devs[d].dev.index, 1000))
+		fuzz_fail("nbd%d: no LINK_DEAD", devs[d].dev.index);
+	lost(d, 0);
 }
 
 static int take_server_dies(struct step *s)
 {
-	struct mdev *m = &devs[s->dev];
-	int own[SOCKS], i, n = 0;
+	struct sock *own[SOCKS];
+	int n = kept_socks(s->dev, own);
 
-	for (i = 0; i < SOCKS; i++)
-		if (socks[i].state == SOCK_KEPT && socks[i].dev == s->dev)
-			own[n++] = i;
-	if (m->state != RUNNING || !n)
+	if (devs[s->dev].state != RUNNING || !n)
 		return LEFT_OUT;
-	/* With the last one an ioctl session ends. */
-	sock_close(&socks[own[s->arg % n]]);
-	fuzz->count[SAW_DEATHS]++;
-	m->alive--;
-	if (!heard(m->dev.index))
-		fuzz_fail("nbd%d: no LINK_DEAD", m->dev.index);
-	if (!m->alive && !m->netlink) {
-		want_do_it(s->dev, 0);
-		end_session(s->dev);
+	kill_server(s->dev, own[s->arg % n]);
+	return TAKEN;
+}
+
+/* What takes time */
+
+/* This step waits, and is no step to complain about before so many milliseconds. */
+static void step_waits(int ms)
+{
+	step_since = 0;
+	step_limit = ms;
+}
+
+static void set_timeout(struct step *s, int f, unsigned int seconds)
+{
+	struct nl_answer r;
+	struct nl_msg msg;
+
+	if (devs[s->dev].state == RUNNING && devs[s->dev].netlink) {
+		nl_begin(&msg, NBD_CMD_RECONFIGURE, devs[s->dev].dev.index);
+		nl_u64(&msg, NBD_ATTR_TIMEOUT, seconds);
+		want(fuzz_ask(&genl, &msg, &r), 0, "RECONFIGURE");
+	} else {
+		want(do_ioctl(s, f, NBD_SET_TIMEOUT, seconds), 0, "SET_TIMEOUT");
 	}
-	if (!m->alive)
-		m->mute = false;
+}
+
+/*
+ * A request takes longer than its timeout: the connection is given up, and the others, which
+ * answer now, have the request.
+ */
+static int take_timeout(struct step *s)
+{
+	struct mdev *m = &devs[s->dev];
+	struct sock *own[SOCKS], *gone = NULL;
+	int f = reader(s), n = kept_socks(s->dev, own), i;
+	long long start;
+
+	/* Others that wait would have longer. */
+	if (f < 0 || !m->alive || is_pending(s->dev))
+		return LEFT_OUT;
+	step_waits(5000);
+	mute(s->dev, true);
+	set_timeout(s, f, 1);
+	start = now_ms();
+	start_read(s, f);
+	if (!heard(m->dev.index, 3000)) {
+		fuzz_fail("nbd%d: no LINK_DEAD after the timeout", m->dev.index);
+		return TAKEN;
+	}
+	if (now_ms() - start < 950)
+		fuzz_fail("nbd%d: a timeout after %lld ms", m->dev.index, now_ms() - start);
+	fuzz->count[SAW_TIMEOUTS]++;
+	/* The socket is closed a moment after that is announced. */
+	for (i = 0; i < n * 1000 && !gone; i++) {
+		if (saw_eof(own[i % n]->fd, 1))
+			gone = own[i % n];
+	}
+	if (!gone) {
+		fuzz_fail("nbd%d: the socket is still held", m->dev.index);
+		return TAKEN;
+	}
+	gone->state = SOCK_DROPPED;
+	lost(s->dev, -ETIMEDOUT);
+	if (m->alive)
+		mute(s->dev, false);
+	set_timeout(s, f, 0);
+	return TAKEN;
+}
+
+static void set_dead_conn_timeout(int d, unsigned int seconds)
+{
+	struct nl_answer r;
+	struct nl_msg msg;
+
+	nl_begin(&msg, NBD_CMD_RECONFIGURE, devs[d].dev.index);
+	nl_u64(&msg, NBD_ATTR_DEAD_CONN_TIMEOUT, seconds);
+	want(fuzz_ask(&genl, &msg, &r), 0, "RECONFIGURE");
+}
+
+/* Does any I/O of the device still wait? */
+static bool waits(int d)
+{
+	int i;
+
+	for (i = 0; i < PENDING; i++)
+		if (pending[i].busy && pending[i].dev == d && !shared->pending[i].done)
+			return true;
+	return false;
+}
+
+/* All connections are lost, and no new one comes in time: what waits has an error then. */
+static int take_give_up(struct step *s)
+{
+	struct mdev *m = &devs[s->dev];
+	struct sock *own[SOCKS];
+	int f = reader(s), n = kept_socks(s->dev, own);
+	bool waited = !m->alive;
+	long long start;
+
+	if (m->state != RUNNING || !m->netlink || (!m->alive && io_flows(m)) ||
+	    (f < 0 && !is_pending(s->dev)))
+		return LEFT_OUT;
+	step_waits(5000);
+	start = now_ms();
+	set_dead_conn_timeout(s->dev, 1);
+	m->given_up = false;
+	while (n)
+		kill_server(s->dev, own[--n]);
+	if (f >= 0)
+		start_read(s, f);
+	if (!WAIT_UNTIL(!waits(s->dev), 2000))
+		fuzz_fail("nbd%d: I/O waits for longer than for a connection", m->dev.index);
+	if (!waited && now_ms() - start < 950)
+		fuzz_fail("nbd%d: I/O has waited for %lld ms", m->dev.index, now_ms() - start);
+	m->given_up = true;
+	fuzz->count[SAW_GIVEN_UP]++;
+	set_dead_conn_timeout(s->dev, m->params.dead);
 	return TAKEN;
 }
 
