@@ -177,11 +177,53 @@ static inline void report_count(long n, const char *what)
 	fflush(stdout);
 }
 
+/*
+ * A virtual machine may stand still for seconds, and the driver in it: a wait consists of naps of
+ * NAP_MS, of which none counts for more than NAP_MOST_MS.
+ */
+#define NAP_MS		10
+#define NAP_MOST_MS	100
+
+/* Wait for descriptors for a moment, which @left gets less by. Both are in milliseconds. */
+static inline int nap(struct pollfd *p, int n, int ms, long long *left)
+{
+	long long start = now_ms(), took;
+	int ret = poll(p, n, ms < *left ? ms : *left > 0 ? *left : 0);
+
+	took = now_ms() - start;
+	*left -= took < NAP_MOST_MS ? took : NAP_MOST_MS;
+	return ret;
+}
+
+/* As poll(), until nothing is left of the time. */
+static inline int poll_while(struct pollfd *p, int n, long long *left)
+{
+	int ret;
+
+	do {
+		ret = nap(p, n, NAP_MS, left);
+	} while (!ret && *left > 0);
+	return ret;
+}
+
+static inline int poll_for(struct pollfd *p, int n, int ms)
+{
+	long long left = scaled(ms);
+
+	return poll_while(p, n, &left);
+}
+
 #define WAIT_UNTIL(cond, ms) ({						\
-	long long __end = now_ms() + scaled(ms);			\
+	long long __left = scaled(ms), __start;				\
 	bool __ok;							\
-	while (!(__ok = (cond)) && now_ms() < __end)			\
-		usleep(2000);						\
+	for (;;) {							\
+		__start = now_ms();					\
+		__ok = (cond);						\
+		if (__ok || __left <= 0)				\
+			break;						\
+		__left -= now_ms() - __start;				\
+		nap(NULL, 0, 2, &__left);				\
+	}								\
 	__ok;								\
 })
 
@@ -224,7 +266,7 @@ static inline bool saw_eof(int fd, int ms)
 {
 	struct pollfd p = { .fd = fd, .events = POLLRDHUP };
 
-	return poll(&p, 1, scaled(ms)) == 1 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
+	return poll_for(&p, 1, ms) == 1 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
 }
 
 /* Is the connection still there? */
@@ -415,10 +457,9 @@ static inline uint32_t agent_send(struct agent *a, enum agent_op op, int flags, 
  */
 static inline long agent_wait(struct agent *a, uint32_t seq, int ms)
 {
-	long long end = now_ms() + scaled(ms);
 	struct pollfd p = { .fd = a->ctl, .events = POLLIN };
+	long long left = scaled(ms);
 	struct agent_reply r;
-	long long left;
 	size_t i;
 
 	for (i = 0; i < 4; i++) {
@@ -429,8 +470,7 @@ static inline long agent_wait(struct agent *a, uint32_t seq, int ms)
 		}
 	}
 	for (;;) {
-		left = end - now_ms();
-		if (poll(&p, 1, left > 0 ? left : 0) != 1)
+		if (poll_while(&p, 1, &left) != 1)
 			return -ETIME;
 		if (recv(a->ctl, &r, sizeof(r), MSG_DONTWAIT) != sizeof(r))
 			return -EPIPE;

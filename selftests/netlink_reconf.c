@@ -173,7 +173,7 @@ static bool uevent(int fd, struct nbd_dev *d)
 	ssize_t n;
 
 	snprintf(wanted, sizeof(wanted), "/block/nbd%d", d->index);
-	while (poll(&p, 1, scaled(SOON)) == 1) {
+	while (poll_for(&p, 1, SOON) == 1) {
 		n = recv(fd, buf, sizeof(buf) - 1, 0);
 		if (n <= 0)
 			return false;

@@ -78,11 +78,11 @@ FIXTURE_SETUP(slow)
 
 	if (why)
 		SKIP(return, "%s", why);
-	self->s.timeout = scaled(1);
+	self->s.timeout = scaled(2);
 	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
 	ASSERT_EQ(0, other_wait(other_run(&self->s, read_block), BOUNDED));
-	/* A request takes 0.64 s, all take nearly four times the timeout. */
-	self->s.sh->slow_ms = scaled(40);
+	/* A request takes 1.28 s, all take nearly four times the timeout. */
+	self->s.sh->slow_ms = scaled(80);
 }
 
 FIXTURE_TEARDOWN(slow)
@@ -101,7 +101,7 @@ TEST_F_TIMEOUT(slow, writes_wait_for_their_turn, 120)
 /* The payload of one read takes longer than the timeout to arrive. */
 TEST_F_TIMEOUT(slow, payload_takes_its_time, 120)
 {
-	self->s.sh->slow_ms = scaled(120);
+	self->s.sh->slow_ms = scaled(240);
 	EXPECT_EQ(0, other_wait(other_run(&self->s, pump_read), scaled(20000)));
 	EXPECT_EQ(1, self->s.sh->client_stage);
 	EXPECT_EQ(0, self->s.sh->eof[0]);
@@ -117,7 +117,7 @@ TEST_F_TIMEOUT(slow, payload_that_stops, 120)
 	s->sh->kind[0] = PEER_HALF_PAYLOAD;
 	s->sh->go[0] = 1;
 	io = other_run(s, pump_read);
-	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(5000)));
+	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(8000)));
 	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
 	EXPECT_LT(0, other_wait(io, BOUNDED));
 }

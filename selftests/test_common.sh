@@ -93,14 +93,18 @@ is() { [ "$2" = "$3" ] || { echo "$1 is '$2', not '$3'"; return 1; }; }
 # nbd_not CMD...: true if CMD fails.
 nbd_not() { ! "$@"; }
 
-# wait_until SECONDS CMD...: poll until CMD succeeds; false when the time is over.
+# wait_until SECONDS CMD...: poll until CMD succeeds; false when the time is over, of which a machine that
+# stands still takes half a second at most.
 wait_until() {
-	local end
-	end=$((${EPOCHREALTIME/./} + $1 * NBD_TIME_SCALE * 1000000))
+	local left=$(($1 * NBD_TIME_SCALE * 1000000)) start took
 	shift
+	start=${EPOCHREALTIME/./}
 	until "$@"; do
-		[ "${EPOCHREALTIME/./}" -lt "$end" ] || return 1
+		[ "$left" -gt 0 ] || return 1
 		sleep 0.02
+		took=$((${EPOCHREALTIME/./} - start))
+		start=$((start + took))
+		left=$((left - (took < 500000 ? took : 500000)))
 	done
 }
 

@@ -50,7 +50,7 @@ traced() {
 }
 counted() { note "$reqs request(s), $sends send(s), $receives receive(s)"; }
 # calls EVENT: how often the kernel itself, or the program in its place, has called it. The server is not meant.
-calls() { grep -cE "^ *(kworker|nbd|helper_io)[^ ]*-[0-9]+ .* $1: " $TRACE/trace; }
+calls() { grep -cE "^ *(kworker|nbd|helper_io)[^ ]*-[0-9]+ .* $1: " $TRACE/trace || :; }
 
 # at_most WHAT LIMIT: of that there were so many, and some.
 at_most() {

@@ -43,9 +43,15 @@ at_once() {
 	"$@" && [ $((${EPOCHREALTIME/./} - start)) -lt $((NBD_TIME_SCALE * 1000000)) ]
 }
 
+# The file stays open.
+read_debug() {
+	exec 6</sys/kernel/debug/nbd/nbd0/flags && read -r _ <&6
+}
+
 in_flight() { [ "$(awk '{ print $1 + $2 }' /sys/block/nbd0/inflight)" -gt 0 ]; }
 # silent deaf|mute: 3 tests: the client of such a server, with a write in flight that a socket has no room
-# for, is killed.
+# for, is killed. With lockdep the module stays for the lock class of the socket, and the socket for what its peer
+# has not read.
 silent() {
 	nbd_load nbds_max=1
 	# It has read the partition table when it becomes so.
@@ -56,6 +62,7 @@ silent() {
 	disown
 	check "it leaves a write without an answer, $1" wait_until 5 in_flight
 	kill -9 "$client"
+	[ "$1" != deaf ] || [ ! -e /proc/lockdep ] || stop_server
 	check "can be unloaded when its client is killed, $1" unload_at_once 3
 	stop_server
 	nbd_unload
@@ -83,7 +90,7 @@ rounds() {
 }
 
 nbd_require nbdkit nbd-client
-nbd_begin 22
+nbd_begin 26
 # It is read often, and may be on a slow file system.
 [ "$NBD_DRIVER" = c ] || { cp "$NBD_KO" "$NBD_TMP/nbd.ko"; NBD_KO=$NBD_TMP/nbd.ko; }
 nbd_defer nbd_unload
@@ -132,6 +139,16 @@ check "connects by netlink" within 5 "$NBD_DIR/helper_genl" connect -i 0
 check "rmmod is refused at once while that session runs" at_once refused
 check "disconnects by netlink" within 5 "$NBD_DIR/helper_genl" disconnect 0
 nbd_unload
+
+# Closing a file of debugfs calls the driver, whether or not the file is still there.
+nbd_load nbds_max=1
+serve_client
+connect
+check "a file of debugfs is open" read_debug
+check "disconnects with that" disconnect
+check "cannot be unloaded until it is closed" eval "wait_until 5 session_over && refused"
+exec 6<&-
+check "can be unloaded then" nbd_unload
 
 silent mute
 silent deaf

@@ -144,7 +144,7 @@ disown
 check "zero window: there is I/O" wait_until 10 writing
 kill -STOP "$IO_PID"
 check "zero window: the server's window is closed" wait_until 10 closes_one_more
-check "zero window: I/O waits" eval "writing && [ ! -e '$NBD_TMP/load' ]"
+check "zero window: I/O waits" wait_until 10 eval "writing && [ ! -e '$NBD_TMP/load' ]"
 kill -CONT "$IO_PID"
 clear
 check "zero window: everything is written and verified" wait_until 40 eval "[ \"\$(cat '$NBD_TMP/load' 2>/dev/null)\" = 0 ]"
