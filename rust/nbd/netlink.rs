@@ -18,7 +18,7 @@ use crate::{
     },
     params::Params,
     protocol::{ClientFlags, Flags},
-    refusal::Refusal,
+    refusal::{Refusal, MAX_CONNECTIONS},
     session::Origin,
     state::Begun,
     NbdModule,
@@ -153,10 +153,11 @@ fn number(info: &Info<'_>, attr: u16) -> Result<Option<u64>> {
 
 /// The sockets in the message.
 fn sockets(info: &Info<'_>) -> Result<KVec<Socket>> {
-    let mut sockets = KVec::new();
     let Some(list) = info.attr(SOCKETS) else {
-        return Ok(sockets);
+        return Ok(KVec::new());
     };
+    let count = list.items().count();
+    let mut sockets = KVec::with_capacity(count.min(MAX_CONNECTIONS), GFP_KERNEL)?;
     for item in list.items() {
         if item.kind() != SOCK_ITEM {
             info.refuse(Some(item), fmt!("not a socket item"));
@@ -232,20 +233,15 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
     let params = params.with_flags(flags);
     let backend = backend(info).map(copy).transpose()?;
 
-    let mut sockets = core::mem::take(&mut changes.sockets).into_iter();
-    let Some(first) = sockets.next() else {
+    let sockets = core::mem::take(&mut changes.sockets);
+    if sockets.is_empty() {
         info.refuse(info.attr(SOCKETS), fmt!("give at least one socket"));
         return Err(EINVAL);
-    };
-    let mut setup = Setup::new(params, Process::current(), first)
-        .map_err(|(refusal, _socket)| refusal.errno())?;
-    for socket in sockets {
-        if let Err((refusal, _socket)) = setup.add(socket) {
-            info.refuse(info.attr(SOCKETS), fmt!("{refusal}"));
-            setup.forget();
-            return Err(refusal.errno());
-        }
     }
+    let setup = Setup::with_sockets(params, Process::current(), sockets).map_err(|refusal| {
+        info.refuse(info.attr(SOCKETS), fmt!("{refusal}"));
+        refusal.errno()
+    })?;
     if setup.socket_count() > 1 && !flags.multi_conn() {
         info.refuse(
             info.attr(SOCKETS),

@@ -52,6 +52,22 @@ impl<O, S: Endpoint> Setup<O, S> {
         Ok(setup)
     }
 
+    /// Leaves the sockets open for whoever has them if they are too many.
+    pub(crate) fn with_sockets(
+        params: Params,
+        owner: O,
+        sockets: KVec<S>,
+    ) -> Result<Self, Refusal> {
+        if sockets.len() > MAX_CONNECTIONS {
+            return Err(Refusal::TooManySockets);
+        }
+        Ok(Self {
+            params,
+            owner,
+            sockets,
+        })
+    }
+
     /// Hands the socket back if there is no memory, or no room for another.
     pub(crate) fn add(&mut self, socket: S) -> Result<(), (Refusal, S)> {
         if self.sockets.len() >= MAX_CONNECTIONS {
@@ -69,9 +85,9 @@ impl<O, S: Endpoint> Setup<O, S> {
         self.params
     }
 
-    /// Takes out the socket that was added first, to make a connection of it.
+    /// Takes out the socket that was added last, to make a connection of it.
     pub(crate) fn pop_socket(&mut self) -> Option<S> {
-        self.sockets.remove(0).ok()
+        self.sockets.pop()
     }
 
     /// Drops the setup, but leaves the sockets open for whoever has them.
