@@ -501,9 +501,25 @@ static inline long agent_open(struct agent *a)
 	return agent_open_as(a, 0, O_RDWR);
 }
 
+/* Let udev, where it runs, finish with the devices that it has open. */
+static inline void udev_settle(void)
+{
+	char cmd[64];
+
+	if (access("/run/udev/control", F_OK))
+		return;
+	snprintf(cmd, sizeof(cmd), "exec udevadm settle -t %d", scaled(5));
+	if (system(cmd))
+		printf("# udev is busy with something\n");
+}
+
+/* Who counts the openers after that does not count udev. */
 static inline long agent_close(struct agent *a)
 {
-	return agent_call(a, AGENT_CLOSE, 0, 0, 0, 0);
+	long ret = agent_call(a, AGENT_CLOSE, 0, 0, 0, 0);
+
+	udev_settle();
+	return ret;
 }
 
 static inline long agent_ioctl(struct agent *a, unsigned long cmd, unsigned long arg)
