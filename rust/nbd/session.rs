@@ -128,7 +128,7 @@ impl Session {
         }
         let workers = device.session_workers()?;
         let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
-        for index in (0..count).rev() {
+        for index in 0..count {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
@@ -136,7 +136,6 @@ impl Session {
             let connection = Connection::new(index, &workers, channel)?;
             connections.push(connection, GFP_KERNEL)?;
         }
-        connections.reverse();
 
         let hw_queues = disk.set_hw_queues(count);
         params.prepare(disk)?;

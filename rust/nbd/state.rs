@@ -85,9 +85,9 @@ impl<O, S: Endpoint> Setup<O, S> {
         self.params
     }
 
-    /// Takes out the socket that was added last, to make a connection of it.
+    /// Takes out the socket that was added first, to make a connection of it.
     pub(crate) fn pop_socket(&mut self) -> Option<S> {
-        self.sockets.pop()
+        self.sockets.remove(0).ok()
     }
 
     /// Drops the setup, but leaves the sockets open for whoever has them.

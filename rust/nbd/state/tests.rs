@@ -994,9 +994,9 @@ mod transitions {
         let mut setup = state.start(1).map_err(|refusal| refusal.errno())?;
         let params = setup.params();
         assert_eq!((params.size(), params.timeout()), (1 << 20, 9));
-        // The sockets become connections, the last first.
+        // The sockets become connections, in the order in which they were added.
         let ids = [setup.pop_socket(), setup.pop_socket()].map(|s| s.map_or(0, |s| s.id));
-        assert_eq!(ids, [2, 1]);
+        assert_eq!(ids, [1, 2]);
         assert!(setup.pop_socket().is_none());
         drop(setup);
         assert_eq!((world.live(), world.owners.get()), (0, 0));
@@ -1242,7 +1242,7 @@ mod transitions {
         let mut setup = world.setup(Params::default(), 5)?;
         assert_eq!(setup.socket_count(), 2);
         let popped = setup.pop_socket().ok_or(EINVAL)?;
-        assert_eq!((popped.id, setup.socket_count()), (2, 1));
+        assert_eq!((popped.id, setup.socket_count()), (1, 1));
         drop(setup);
         assert_eq!((world.shut.get(), world.live()), (1, 1));
         assert!(!popped.shut.get());
