@@ -9,7 +9,7 @@ use crate::kernel::{
     block::mq::{Claim, Operations, StartedRequest}, //
 };
 use core::{marker::PhantomData, mem::MaybeUninit};
-use kernel::{bindings, prelude::*};
+use kernel::{bindings, prelude::*, transmute::AsBytes};
 
 /// Up to `N` pieces, to be had on the stack for one transfer.
 ///
@@ -48,10 +48,10 @@ impl<const N: usize> Pieces<N> {
     ///
     /// # Safety
     ///
-    /// The bytes must lie in one `kmalloc` allocation.
-    unsafe fn push_kmalloc(&mut self, start: *const u8, len: usize) -> bool {
+    /// The bytes must lie in one allocation of `kmalloc` or of the page allocator.
+    unsafe fn push_mapped(&mut self, start: *const u8, len: usize) -> bool {
         let mut piece = bindings::bio_vec::default();
-        // SAFETY: Memory of `kmalloc` has a `struct page`, by the caller's promise.
+        // SAFETY: By the caller's promise there is a `struct page` behind the bytes.
         unsafe { helpers::bvec_set_virt(&mut piece, start.cast_mut().cast(), len as u32) };
         self.push(piece)
     }
@@ -115,15 +115,19 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         }
     }
 
-    /// Adds `bytes` from `start` up to `end`, of a vector because that has pages behind it. `false`
-    /// when there is no room, or no such bytes.
-    pub(crate) fn push_bytes(&mut self, bytes: &'a KVec<u8>, start: usize, end: usize) -> bool {
-        let Some(bytes) = bytes.get(start..end) else {
-            return false;
-        };
-        // INVARIANT: The bytes are borrowed for `'a`.
-        // SAFETY: A `KVec` has its elements in a `kmalloc` allocation.
-        unsafe { self.pieces.push_kmalloc(bytes.as_ptr(), bytes.len()) }
+    /// Adds the header of `rq` from byte `skip` on, if that is not its end. `false` when there is no
+    /// room.
+    pub(crate) fn push_header<T: Operations>(
+        &mut self,
+        rq: &'a StartedRequest<T>,
+        skip: usize,
+    ) -> bool {
+        match rq.header().as_bytes().get(skip..) {
+            None | Some([]) => true,
+            // INVARIANT: The header of a started request can be read while it is borrowed.
+            // SAFETY: The block layer allocates requests with `kmalloc`, or many together as pages.
+            Some(rest) => unsafe { self.pieces.push_mapped(rest.as_ptr(), rest.len()) },
+        }
     }
 
     /// Adds the data of `rq` from byte `skip` on. `false` when not all of it had room.
@@ -183,7 +187,7 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         };
         // INVARIANT: The bytes are borrowed mutably for `'a`.
         // SAFETY: A `KVec` has its elements in a `kmalloc` allocation.
-        unsafe { self.pieces.push_kmalloc(rest.as_mut_ptr(), rest.len()) }
+        unsafe { self.pieces.push_mapped(rest.as_mut_ptr(), rest.len()) }
     }
 
     /// Fills the pieces from the start with `bytes`, and returns how many had room.

@@ -5,10 +5,12 @@
 use crate::{
     kernel::{
         block::mq::{OwnedRequest, RequestList},
-        net::socket::Wait, //
+        net::socket::Wait,
+        trace, //
     },
     life::Loss,
     link::Link,
+    protocol::encode_request,
     queue::Queue,
     send::{Progress, Sender},
     workers::Workers,
@@ -37,14 +39,12 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// Allocates all that sending on `link` will ever need. Sleeps.
-    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
-        let sender = Sender::new(link.clone())?;
-        Ok(Self {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
+            sender: Slot::Ready(Sender::new(link.clone())),
             link,
             queue: RequestList::new(),
-            sender: Slot::Ready(sender),
-        })
+        }
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
@@ -191,13 +191,16 @@ impl Connection {
     /// Sleeps, but never for the peer.
     pub(crate) fn push(
         self: &Arc<Self>,
-        rq: OwnedRequest<Queue>,
+        mut rq: OwnedRequest<Queue>,
         cookie: u32,
         last: bool,
     ) -> Result<(), OwnedRequest<Queue>> {
+        let mut header = encode_request(&rq, cookie);
         let sender = match &mut *self.tx.lock() {
             Tx::Open(channel) => {
                 rq.data().set_link(&channel.link);
+                trace::nbd_send_request(&mut header, || rq.disk().data().index(), &rq);
+                rq.set_header(header);
                 channel.queue.push_back(rq.publish(cookie));
                 if last {
                     channel.sender.take_ready()

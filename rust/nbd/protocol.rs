@@ -159,12 +159,16 @@ fn range_of(op: Op, sector: u64, bytes: u32) -> (u64, u32) {
     }
 }
 
-/// The header of a published request.
-pub(crate) fn encode_request<T: Operations>(rq: &StartedRequest<T>) -> [u8; REQUEST_LEN] {
+/// The header of a request that is to be published under a cookie of this attempt.
+pub(crate) fn encode_request<T: Operations>(
+    rq: &StartedRequest<T>,
+    attempt: u32,
+) -> [u8; REQUEST_LEN] {
+    let tag = rq.unique_tag();
     let op = rq.op();
     let kind = kind_of(op, rq.is_fua(), op == Op::WriteZeroes && rq.is_nounmap());
     let (from, len) = range_of(op, rq.sector(), rq.bytes());
-    encode(kind, Cookie::of(rq).into_wire(), from, len)
+    encode(kind, Cookie { tag, attempt }.into_wire(), from, len)
 }
 
 /// Length of a request on the wire, with its payload, in bytes.

@@ -10,6 +10,7 @@ use crate::{
         BlkStatus, //
     },
     link::Link,
+    protocol::REQUEST_LEN,
 };
 use kernel::{
     prelude::*,
@@ -44,6 +45,7 @@ pub(crate) struct Queue;
 #[vtable]
 impl Operations for Queue {
     type RequestData = RequestData;
+    type Header = [u8; REQUEST_LEN];
     type Disk = DiskOps;
 
     fn new_request_data() -> RequestData {

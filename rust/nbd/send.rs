@@ -10,17 +10,13 @@ use crate::{
         trace, //
     },
     link::Link,
-    protocol::{encode_disconnect, encode_request, wire_len, Cookie, REQUEST_LEN},
+    protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
     queue::Queue,
 };
 use kernel::{prelude::*, sync::Arc};
 
 /// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
 const MAX_PIECES: usize = 40;
-
-/// Headers of one send, and bytes of all of them.
-const MAX_HEADERS: usize = 18;
-const HEADERS_LEN: usize = MAX_HEADERS * REQUEST_LEN;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]
@@ -76,19 +72,15 @@ pub(crate) struct Sender {
     batch: RequestList<Queue>,
     /// What of the batch's first request is sent.
     sent: Position,
-    /// The headers of the batch's first requests, as they were given to tracers, who may change
-    /// them: made once, however often a send must be continued. Has room for [`MAX_HEADERS`].
-    headers: KVec<u8>,
 }
 
 impl Sender {
-    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
             link,
             batch: RequestList::new(),
             sent: Position::default(),
-            headers: KVec::with_capacity(HEADERS_LEN, GFP_KERNEL)?,
-        })
+        }
     }
 
     pub(crate) fn link(&self) -> &Link {
@@ -107,7 +99,6 @@ impl Sender {
     pub(crate) fn load(&mut self, batch: RequestList<Queue>) {
         self.batch = batch;
         self.sent = Position::default();
-        self.headers.clear();
     }
 
     /// Sends what was loaded. Several requests go out in one call of the socket, each with its
@@ -116,15 +107,10 @@ impl Sender {
     /// After an error nothing more can be sent on the socket.
     pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
-            self.make_headers();
             let mut source = BvecSource::<MAX_PIECES>::new();
             let mut from = self.sent;
-            let mut end = 0;
             for rq in self.batch.iter() {
-                let start = end + from.in_header();
-                end += REQUEST_LEN;
-                if end > self.headers.len()
-                    || start < end && !source.push_bytes(&self.headers, start, end)
+                if !source.push_header(rq, from.in_header())
                     || rq.op() == Op::Write && !source.push_request(rq, from.in_payload())
                 {
                     break;
@@ -149,31 +135,8 @@ impl Sender {
     /// message learns from the end of the stream.
     pub(crate) fn send_disconnect(&mut self) {
         let socket = self.link.socket();
-        self.headers.clear();
-        if Self::put_header(&mut self.headers, &encode_disconnect()) {
-            let mut source = BvecSource::<1>::new();
-            source.push_bytes(&self.headers, 0, REQUEST_LEN);
-            let _ = socket.send(&source, Wait::No);
-        }
+        let _ = socket.send_bytes(&encode_disconnect(), Wait::No);
         socket.shutdown_send();
-    }
-
-    /// Makes the headers of the batch's first requests that are not made yet, as far as there is
-    /// room.
-    fn make_headers(&mut self) {
-        let made = self.headers.len() / REQUEST_LEN;
-        for rq in self.batch.iter().take(MAX_HEADERS).skip(made) {
-            let mut header = encode_request(rq);
-            trace::nbd_send_request(&mut header, || rq.disk().data().index(), rq);
-            if !Self::put_header(&mut self.headers, &header) {
-                break;
-            }
-        }
-    }
-
-    /// `false` when there is no room, which there is for [`MAX_HEADERS`].
-    fn put_header(headers: &mut KVec<u8>, header: &[u8; REQUEST_LEN]) -> bool {
-        headers.extend_from_slice(header, GFP_NOWAIT).is_ok()
     }
 
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
@@ -196,9 +159,6 @@ impl Sender {
         }
         self.link.traffic().add_sent(bytes);
         self.link.traffic().add_requests(whole);
-        let done = self.headers.len().min(whole * REQUEST_LEN);
-        self.headers.copy_within(done.., 0);
-        self.headers.truncate(self.headers.len() - done);
     }
 }
 

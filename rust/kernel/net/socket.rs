@@ -121,11 +121,32 @@ impl Socket {
         source: &BvecSource<'_, N>,
         wait: Wait,
     ) -> Result<usize> {
+        // SAFETY: `source` is borrowed for longer than the call.
+        unsafe { self.send_iter(source.iter(), wait) }
+    }
+
+    /// As [`Self::send`], but from `bytes`, wherever they are.
+    pub(crate) fn send_bytes(&self, bytes: &[u8], wait: Wait) -> Result<usize> {
+        let vec = bindings::kvec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut iter = bindings::iov_iter::default();
+        // SAFETY: `vec` and `bytes` live longer than the call, and bytes to be sent are not written.
+        unsafe {
+            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &vec, 1, bytes.len());
+            self.send_iter(iter, wait)
+        }
+    }
+
+    /// # Safety
+    ///
+    /// What `msg_iter` goes through must be readable during the call.
+    unsafe fn send_iter(&self, msg_iter: bindings::iov_iter, wait: Wait) -> Result<usize> {
         let _creds = KernelCreds::enter();
         let _noreclaim = NoReclaim::enter();
         let mut msg = bindings::msghdr {
-            // SAFETY: `source` is borrowed for longer than the message lives.
-            msg_iter: unsafe { source.iter() },
+            msg_iter,
             msg_flags: bindings::MSG_NOSIGNAL | Self::flags(wait),
             ..bindings::msghdr::default()
         };

@@ -9,7 +9,7 @@ use super::{
     request::{OwnedRequest, Pdu, Request},
 };
 use core::{marker::PhantomData, ptr::NonNull};
-use kernel::{bindings, ffi, macros::vtable};
+use kernel::{bindings, ffi, macros::vtable, transmute::AsBytes};
 
 /// What blk-mq does about a request after [`Operations::timeout`].
 pub(crate) enum TimeoutAction {
@@ -24,6 +24,9 @@ pub(crate) enum TimeoutAction {
 pub(crate) trait Operations: Sized + 'static {
     /// The driver's own data in each request.
     type RequestData: Send + Sync;
+
+    /// What goes over the wire in front of a request's data.
+    type Header: AsBytes + Default + Send + Sync;
 
     /// The disks that the requests are for.
     type Disk: DiskOperations<Queue = Self>;

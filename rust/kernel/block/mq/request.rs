@@ -11,6 +11,7 @@ use super::{
 };
 use crate::kernel::{bindings as helpers, block::BlkStatus};
 use core::{
+    cell::UnsafeCell,
     marker::PhantomData,
     mem::ManuallyDrop,
     ops::Deref,
@@ -27,6 +28,8 @@ use kernel::{
 pub(super) struct Pdu<T: Operations> {
     phase: Atomic<u64>,
     data: T::RequestData,
+    /// Written by the owner of the request, and by nobody while it is published.
+    header: UnsafeCell<T::Header>,
 }
 
 impl<T: Operations> Pdu<T> {
@@ -34,6 +37,7 @@ impl<T: Operations> Pdu<T> {
         Self {
             phase: Atomic::new(Phase::IDLE),
             data: T::new_request_data(),
+            header: UnsafeCell::default(),
         }
     }
 }
@@ -47,7 +51,7 @@ impl<T: Operations> Pdu<T> {
 #[repr(transparent)]
 pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
 
-// SAFETY: A shared reference only gives access to the private data, which is `Sync`.
+// SAFETY: A shared reference only gives access to the phase and the driver's data, which are `Sync`.
 unsafe impl<T: Operations> Sync for Request<T> {}
 
 impl<T: Operations> Request<T> {
@@ -257,6 +261,14 @@ impl<T: Operations> StartedRequest<T> {
         Phase::unpack(self.pdu().phase.load(Acquire)).cookie
     }
 
+    /// What goes over the wire in front of the data, as the owner of the request has written it last.
+    /// It lies where `kmalloc` or the page allocator has put the request.
+    pub(crate) fn header(&self) -> &T::Header {
+        // SAFETY: Only [`OwnedRequest::set_header`] writes it. If the request has an owner, that has
+        // no other `StartedRequest` beside it, and is borrowed together with this one.
+        unsafe { &*self.pdu().header.get() }
+    }
+
     /// Calls `f` with each physically contiguous segment of the data until it returns `false`.
     pub(crate) fn for_each_segment(&self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
         // SAFETY: The request is valid, and its list of bios constant while it is started.
@@ -301,6 +313,13 @@ impl<T: Operations> OwnedRequest<T> {
         unsafe { bindings::blk_mq_start_request(rq.as_ptr()) };
         // INVARIANT: Started just above; what the driver does not have published, nobody else has.
         Self(StartedRequest(rq, PhantomData))
+    }
+
+    /// Says what goes over the wire in front of the data.
+    pub(crate) fn set_header(&mut self, header: T::Header) {
+        // SAFETY: By the type invariant the request is ours alone, and `self` is borrowed mutably, so
+        // that nobody has a reference to the header.
+        unsafe { *self.pdu().header.get() = header };
     }
 
     /// Finishes the request. Does not sleep.
