@@ -9,7 +9,7 @@ use crate::kernel::{
     block::mq::{Claim, Operations, StartedRequest}, //
 };
 use core::{marker::PhantomData, mem::MaybeUninit};
-use kernel::{bindings, prelude::*, transmute::AsBytes};
+use kernel::{bindings, transmute::AsBytes};
 
 /// Up to `N` pieces, to be had on the stack for one transfer.
 ///
@@ -48,7 +48,8 @@ impl<const N: usize> Pieces<N> {
     ///
     /// # Safety
     ///
-    /// The bytes must lie in one allocation of `kmalloc` or of the page allocator.
+    /// The bytes must lie where the kernel maps all memory: in one allocation of `kmalloc` or of the
+    /// page allocator.
     unsafe fn push_mapped(&mut self, start: *const u8, len: usize) -> bool {
         let mut piece = bindings::bio_vec::default();
         // SAFETY: By the caller's promise there is a `struct page` behind the bytes.
@@ -179,15 +180,18 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         self.pieces.push_request(rq, skip)
     }
 
-    /// Adds `bytes` from `skip` on, of a vector because that has pages behind it. `false` when there
-    /// is no room.
-    pub(crate) fn push_bytes(&mut self, bytes: &'a mut KVec<u8>, skip: usize) -> bool {
-        let Some(rest) = bytes.get_mut(skip..) else {
+    /// Adds `bytes`, which must be where `kmalloc` gives memory, and not on the stack. `false` when
+    /// there is no room, or no page behind the bytes.
+    pub(crate) fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
+        let start = bytes.as_mut_ptr();
+        // SAFETY: The function only looks at the address.
+        if !unsafe { helpers::virt_addr_valid(start.cast()) } {
             return false;
-        };
+        }
         // INVARIANT: The bytes are borrowed mutably for `'a`.
-        // SAFETY: A `KVec` has its elements in a `kmalloc` allocation.
-        unsafe { self.pieces.push_mapped(rest.as_mut_ptr(), rest.len()) }
+        // SAFETY: The bytes begin where all memory is mapped with its pages in a row, and so they are
+        // there up to their end.
+        unsafe { self.pieces.push_mapped(start, bytes.len()) }
     }
 
     /// Fills the pieces from the start with `bytes`, and returns how many had room.

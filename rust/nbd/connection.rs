@@ -219,6 +219,7 @@ impl Connection {
     /// Sends what is queued, unless somebody does already.
     pub(crate) fn flush(self: &Arc<Self>) {
         let sender = match &mut *self.tx.lock() {
+            Tx::Open(channel) if channel.queue.is_empty() => None,
             Tx::Open(channel) | Tx::Closing(channel) => channel.sender.take_ready(),
             Tx::Closed => None,
         };

@@ -9,13 +9,13 @@ use crate::{
     receive::Receiver,
 };
 use kernel::{
-    new_spinlock,
+    new_mutex,
     new_work,
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
-        Arc, SpinLock,
+        Arc, Mutex,
     },
     time::Jiffies,
     workqueue::{impl_has_work, Work, WorkItem}, //
@@ -107,9 +107,9 @@ pub(crate) struct Link {
     socket: Stream,
     giver: Process,
     traffic: Traffic,
-    /// Here until the receiver's work takes it.
+    /// The receiver's work has it for as long as it runs; nobody else wants it.
     #[pin]
-    receiver: SpinLock<Option<Receiver>>,
+    receiver: Mutex<Receiver>,
     #[pin]
     receive_work: Work<Link>,
 }
@@ -123,7 +123,6 @@ impl Link {
     pub(crate) fn new(disk: &Disk, socket: Socket) -> Result<Arc<Self>> {
         socket.set_block_io();
         let socket = Stream(socket);
-        let receiver = Receiver::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 generation: disk.data().new_generation(),
@@ -131,7 +130,7 @@ impl Link {
                 socket,
                 giver: Process::current(),
                 traffic: Traffic::new(),
-                receiver <- new_spinlock!(Some(receiver)),
+                receiver <- new_mutex!(Receiver::new()),
                 receive_work <- new_work!("nbd_receive"),
             }),
             GFP_KERNEL,
@@ -176,10 +175,7 @@ impl WorkItem for Link {
 
     /// Receives until the link ends.
     fn run(this: Arc<Self>) {
-        let receiver = this.receiver.lock().take();
-        if let Some(mut receiver) = receiver {
-            let error = receiver.run(&this.disk, &this);
-            this.lose(Loss::Receive(error));
-        }
+        let error = this.receiver.lock().run(&this.disk, &this);
+        this.lose(Loss::Receive(error));
     }
 }

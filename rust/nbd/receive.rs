@@ -27,27 +27,27 @@ const MAX_PIECES: usize = 40;
 type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 
 /// Bytes read ahead: this many replies without payload cost one receive. What it holds of a
-/// payload is copied once more, so it is kept small.
-const READ_AHEAD: usize = 16 * REPLY_LEN;
+/// payload is copied once more, so it is kept small; a link takes 256 bytes with it.
+const READ_AHEAD: usize = 6 * REPLY_LEN;
 
 /// A payload longer than this is received without reading ahead behind it.
 const LONG_PAYLOAD: usize = 32 << 10;
 
-/// The one who reads a link's socket.
+/// The one who reads a link's socket. It must not be on the stack, see [`BvecDest::push_bytes`].
 pub(crate) struct Receiver {
-    ahead: KVec<u8>,
+    ahead: [u8; READ_AHEAD],
     /// The bytes of `ahead` that were received and not looked at.
     start: usize,
     end: usize,
 }
 
 impl Receiver {
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self {
-            ahead: KVec::from_elem(0, READ_AHEAD, GFP_KERNEL)?,
+    pub(crate) fn new() -> Self {
+        Self {
+            ahead: [0; READ_AHEAD],
             start: 0,
             end: 0,
-        })
+        }
     }
 
     /// Serves replies until the link ends, and says why it did. Sleeps.
@@ -107,7 +107,7 @@ impl Receiver {
             self.end -= self.start;
             self.start = 0;
             let mut dest = Dest::new();
-            dest.push_bytes(&mut self.ahead, self.end);
+            dest.push_bytes(self.ahead.get_mut(self.end..).unwrap_or_default());
             self.end += Self::some(link, &mut dest, Wait::Some)?;
         }
         let mut header = [0; REPLY_LEN];
@@ -133,7 +133,7 @@ impl Receiver {
             let whole = dest.push_request(claim, done);
             // Nothing is left over from reading ahead, or the payload would be complete.
             let wait = if whole && len - done <= LONG_PAYLOAD {
-                dest.push_bytes(&mut self.ahead, 0);
+                dest.push_bytes(&mut self.ahead);
                 Wait::Some
             } else {
                 Wait::All
