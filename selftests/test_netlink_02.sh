@@ -30,14 +30,17 @@ fi
 turns() { within 40 "$NBD_DIR/helper_genl" turns "$@"; }
 
 check "udev runs" wait_until 10 udev_answers
-check "200 turns of one device" turns "$NBD_INDEX" "$NBD_INDEX" 200
+n=$(nbd_scaled_down 200)
+check "$n turns of one device" turns "$NBD_INDEX" "$NBD_INDEX" "$n"
 nbd_settle
 free() { nbd_is_free "$NBD_INDEX" && [ "$(status "$NBD_INDEX")" = "$NBD_INDEX 0" ]; }
 status() { "$NBD_DIR/helper_genl" status "$@"; }
 check "it is free afterwards" wait_until 5 free
-check "40 turns of four new devices" turns 230 233 40
+n=$(nbd_scaled_down 40)
+check "$n turns of four new devices" turns 230 233 "$n"
 # 1: DESTROY_ON_DISCONNECT
-check "20 turns of two that are destroyed" turns 234 235 20 1
+n=$(nbd_scaled_down 20)
+check "$n turns of two that are destroyed" turns 234 235 "$n" 1
 nbd_settle
 all_gone() { [ ! -e /sys/block/nbd234 ] && [ ! -e /sys/block/nbd235 ]; }
 check "these are gone afterwards" wait_until 5 all_gone
