@@ -133,7 +133,7 @@ impl Sender {
     /// Sends the message that ends a connection, after all requests, and ends the stream: some
     /// servers close their end only then. Does not wait for the peer: one without room for the
     /// message learns from the end of the stream.
-    pub(crate) fn send_disconnect(&mut self) {
+    pub(crate) fn send_disconnect(&self) {
         let socket = self.link.socket();
         let _ = socket.send_bytes(&encode_disconnect(), Wait::No);
         socket.shutdown_send();
