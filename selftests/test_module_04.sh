@@ -43,21 +43,18 @@ status_of_all() {
 readable() { within 5 dd if="/dev/nbd$1" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 # Whether the kernel watches over memory: it takes some for all that is allocated, and gives it back late.
 watched() { [ -e /sys/kernel/debug/kmemleak ]; }
-# check_memory NAME UNIT GOT LIMIT; check_time NAME GOT LIMIT, in microseconds
+# check_unwatched WHY NAME UNIT GOT LIMIT
+check_unwatched() {
+	if watched; then
+		ktap_test_skip "$2: $1"
+	else
+		check "$2" at_most "${@:3}"
+	fi
+}
 check_memory() {
-	if watched; then
-		ktap_test_skip "$1: KASAN and kmemleak take as much as the devices; kmemleak finds what is lost"
-	else
-		check "$1" at_most "$2" "$3" "$4"
-	fi
+	check_unwatched "KASAN and kmemleak take as much as the devices; kmemleak finds what is lost" "$@"
 }
-check_time() {
-	if watched; then
-		ktap_test_skip "$1: most of the time is that of KASAN, kmemleak and lockdep"
-	else
-		check "$1" at_most microseconds "$2" "$3"
-	fi
-}
+check_time() { check_unwatched "most of the time is that of KASAN, kmemleak and lockdep" "$@"; }
 # at_most UNIT GOT LIMIT
 at_most() { [ "$2" -le "$3" ] || { echo "$2 $1, more than $3"; return 1; }; }
 
@@ -92,7 +89,7 @@ check_memory "a device takes at most 200 KiB" "KiB a device" $((memory / MANY)) 
 check "no device has a thread" at_most threads "$more" "$THREADS"
 if [ -e "$NBD_TMP/$other.ko" ]; then
 	check_memory "less than half of what the other driver takes" KiB $((memory * 2)) "$others_memory"
-	check_time "loading takes no longer than with the other driver" "$load" "$others_load"
+	check_time "loading takes no longer than with the other driver" microseconds "$load" "$others_load"
 else
 	ktap_test_skip "less than half of what the other driver takes: there is no other one"
 	ktap_test_skip "loading takes no longer than with the other driver: there is no other one"
