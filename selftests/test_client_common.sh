@@ -11,7 +11,7 @@ serve() {
 	server=$!
 	wait_until 5 [ -s "$NBD_TMP/pid" ] || { sed 's/^/# /' "$NBD_TMP/log"; return 1; }
 }
-stop_server() { kill -9 "$(cat "$NBD_TMP/pid")"; }
+stop_server() { kill -9 "$(<"$NBD_TMP/pid")"; }
 # Also for the client, which has ended.
 end_server() {
 	kill -9 "$server"

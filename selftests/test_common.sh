@@ -93,6 +93,10 @@ is() { [ "$2" = "$3" ] || { echo "$1 is '$2', not '$3'"; return 1; }; }
 # nbd_not CMD...: true if CMD fails.
 nbd_not() { ! "$@"; }
 
+# nbd_pause: 20 ms, without a process for them.
+nbd_pause() { ! read -rt 0.02 -u "$NBD_SILENCE"; }
+exec {NBD_SILENCE}<> <(:)
+
 # wait_until SECONDS CMD...: poll until CMD succeeds; false when the time is over, of which a machine that
 # stands still takes half a second at most.
 wait_until() {
@@ -101,7 +105,7 @@ wait_until() {
 	start=${EPOCHREALTIME/./}
 	until "$@"; do
 		[ "$left" -gt 0 ] || return 1
-		sleep 0.02
+		nbd_pause
 		took=$((${EPOCHREALTIME/./} - start))
 		start=$((start + took))
 		left=$((left - (took < 500000 ? took : 500000)))
@@ -157,7 +161,7 @@ nbd_unload() {
 	nbd_loaded || return 0
 	nbd_settle
 	if ! wait_until 5 nbd_try_unload; then
-		echo "nbd stays loaded, with $(cat /sys/module/nbd/refcnt) references;" \
+		echo "nbd stays loaded, with $(</sys/module/nbd/refcnt) references;" \
 			"sessions: $(cd /sys/block && echo nbd*/pid)"
 		return 1
 	fi
@@ -190,7 +194,7 @@ nbd_pick() {
 	nbd_ensure || ktap_exit_fail_msg "cannot load the $NBD_DRIVER driver"
 	mkdir -p "$NBD_MARKS"
 	for ((i = NBD_DEVICES - 1; i >= 0; i--)); do
-		[ "$(cat "/sys/block/nbd$i/size")" = 0 ] || continue
+		nbd_has_size "$i" 0 || continue
 		mkdir "$NBD_MARKS/busy.$i" 2>/dev/null || continue
 		export NBD_INDEX=$i NBD_DEV=/dev/nbd$i NBD_SYS=/sys/block/nbd$i
 		nbd_defer nbd_give_back "$i"
@@ -200,27 +204,36 @@ nbd_pick() {
 }
 
 nbd_give_back() { wait_until 2 nbd_is_free "$1" && rmdir "$NBD_MARKS/busy.$1"; }
-nbd_is_free() { [ ! -e "/sys/block/nbd$1/pid" ] && [ "$(cat "/sys/block/nbd$1/size")" = 0 ]; }
+nbd_is_free() { [ ! -e "/sys/block/nbd$1/pid" ] && nbd_has_size "$1" 0; }
+
+# nbd_has_size INDEX SECTORS
+nbd_has_size() {
+	local size
+	{ read -r size <"/sys/block/nbd$1/size"; } 2>/dev/null && [ "$size" = "$2" ]
+}
 
 # nbd_connected [INDEX]: true while that device (default: the picked one) has a session and a size.
 nbd_connected() {
 	local i=${1:-$NBD_INDEX}
-	[ -e "/sys/block/nbd$i/pid" ] && [ "$(cat "/sys/block/nbd$i/size")" != 0 ]
+	[ -e "/sys/block/nbd$i/pid" ] && ! nbd_has_size "$i" 0
 }
 
 # nbd_session [OPTION...]: a session of the picked device with a toy server that has only zeros;
 # the options are those of helper_nbd. Returns when it runs, with the client's pid in
 # NBD_SESSION and the thread id of its NBD_DO_IT in NBD_TID.
 nbd_session() {
+	local k v
 	"$NBD_DIR/helper_nbd" session "$NBD_DEV" "$@" >"$NBD_TMP/session" 2>&1 &
 	NBD_SESSION=$!
 	nbd_defer kill -9 "$NBD_SESSION"
 	if ! wait_until 5 nbd_connected; then
-		note "no session: $(cat "$NBD_TMP/session")"
+		note "no session: $(<"$NBD_TMP/session")"
 		return 1
 	fi
 	export NBD_TID
-	NBD_TID=$(sed -n 's/^tid //p' "$NBD_TMP/session")
+	while read -r k v; do
+		[ "$k" != tid ] || NBD_TID=$v
+	done <"$NBD_TMP/session"
 }
 
 # nbd_session_end: disconnect it and wait for the client; true if NBD_DO_IT returned 0.
@@ -231,7 +244,11 @@ nbd_session_end() {
 }
 
 # nbd_exited PID: true if the process is gone or a zombie.
-nbd_exited() { case $(ps -o stat= -p "$1") in Z* | "") true ;; *) false ;; esac; }
+nbd_exited() {
+	local stat
+	{ read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+	[[ $stat == *") Z "* ]]
+}
 
 # nbd_gone PID...: true if none of these processes is there any more.
 nbd_gone() {

@@ -16,7 +16,7 @@ inject() {
 }
 quiet() { echo 0 >"$DEBUG/$1/probability"; }
 # used_up NAME: as many failed as were to.
-used_up() { is "what is left of $1" "$(cat "$DEBUG/$1/times")" 0; }
+used_up() { is "what is left of $1" "$(<"$DEBUG/$1/times")" 0; }
 
 read_block() { within 30 dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 # Only EIO is what was injected.

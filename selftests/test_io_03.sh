@@ -21,7 +21,7 @@ for format in raw qcow2; do
 	image=$NBD_TMP/disk.$format
 	qemu-img create -q -f $format "$image" 32M
 	io_attach_qemu -f $format "$image"
-	check "attach, $format" is size "$(cat "$NBD_SYS/size")" 65536
+	check "attach, $format" is size "$(<"$NBD_SYS/size")" 65536
 	check "write, $format" io_fio "$NBD_DEV" "${args[@]}"
 	check "read back, $format" io_fio_check "$NBD_DEV" "${args[@]}"
 	check "detach, $format" io_detach_qemu

@@ -17,9 +17,9 @@ start() {
 		io_attach_unix -b 4096
 }
 start
-check "max_hw_sectors_kb" is max_hw_sectors_kb "$(cat "$NBD_SYS/queue/max_hw_sectors_kb")" 32768
+check "max_hw_sectors_kb" is max_hw_sectors_kb "$(<"$NBD_SYS/queue/max_hw_sectors_kb")" 32768
 echo 32768 >"$NBD_SYS/queue/max_sectors_kb"
-got=$(cat "$NBD_SYS/queue/max_sectors_kb")
+got=$(<"$NBD_SYS/queue/max_sectors_kb")
 check "max_sectors_kb can be 32 MiB" is max_sectors_kb "$got" 32768
 
 # largest TYPE: the largest request of this type that the server has seen.

@@ -20,7 +20,7 @@ start || exit 1
 seen() {
 	local new
 	new=$(wc -l <"$log")
-	sed -n "$(($(cat "$NBD_TMP/mark") + 1)),${new}p" "$log" |
+	sed -n "$(($(<"$NBD_TMP/mark") + 1)),${new}p" "$log" |
 		sed -nE 's/.* (Write|Zero|Trim|Flush) id=[0-9]* ?(.*)\.\.\.$/\1 \2/p' |
 		sed 's/ *$//'
 	echo "$new" >"$NBD_TMP/mark"
@@ -31,11 +31,11 @@ seen >/dev/null
 seen_data() { seen | grep -v Flush; }
 blocks() { stat -c %b "$disk"; }
 
-check "discard is offered" [ "$(cat "$NBD_SYS/queue/discard_max_bytes")" -gt 0 ]
-check "write zeroes is offered" [ "$(cat "$NBD_SYS/queue/write_zeroes_max_bytes")" -gt 0 ]
-got=$(cat "$NBD_SYS/queue/write_cache")
+check "discard is offered" [ "$(<"$NBD_SYS/queue/discard_max_bytes")" -gt 0 ]
+check "write zeroes is offered" [ "$(<"$NBD_SYS/queue/write_zeroes_max_bytes")" -gt 0 ]
+got=$(<"$NBD_SYS/queue/write_cache")
 check "the cache is one to be flushed" is write_cache "$got" "write back"
-check "FUA is offered" is fua "$(cat "$NBD_SYS/queue/fua")" 1
+check "FUA is offered" is fua "$(<"$NBD_SYS/queue/fua")" 1
 
 check "discard" blkdiscard -o 1M -l 1M "$NBD_DEV"
 got=$(seen_data)
@@ -92,9 +92,9 @@ start_none() {
 }
 start_none
 none() {
-	is discard_max_bytes "$(cat "$NBD_SYS/queue/discard_max_bytes")" 0 &&
-		is write_zeroes_max_bytes "$(cat "$NBD_SYS/queue/write_zeroes_max_bytes")" 0 &&
-		is write_cache "$(cat "$NBD_SYS/queue/write_cache")" "write through"
+	is discard_max_bytes "$(<"$NBD_SYS/queue/discard_max_bytes")" 0 &&
+		is write_zeroes_max_bytes "$(<"$NBD_SYS/queue/write_zeroes_max_bytes")" 0 &&
+		is write_cache "$(<"$NBD_SYS/queue/write_cache")" "write through"
 }
 check "what the server cannot is not offered" none
 nbd_end

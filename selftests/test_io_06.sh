@@ -17,7 +17,7 @@ start() {
 }
 start
 check "attach" nbd_connected
-check "the device is read-only" is ro "$(cat "$NBD_SYS/ro")" 1
+check "the device is read-only" is ro "$(<"$NBD_SYS/ro")" 1
 check "read" cmp -n 1048576 "$NBD_DEV" "$NBD_TMP/disk"
 write() { within 5 dd if=/dev/zero of="$NBD_DEV" bs=4k count=1 oflag=direct status=none; }
 check "opening for writing" nbd_not write

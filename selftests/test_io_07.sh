@@ -11,9 +11,9 @@ nbd_require nbdkit nbd-client "$NBD_DIR/helper_storm"
 nbd_begin 9
 nbd_pick
 
-old=$(cat /proc/sys/net/core/wmem_default)
+old=$(</proc/sys/net/core/wmem_default)
 nbd_defer sysctl -q -w "net.core.wmem_default=$old"
-oldtcp=$(cat /proc/sys/net/ipv4/tcp_wmem)
+oldtcp=$(</proc/sys/net/ipv4/tcp_wmem)
 nbd_defer sysctl -q -w "net.ipv4.tcp_wmem=$oldtcp"
 
 storm() { within 60 "$NBD_DIR/helper_storm" "$NBD_DEV" "$@"; }

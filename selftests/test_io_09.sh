@@ -21,7 +21,7 @@ sector() {
 last=$(((1 << 54) - 2))
 
 start $(((1 << 63) - 512))
-check "size" is size "$(cat "$NBD_SYS/size")" $((last + 1))
+check "size" is size "$(<"$NBD_SYS/size")" $((last + 1))
 check "the first sector" is sector "$(sector 0)" 0x0000000000000000
 check "a sector in the middle" is sector "$(sector $((1 << 40)))" "$(printf 0x%016x $((1 << 49)))"
 check "the last sector" is sector "$(sector $last)" "$(printf 0x%016x $((last * 512)))"

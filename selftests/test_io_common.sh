@@ -79,7 +79,7 @@ io_attach_qemu() {
 	rm -f "$NBD_TMP/qemu-nbd.pid"
 	within 20 qemu-nbd -c "$NBD_DEV" --pid-file="$NBD_TMP/qemu-nbd.pid" "$@" </dev/null \
 		>"$NBD_TMP/qemu-nbd.log" 2>&1 || io_failed qemu-nbd || return
-	IO_PID=$(cat "$NBD_TMP/qemu-nbd.pid")
+	IO_PID=$(<"$NBD_TMP/qemu-nbd.pid")
 	nbd_defer kill -9 "$IO_PID"
 	wait_until 10 nbd_connected
 }

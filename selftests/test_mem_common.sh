@@ -124,7 +124,7 @@ mem_ends() {
 mem_stuck() {
 	local pid
 	for pid in "$1" $(pgrep -P "$1"); do
-		echo "process $pid ($(cat "/proc/$pid/comm")) has not ended:"
+		echo "process $pid ($(<"/proc/$pid/comm")) has not ended:"
 		cat "/proc/$pid/stack"
 	done 2>&1
 }
@@ -133,7 +133,7 @@ mem_stuck() {
 # mem_free.
 mem_exact() {
 	local file=/proc/sys/vm/percpu_pagelist_high_fraction was
-	was=$(cat $file)
+	was=$(<$file)
 	nbd_defer eval "echo $was >$file"
 	echo 1000000 >$file
 }

@@ -13,7 +13,7 @@ reload() { nbd_unload && load "$@"; }
 
 # param NAME VALUE: that parameter can be read by all, written by none, and has this value.
 param() {
-	is "mode of $1" "$(stat -c %a "$PARAMS/$1")" 444 && is "$1" "$(cat "$PARAMS/$1")" "$2"
+	is "mode of $1" "$(stat -c %a "$PARAMS/$1")" 444 && is "$1" "$(<"$PARAMS/$1")" "$2"
 }
 
 devices() {
@@ -28,7 +28,7 @@ minors() {
 	local i
 	is devices "$(devices)" "nbd0 nbd1 nbd2" || return
 	for i in 0 1 2; do
-		is "number of nbd$i" "$(cat "/sys/block/nbd$i/dev")" "43:$((i * $1))" || return
+		is "number of nbd$i" "$(<"/sys/block/nbd$i/dev")" "43:$((i * $1))" || return
 	done
 }
 

@@ -75,7 +75,7 @@ session_round() {
 	serve_client || { failed="no server"; return; }
 	connect || { failed="not connected"; return; }
 	within 5 dd if="$NBD_DEV" of=/dev/null bs=64k count=4 iflag=direct status=none || { failed="cannot read"; return; }
-	disconnect || { failed="not disconnected: $(cat "$NBD_TMP/client")"; return; }
+	disconnect || { failed="not disconnected: $(<"$NBD_TMP/client")"; return; }
 	unload_at_once 5 || { failed="cannot unload"; return; }
 	wait_until 1 nbd_gone "$server" || failed="the server saw no end of the connection within a second"
 }

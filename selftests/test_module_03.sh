@@ -52,9 +52,9 @@ loaded_itself() {
 gone() { nbd_unload && nbd_not nbd_loaded; }
 
 genl() { within 20 "$NBD_DIR/helper_genl" "$@"; }
-connect() { genl connect >"$NBD_TMP/index" && wait_until 5 nbd_connected "$(cat "$NBD_TMP/index")"; }
-readable() { within 5 dd if="/dev/nbd$(cat "$NBD_TMP/index")" of=/dev/null bs=4096 count=1 status=none; }
-disconnect() { genl disconnect "$(cat "$NBD_TMP/index")"; }
+connect() { genl connect >"$NBD_TMP/index" && wait_until 5 nbd_connected "$(<"$NBD_TMP/index")"; }
+readable() { within 5 dd if="/dev/nbd$(<"$NBD_TMP/index")" of=/dev/null bs=4096 count=1 status=none; }
+disconnect() { genl disconnect "$(<"$NBD_TMP/index")"; }
 at_once() {
 	local i pids=() failed=0
 	for i in 1 2 3 4 5 6 7 8; do
@@ -80,8 +80,8 @@ no_such_device() {
 test_node() { if $by_node; then check "$@"; else ktap_test_skip "$1: $why"; fi; }
 
 nbd_require modprobe depmod mknod grep od dd mount
-[ "$(cat /proc/sys/kernel/modules_disabled)" = 0 ] || nbd_skip_all "no module can be loaded any more"
-[ -n "$(cat /proc/sys/kernel/modprobe)" ] || nbd_skip_all "the kernel has no modprobe to call"
+[ "$(</proc/sys/kernel/modules_disabled)" = 0 ] || nbd_skip_all "no module can be loaded any more"
+[ -n "$(</proc/sys/kernel/modprobe)" ] || nbd_skip_all "the kernel has no modprobe to call"
 [ ! -e "$modules/updates/nbd.ko" ] || nbd_skip_all "$modules/updates/nbd.ko is there already"
 why="the kernel has no CONFIG_BLOCK_LEGACY_AUTOLOAD"
 by_node=false
@@ -97,7 +97,7 @@ check "the alias for the netlink family" stands_for net-pf-16-proto-16-family-nb
 check "the alias for the major number" stands_for block-major-43-0
 check "modprobe loads it by its name" modprobe nbd
 check "that is the one that was installed" loaded_itself
-dev=$(cat /sys/block/nbd5/dev)
+dev=$(</sys/block/nbd5/dev)
 check "unloaded" gone
 
 check "a program asks for the netlink family" genl status

@@ -55,7 +55,7 @@ serve() {
 		>>"$NBD_TMP/nbdkit.log" 2>&1 &
 	disown
 	wait_until 10 [ -s "$NBD_TMP/nbdkit.pid" ] || io_failed nbdkit || return
-	IO_PID=$(cat "$NBD_TMP/nbdkit.pid")
+	IO_PID=$(<"$NBD_TMP/nbdkit.pid")
 	nbd_defer kill -9 "$IO_PID"
 }
 
@@ -77,7 +77,7 @@ same() {
 
 # load: write, or read, until that fails.
 load() { io_load 8 fio_run load --rw="$1" --time_based --runtime=50; }
-failed() { io_loaded && [ "$(cat "$NBD_TMP/load")" != 0 ]; }
+failed() { io_loaded && [ "$(<"$NBD_TMP/load")" != 0 ]; }
 
 # ended WHAT SECONDS: 3 tests: the load has ended with an error in time, and nothing is left of the session.
 ended() {

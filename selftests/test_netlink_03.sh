@@ -29,7 +29,7 @@ check "its size" is size "$(sys size)" $((SIZE / 512))
 check "its block size" is "block size" "$(sys queue/logical_block_size)" 4096
 check "its timeout" is timeout "$(sys queue/io_timeout)" 20000
 check "-c says that it is connected" client -c "$NBD_DEV"
-check "-c says the pid" is pid "$(cat "$NBD_TMP/client")" "$(sys pid)"
+check "-c says the pid" is pid "$(<"$NBD_TMP/client")" "$(sys pid)"
 check "data" verify
 check "a second client is refused" nbd_not client -u "$IO_SOCK" "$NBD_DEV" -b 4096
 check "which leaves the first one's session" nbd_connected

@@ -36,7 +36,7 @@ for ((n = 0; n < rounds; n++)); do
 	disown
 	nbd_defer kill -9 $holder
 	wait_until 10 [ -e "$NBD_TMP/io.started" ] ||
-		{ wrong io "no I/O: $(cat "$NBD_TMP/io.error")"; break; }
+		{ wrong io "no I/O: $(<"$NBD_TMP/io.error")"; break; }
 
 	if ((n % 2)); then
 		kill -9 "$IO_PID"

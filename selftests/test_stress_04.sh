@@ -9,7 +9,7 @@ nbd_begin 5
 SECONDS_EACH=${NBD_STRESS_SECONDS:-20}
 
 # Or a request for the family would load the distribution's module.
-modprobe=$(cat /proc/sys/kernel/modprobe)
+modprobe=$(</proc/sys/kernel/modprobe)
 restore() { echo "$modprobe" >/proc/sys/kernel/modprobe; }
 nbd_defer nbd_unload
 nbd_defer restore

@@ -27,7 +27,7 @@ end_session() {
 }
 
 # attr FILE VALUE: that file of the device has this value.
-attr() { is "$1" "$(cat "$NBD_SYS/$1")" "$2"; }
+attr() { is "$1" "$(<"$NBD_SYS/$1")" "$2"; }
 
 # attrs FILE VALUE...: as attr for each. _ stands for a space.
 attrs() {

@@ -23,7 +23,7 @@ fails_with() {
 
 # sized BYTES: sysfs and the device itself both say so.
 sized() {
-	is "size in sysfs" "$(cat "$NBD_SYS/size")" $(($1 / 512)) &&
+	is "size in sysfs" "$(<"$NBD_SYS/size")" $(($1 / 512)) &&
 		is "size of the device" "$(blockdev --getsize64 "$NBD_DEV")" "$1"
 }
 
@@ -82,8 +82,8 @@ partition() {
 	local p="$NBD_SYS/nbd${NBD_INDEX}p1" numbers
 	[ -d "$p" ] || { echo "no $p"; return 1; }
 	IFS=: read -r -a numbers <"$NBD_SYS/dev"
-	is start "$(cat "$p/start")" "$1" && is size "$(cat "$p/size")" "$2" &&
-		is "device number" "$(cat "$p/dev")" "43:$((numbers[1] + 1))"
+	is start "$(<"$p/start")" "$1" && is size "$(<"$p/size")" "$2" &&
+		is "device number" "$(<"$p/dev")" "43:$((numbers[1] + 1))"
 }
 no_partition() { [ ! -e "$NBD_SYS/nbd${NBD_INDEX}p1" ]; }
 # The kernel looks at the partitions again when the device is opened, as udev does after the change uevent.
@@ -94,7 +94,7 @@ nbd_require nbdkit nbd-client qemu-nbd sfdisk python3 blockdev
 nbd_begin 33
 IMAGE=$NBD_TMP/image
 truncate -s $SIZE "$IMAGE"
-printf 'start=2048, size=8192\n' | sfdisk --quiet --label gpt "$IMAGE" >"$NBD_TMP/log" 2>&1 || note "$(cat "$NBD_TMP/log")"
+printf 'start=2048, size=8192\n' | sfdisk --quiet --label gpt "$IMAGE" >"$NBD_TMP/log" 2>&1 || note "$(<"$NBD_TMP/log")"
 head -c 4096 /dev/urandom | dd of="$IMAGE" bs=512 seek=2048 conv=notrunc status=none
 
 nbd_pick
@@ -117,7 +117,7 @@ check "the larger size is there" sized $SIZE
 check "a change uevent tells of the larger size" wait_until 5 event "change nbd$NBD_INDEX resize"
 check "the sectors past the old end can be read" whole_sector $((SIZE - 512))
 check "NBD_SET_BLKSIZE on a running device" nbd_ioctl $SET_BLKSIZE 4096
-check "the new block size is there" is block "$(cat "$NBD_SYS/queue/logical_block_size")" 4096
+check "the new block size is there" is block "$(<"$NBD_SYS/queue/logical_block_size")" 4096
 check "the block size leaves the size alone" sized $SIZE
 check "NBD_SET_SIZE_BLOCKS counts in that" nbd_ioctl $SET_SIZE_BLOCKS 512
 check "the size is that many blocks" sized $((512 * 4096))
@@ -143,7 +143,7 @@ connect
 check "the next session has no partition" wait_until 2 reopen no_partition
 end_session
 
-within 10 qemu-nbd -c "$NBD_DEV" -f raw "$IMAGE" </dev/null >"$NBD_TMP/log" 2>&1 || note "$(cat "$NBD_TMP/log")"
+within 10 qemu-nbd -c "$NBD_DEV" -f raw "$IMAGE" </dev/null >"$NBD_TMP/log" 2>&1 || note "$(<"$NBD_TMP/log")"
 check "qemu-nbd connects" wait_until 5 nbd_connected
 check "the partition is there with qemu-nbd" wait_until 5 reopen partition 2048 8192
 exec 5<"${NBD_DEV}p1"

@@ -32,7 +32,7 @@ ours() {
 }
 step() { [ "$NBD_DRIVER" = c ] || "$@" || note "failed: $*"; }
 
-file_is() { is "$1" "$(cat "$DIR/$1")" "$2"; }
+file_is() { is "$1" "$(<"$DIR/$1")" "$2"; }
 no_directory() { [ ! -e "$DIR" ]; }
 free() { nbd_is_free "$NBD_INDEX"; }
 files() { (cd "$DIR" && echo *); }
@@ -43,7 +43,7 @@ for_readers() { [[ $(cd "$DIR" && stat -c %a ./* | sort -u) == 4[04][04] ]]; }
 HZ=$({ zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2>/dev/null | sed -n 's/^CONFIG_HZ=//p')
 timeout_is() {
 	local jiffies hz
-	jiffies=$(cat "$DIR/timeout")
+	jiffies=$(<"$DIR/timeout")
 	for hz in ${HZ:-100 250 300 1000}; do
 		[ "$jiffies" != $(($1 * hz)) ] || return 0
 	done
@@ -92,8 +92,8 @@ nbd_session_end
 wait_until 5 free
 
 "$NBD_DIR/helper_genl" connect -i "$NBD_INDEX" -s 1048576 -b 2048 -t 5 >"$NBD_TMP/genl" 2>&1 ||
-	note "$(cat "$NBD_TMP/genl")"
-check "netlink: tasks is the thread that connected" file_is tasks "recv: $(cat "$NBD_SYS/pid")"
+	note "$(<"$NBD_TMP/genl")"
+check "netlink: tasks is the thread that connected" file_is tasks "recv: $(<"$NBD_SYS/pid")"
 check "netlink: size_bytes" file_is size_bytes 1048576
 check "netlink: timeout" timeout_is 5
 check "netlink: blocksize_bits" file_is blocksize_bits 11
@@ -101,7 +101,7 @@ check "netlink: flags" flags_are 0x00000105 HAS_FLAGS SEND_FLUSH
 ours "netlink: the flag that the C driver has no name for" \
 	grep -qx NBD_FLAG_CAN_MULTI_CONN "$DIR/flags"
 "$NBD_DIR/helper_genl" reconfigure -i "$NBD_INDEX" -s 524288 -t 9 >"$NBD_TMP/genl" 2>&1 ||
-	note "$(cat "$NBD_TMP/genl")"
+	note "$(<"$NBD_TMP/genl")"
 check "netlink: another size" file_is size_bytes 524288
 check "netlink: another timeout" timeout_is 9
 check "netlink: disconnect" "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
@@ -109,8 +109,8 @@ check "netlink: no directory after that" soon no_directory
 
 # The state.
 
-state_is() { is state "$(cat "$DIR/state")" "$1"; }
-empty() { is "$1" "$(cat "$DIR/$1")" ""; }
+state_is() { is state "$(<"$DIR/state")" "$1"; }
+empty() { is "$1" "$(<"$DIR/$1")" ""; }
 
 # set_up [HELPER]: a process that sets the device up with two sockets and then only waits.
 set_up() {
@@ -197,9 +197,9 @@ quiet() {
 	local before
 	: <"$NBD_DEV"
 	nbd_settle
-	before=$(cat "$DIR/connections")
+	before=$(<"$DIR/connections")
 	sleep 0.3
-	[ "$(cat "$DIR/connections")" = "$before" ] && [ "$(sum in-flight)" = 0 ]
+	[ "$(<"$DIR/connections")" = "$before" ] && [ "$(sum in-flight)" = 0 ]
 }
 # grew REQUESTS SENT RECEIVED: connection 0, by so much since remember.
 remember() { requests=$(field 0 requests) sent=$(field 0 sent) received=$(field 0 received); }
@@ -311,7 +311,7 @@ kept() {
 unix_connect() {
 	io_server sock memory 16M &&
 		"$NBD_DIR/helper_genl" connect -i "$NBD_INDEX" -u "$IO_SOCK" -n "$1" -b 4096 -D 60 || return
-	pid=$(cat "$NBD_SYS/pid")
+	pid=$(<"$NBD_SYS/pid")
 	wait_until 10 quiet
 }
 unix_disconnect() { "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX" && wait_until 5 free; }

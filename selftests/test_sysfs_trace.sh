@@ -125,9 +125,9 @@ quiet() {
 	local before
 	: <"$NBD_DEV"
 	nbd_settle
-	before=$(cat "$NBD_SYS/stat")
+	before=$(<"$NBD_SYS/stat")
 	sleep 0.5
-	[ "$(cat "$NBD_SYS/stat")" = "$before" ]
+	[ "$(<"$NBD_SYS/stat")" = "$before" ]
 }
 # start_of OFFSET: the number that nbdkit's pattern has at that place of the device.
 start_of() {
