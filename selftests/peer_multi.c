@@ -203,6 +203,38 @@ TEST_F(multi, die_under_load)
 	expect_all_good(_metadata, s);
 }
 
+/* Requests that come one at a time do not wake up one server after the other. */
+TEST_F(multi, one_at_a_time_stay_together)
+{
+	struct peer_session *s = &self->s;
+	int before[NCONN], takers = 0, sum = 0, fd, i;
+	cpu_set_t one;
+	void *buf;
+
+	s->kind = PEER_GOOD;
+	ASSERT_EQ(0, peer_start(s));
+	udev_settle();
+	/* Of a hardware queue. */
+	CPU_ZERO(&one);
+	CPU_SET(0, &one);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(one), &one));
+	fd = open(s->dev.path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, posix_memalign(&buf, 4096, 4096));
+	for (i = 0; i < NCONN; i++)
+		before[i] = s->sh->requests[i];
+	for (i = 0; i < 64; i++)
+		ASSERT_EQ(4096, pread(fd, buf, 4096, i * 4096));
+	close(fd);
+	free(buf);
+	for (i = 0; i < NCONN; i++) {
+		sum += s->sh->requests[i] - before[i];
+		takers += s->sh->requests[i] > before[i];
+	}
+	EXPECT_LE(64, sum);
+	EXPECT_EQ(1, takers) TH_LOG("%d requests went to %d connections", sum, takers);
+}
+
 FIXTURE(order)
 {
 	struct peer_session s;

@@ -147,6 +147,18 @@ impl Connection {
         matches!(&*self.tx.lock(), Tx::Open(_))
     }
 
+    /// Whether the connection is open and the server has nothing to do on it, as far as one can tell.
+    pub(crate) fn is_idle(&self) -> bool {
+        match &*self.tx.lock() {
+            Tx::Open(channel) => {
+                channel.queue.is_empty()
+                    && matches!(channel.sender, Slot::Ready(_))
+                    && channel.link.traffic().all_replied()
+            }
+            Tx::Closing(_) | Tx::Closed => false,
+        }
+    }
+
     pub(crate) fn count_replay(&self) {
         self.replayed.fetch_add(1, Relaxed);
     }

@@ -34,6 +34,7 @@ impl Drop for Stream {
 /// what concerns receiving.
 pub(crate) struct Traffic {
     requests: Atomic<u64>,
+    replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
     /// When bytes moved last, in jiffies. Written by both: either is right.
@@ -44,6 +45,7 @@ impl Traffic {
     fn new() -> Self {
         Self {
             requests: Atomic::new(0),
+            replies: Atomic::new(0),
             sent: Atomic::new(0),
             received: Atomic::new(0),
             moved: Atomic::new(jiffies()),
@@ -58,6 +60,16 @@ impl Traffic {
     /// So many requests are sent whole.
     pub(crate) fn add_requests(&self, n: usize) {
         Self::add(&self.requests, n);
+    }
+
+    /// One more reply has begun to arrive.
+    pub(crate) fn add_reply(&self) {
+        Self::add(&self.replies, 1);
+    }
+
+    /// Whether every request that was sent has its reply. Only a hint: either may be counted late.
+    pub(crate) fn all_replied(&self) -> bool {
+        self.requests.load(Relaxed) == self.replies.load(Relaxed)
     }
 
     /// So many bytes are sent.

@@ -72,6 +72,7 @@ impl Receiver {
         let Some(mut claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
+        link.traffic().add_reply();
         trace::nbd_header_received(&claim, || cookie.into_wire());
         let status = match reply.result {
             // The block layer takes a flush that is not supported for one that is done.

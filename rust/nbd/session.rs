@@ -265,8 +265,14 @@ impl Session {
         if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
             rq.end(BlkStatus::IOERR);
         } else {
+            let mut connections = self.of_queue(hctx);
             let pick = route::pick(rq.unique_tag(), own);
-            let pushed = match self.of_queue(hctx).nth(pick) {
+            // Requests that come one at a time stay where the server and the receiver are warm.
+            let chosen = match connections.next() {
+                Some(first) if pick == 0 || first.is_idle() => Some(first),
+                _ => connections.nth(pick.saturating_sub(1)),
+            };
+            let pushed = match chosen {
                 Some(connection) => {
                     let cookie = self.disk.data().new_cookie();
                     connection.push(rq, cookie, last && own == 1)
