@@ -5,7 +5,7 @@
 # tests, reports each with check, ktap_test_pass or ktap_test_fail, and ends with nbd_end.
 #
 # NBD_DRIVER=rust|c says which driver is tested (default: rust if NBD_KO is set, else c), NBD_KO
-# is the Rust module. NBD_TIME_SCALE multiplies all deadlines, for slow kernels.
+# is the Rust module. NBD_TIME_SCALE multiplies all deadlines, for slow kernels; NBD_WORK_SCALE divides long loops.
 #
 # As a program, "test_common.sh ensure" loads the driver for tests written in C.
 
@@ -13,6 +13,7 @@ NBD_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NBD_DRIVER=${NBD_DRIVER:-$([ -n "${NBD_KO:-}" ] && echo rust || echo c)}
 NBD_KO=${NBD_KO:-$NBD_DIR/nbd.ko}
 NBD_TIME_SCALE=${NBD_TIME_SCALE:-1}
+NBD_WORK_SCALE=${NBD_WORK_SCALE:-$NBD_TIME_SCALE}
 NBD_DEVICES=64
 # Marks of the devices that tests use, or left in a state that is not Idle; see nbd_pick and
 # nbd_test.h.
@@ -120,7 +121,7 @@ within() {
 }
 
 # nbd_scaled_down N: how much of N a slow kernel does instead.
-nbd_scaled_down() { echo $((($1 + NBD_TIME_SCALE - 1) / NBD_TIME_SCALE)); }
+nbd_scaled_down() { echo $((($1 + NBD_WORK_SCALE - 1) / NBD_WORK_SCALE)); }
 
 # nbd_settle: let udev, where it runs, finish with the devices that it has open.
 nbd_settle() {
