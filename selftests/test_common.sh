@@ -5,7 +5,8 @@
 # tests, reports each with check, ktap_test_pass or ktap_test_fail, and ends with nbd_end.
 #
 # NBD_DRIVER=rust|c says which driver is tested (default: rust if NBD_KO is set, else c), NBD_KO
-# is the Rust module. NBD_TIME_SCALE multiplies all deadlines, for slow kernels; NBD_WORK_SCALE divides long loops.
+# is the Rust module. NBD_TIME_SCALE multiplies all deadlines, for slow kernels; NBD_WORK_SCALE
+# divides long loops.
 #
 # As a program, "test_common.sh ensure" loads the driver for tests written in C.
 
@@ -244,17 +245,19 @@ nbd_session_end() {
 	wait "$NBD_SESSION"
 }
 
-# nbd_exited PID: true if the process is gone or a zombie.
+# nbd_exited PID: true if the process is gone, or a zombie without any other thread.
 nbd_exited() {
-	local stat
+	local stat fields
 	{ read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
-	[[ $stat == *") Z "* ]]
+	# Behind the name, which may have spaces, are the state and, 17 fields on, the number of threads.
+	read -r -a fields <<<"${stat##*) }"
+	[ "${fields[0]}" = Z ] && [ "${fields[17]}" -le 1 ]
 }
 
-# nbd_gone PID...: true if none of these processes is there any more.
+# nbd_gone PID...: the same for each of these. Whether it is reaped is its parent's affair, and that may be bash.
 nbd_gone() {
 	local pid
-	for pid; do ! kill -0 "$pid" 2>/dev/null || return; done
+	for pid; do nbd_exited "$pid" || return; done
 }
 
 # nbd_ioctl NAME [ARGUMENT]: one ioctl on the picked device; prints the error's name.

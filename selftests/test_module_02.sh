@@ -133,6 +133,7 @@ check "can be unloaded right after the server went away" unload_at_once 5
 nbd_unload
 
 check "can be unloaded right after a disconnect, 10 times" rounds
+use 0
 
 nbd_load nbds_max=1
 check "connects by netlink" within 5 "$NBD_DIR/helper_genl" connect -i 0
