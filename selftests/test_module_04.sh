@@ -7,7 +7,7 @@
 . "$(dirname "$0")/test_common.sh"
 . "$(dirname "$0")/test_mem_common.sh"
 
-MANY=${NBD_MANY_DEVICES:-$([ "$NBD_TIME_SCALE" -gt 1 ] && echo 128 || echo 256)}
+MANY=${NBD_MANY_DEVICES:-$([ "$NBD_TIME_SCALE" -gt 1 ] && echo 64 || echo 256)}
 # Threads that the kernel may have more for other reasons, its workers for one.
 THREADS=32
 
