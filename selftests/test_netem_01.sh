@@ -88,9 +88,12 @@ ended() {
 	check "$1: the device is free" wait_until 5 io_gone
 }
 
+# arrived: what was on its way when a session ended, and is sent again, is with the server, or lost.
+arrived() { [ -z "$(server_ns ss -Htn state established state close-wait)" ]; }
+
 # recovers WHAT: 2 tests: with the network as it should be, the device works again.
 recovers() {
-	check "$1: it works again" eval "attach -t $TIMEOUT && same"
+	check "$1: it works again" eval "wait_until 20 arrived && attach -t $TIMEOUT && same"
 	check "$1: it is detached" io_detach
 }
 
