@@ -13,7 +13,7 @@
 
 # A slow kernel does less, and one that watches over memory needs more of it at once.
 if [ "$NBD_TIME_SCALE" -gt 1 ]; then
-	LIMIT=14 FLOOR=64 SIZE=8
+	LIMIT=24 FLOOR=64 SIZE=12
 else
 	LIMIT=24	# MiB that the group may have, and
 	FLOOR=32	# that are available in all of the machine, for
@@ -63,7 +63,8 @@ small_files() {
 		sync "$mnt/small.$i" || return
 	done
 }
-# syncs PID...: now and then until all of these have ended.
+# syncs PID...: now and then until all of these have ended. If all of the machine is to be short of memory,
+# caches are dropped only when it has been, for it would not be.
 syncs() {
 	local before
 	while true; do
@@ -72,7 +73,7 @@ syncs() {
 			! nbd_gone "$@" || return 0
 			sleep 0.1
 		done
-		echo 3 >/proc/sys/vm/drop_caches
+		[ "$where" != group ] && [ "$(scanned)" = "$scanned" ] || echo 3 >/proc/sys/vm/drop_caches
 		sync -f "$mnt" || return
 	done
 }
