@@ -7,6 +7,7 @@
 #ifndef NBD_PEER_H
 #define NBD_PEER_H
 
+#include <linux/tls.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -82,6 +83,7 @@ struct peer_session {
 	unsigned int timeout;		/* NBD_SET_TIMEOUT, 0: not called */
 	int lowat;			/* SO_RCVLOWAT of the client's sockets, 0: not set */
 	bool hasty;			/* its sockets have timeouts, of nothing */
+	bool tls;			/* the kernel encrypts what goes over TCP */
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */
@@ -513,6 +515,24 @@ static inline const char *peer_init(struct peer_session *s, int npeers, enum pee
 	return peer_prepare(s, npeers, kind) ? "no memory" : NULL;
 }
 
+/* TLS without a handshake: both ends know the key. */
+static inline int peer_tls(int fd)
+{
+	struct tls12_crypto_info_aes_gcm_128 key = {
+		.info = {
+			.version = TLS_1_3_VERSION,
+			.cipher_type = TLS_CIPHER_AES_GCM_128,
+		},
+		.key = "selftest of nbd",
+	};
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) ||
+	    setsockopt(fd, SOL_TLS, TLS_TX, &key, sizeof(key)) ||
+	    setsockopt(fd, SOL_TLS, TLS_RX, &key, sizeof(key)))
+		return -1;
+	return 0;
+}
+
 /* A connection with buffers that a few requests fill: [0] is for the driver. */
 static inline int peer_pair(struct peer_session *s, int pair[2])
 {
@@ -524,6 +544,8 @@ static inline int peer_pair(struct peer_session *s, int pair[2])
 	setsockopt(pair[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 	if (s->tcp)
 		setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (s->tls && (peer_tls(pair[0]) || peer_tls(pair[1])))
+		return -1;
 	return 0;
 }
 

@@ -8,8 +8,17 @@ use crate::kernel::{
     bindings as helpers,
     block::mq::{Claim, Operations, StartedRequest}, //
 };
-use core::{marker::PhantomData, mem::MaybeUninit};
-use kernel::{bindings, transmute::AsBytes};
+use core::{
+    marker::PhantomData,
+    mem::{self, MaybeUninit},
+    slice, //
+};
+use kernel::{
+    bindings,
+    page::PAGE_SIZE,
+    prelude::*,
+    transmute::AsBytes, //
+};
 
 /// Up to `N` pieces, to be had on the stack for one transfer.
 ///
@@ -48,11 +57,11 @@ impl<const N: usize> Pieces<N> {
     ///
     /// # Safety
     ///
-    /// The bytes must lie where the kernel maps all memory: in one allocation of `kmalloc` or of the
-    /// page allocator.
-    unsafe fn push_mapped(&mut self, start: *const u8, len: usize) -> bool {
+    /// The bytes must lie in one object of a slab. Some sockets take references to the pages of a
+    /// piece and give them back, which frees a page that had none; those of slabs are spared that.
+    unsafe fn push_slab(&mut self, start: *const u8, len: usize) -> bool {
         let mut piece = bindings::bio_vec::default();
-        // SAFETY: By the caller's promise there is a `struct page` behind the bytes.
+        // SAFETY: Behind the memory of slabs there is a `struct page`.
         unsafe { helpers::bvec_set_virt(&mut piece, start.cast_mut().cast(), len as u32) };
         self.push(piece)
     }
@@ -96,6 +105,40 @@ impl<const N: usize> Pieces<N> {
     }
 }
 
+/// Room for `N` headers on their way out.
+///
+/// # Invariants
+///
+/// The headers are in one object of a slab.
+pub(crate) struct Headers<H, const N: usize>(KBox<[H; N]>);
+
+impl<H: Copy + Default, const N: usize> Headers<H, N> {
+    /// Sleeps. Fails with `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        const {
+            let size = mem::size_of::<[H; N]>();
+            assert!(size > 0 && size <= PAGE_SIZE);
+        };
+        // INVARIANT: `kmalloc` serves so little from slabs.
+        Ok(Self(KBox::new([H::default(); N], GFP_KERNEL)?))
+    }
+}
+
+impl<H, const N: usize> Headers<H, N> {
+    /// All of the room, for one transfer.
+    pub(crate) fn slots(&mut self) -> HeaderSlots<'_, H> {
+        // INVARIANT: By the type invariant.
+        HeaderSlots(self.0.iter_mut())
+    }
+}
+
+/// What is left of the room for headers of a transfer.
+///
+/// # Invariants
+///
+/// The slots are in one object of a slab.
+pub(crate) struct HeaderSlots<'a, H>(slice::IterMut<'a, H>);
+
 /// Up to `N` pieces to be sent, in order.
 ///
 /// # Invariants
@@ -116,19 +159,25 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         }
     }
 
-    /// Adds the header of `rq` from byte `skip` on, if that is not its end. `false` when there is no
-    /// room.
-    pub(crate) fn push_header<T: Operations>(
+    /// Adds a copy of `header` from byte `skip` on, if that is not its end; the copy takes one of
+    /// `slots`. `false` when there is no room. Does not sleep.
+    pub(crate) fn push_header<H: AsBytes + Copy>(
         &mut self,
-        rq: &'a StartedRequest<T>,
+        slots: &mut HeaderSlots<'a, H>,
+        header: &H,
         skip: usize,
     ) -> bool {
-        match rq.header().as_bytes().get(skip..) {
-            None | Some([]) => true,
-            // INVARIANT: The header of a started request can be read while it is borrowed.
-            // SAFETY: The block layer allocates requests with `kmalloc`, or many together as pages.
-            Some(rest) => unsafe { self.pieces.push_mapped(rest.as_ptr(), rest.len()) },
+        if skip >= mem::size_of::<H>() {
+            return true;
         }
+        let Some(slot) = slots.0.next() else {
+            return false;
+        };
+        *slot = *header;
+        let rest = slot.as_bytes().get(skip..).unwrap_or_default();
+        // INVARIANT: The slot is borrowed for `'a`.
+        // SAFETY: By the invariant of `HeaderSlots`.
+        unsafe { self.pieces.push_slab(rest.as_ptr(), rest.len()) }
     }
 
     /// Adds the data of `rq` from byte `skip` on. `false` when not all of it had room.
@@ -180,18 +229,17 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         self.pieces.push_request(rq, skip)
     }
 
-    /// Adds `bytes`, which must be where `kmalloc` gives memory, and not on the stack. `false` when
-    /// there is no room, or no page behind the bytes.
+    /// Adds `bytes`, which must be a part of a small allocation of `kmalloc`. `false` when there is no
+    /// room, or they are elsewhere. Does not sleep.
     pub(crate) fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
         let start = bytes.as_mut_ptr();
         // SAFETY: The function only looks at the address.
-        if !unsafe { helpers::virt_addr_valid(start.cast()) } {
+        if !unsafe { helpers::is_slab_address(start.cast()) } {
             return false;
         }
         // INVARIANT: The bytes are borrowed mutably for `'a`.
-        // SAFETY: The bytes begin where all memory is mapped with its pages in a row, and so they are
-        // there up to their end.
-        unsafe { self.pieces.push_mapped(start, bytes.len()) }
+        // SAFETY: The bytes begin in an object of a slab, and are of one allocation.
+        unsafe { self.pieces.push_slab(start, bytes.len()) }
     }
 
     /// Fills the pieces from the start with `bytes`, and returns how many had room.

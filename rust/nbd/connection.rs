@@ -39,12 +39,13 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self {
-            sender: Slot::Ready(Sender::new(link.clone())),
+    /// Sleeps. Fails with `ENOMEM`.
+    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
+        Ok(Self {
+            sender: Slot::Ready(Sender::new(link.clone())?),
             link,
             queue: RequestList::new(),
-        }
+        })
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {

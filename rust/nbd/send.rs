@@ -4,8 +4,8 @@
 
 use crate::{
     kernel::{
-        block::mq::{Op, RequestList},
-        bvec::BvecSource,
+        block::mq::{Op, Operations, RequestList},
+        bvec::{BvecSource, Headers},
         net::socket::Wait,
         trace, //
     },
@@ -17,6 +17,9 @@ use kernel::{prelude::*, sync::Arc};
 
 /// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
 const MAX_PIECES: usize = 40;
+
+/// Requests of one send: their headers fill half a KiB.
+const MAX_HEADERS: usize = 512 / REQUEST_LEN;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]
@@ -69,18 +72,21 @@ impl Position {
 /// sent in part is always continued where it stopped.
 pub(crate) struct Sender {
     link: Arc<Link>,
+    headers: Headers<<Queue as Operations>::Header, MAX_HEADERS>,
     batch: RequestList<Queue>,
     /// What of the batch's first request is sent.
     sent: Position,
 }
 
 impl Sender {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self {
+    /// Sleeps. Fails with `ENOMEM`.
+    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
+        Ok(Self {
             link,
+            headers: Headers::new()?,
             batch: RequestList::new(),
             sent: Position::default(),
-        }
+        })
     }
 
     pub(crate) fn link(&self) -> &Link {
@@ -108,9 +114,10 @@ impl Sender {
     pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
             let mut source = BvecSource::<MAX_PIECES>::new();
+            let mut slots = self.headers.slots();
             let mut from = self.sent;
             for rq in self.batch.iter() {
-                if !source.push_header(rq, from.in_header())
+                if !source.push_header(&mut slots, rq.header(), from.in_header())
                     || rq.op() == Op::Write && !source.push_request(rq, from.in_payload())
                 {
                     break;

@@ -26,7 +26,7 @@ pub(crate) trait Operations: Sized + 'static {
     type RequestData: Send + Sync;
 
     /// What goes over the wire in front of a request's data.
-    type Header: AsBytes + Default + Send + Sync;
+    type Header: AsBytes + Copy + Default + Send + Sync;
 
     /// The disks that the requests are for.
     type Disk: DiskOperations<Queue = Self>;

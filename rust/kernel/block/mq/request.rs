@@ -262,7 +262,7 @@ impl<T: Operations> StartedRequest<T> {
     }
 
     /// What goes over the wire in front of the data, as the owner of the request has written it last.
-    /// It lies where `kmalloc` or the page allocator has put the request.
+    /// To be sent it is copied: the pages that requests are in have no references of their own.
     pub(crate) fn header(&self) -> &T::Header {
         // SAFETY: Only [`OwnedRequest::set_header`] writes it. If the request has an owner, that has
         // no other `StartedRequest` beside it, and is borrowed together with this one.
