@@ -10,29 +10,34 @@
 #define REQUESTS	6
 #define LEN		(1UL << 20)
 
+/* Requests of which the connection has room for several; all take it several times the timeout. */
+#define SHORT_REQUESTS	100
+#define SHORT_LEN	(64UL << 10)
+
 static struct pump {
 	struct peer_session *s;
 	bool write;
+	size_t len;
 	int n, error;
-} pumps[REQUESTS];
+} pumps[SHORT_REQUESTS];
 
 static void *pump_io(void *arg)
 {
 	struct pump *p = arg;
-	off_t at = p->n * LEN;
+	off_t at = p->n * p->len;
 	unsigned char *buf;
 	ssize_t done;
 	size_t i;
 	int fd;
 
 	fd = open(p->s->dev.path, O_RDWR | O_DIRECT);
-	if (fd < 0 || posix_memalign((void **)&buf, 4096, LEN))
+	if (fd < 0 || posix_memalign((void **)&buf, 4096, p->len))
 		return NULL;
-	for (i = 0; i < LEN; i++)
+	for (i = 0; i < p->len; i++)
 		buf[i] = p->write ? pattern(at + i) : 0;
-	done = p->write ? pwrite(fd, buf, LEN, at) : pread(fd, buf, LEN, at);
-	p->error = done < 0 ? errno : done != (ssize_t)LEN ? EPROTO : 0;
-	for (i = 0; !p->error && i < LEN; i++)
+	done = p->write ? pwrite(fd, buf, p->len, at) : pread(fd, buf, p->len, at);
+	p->error = done < 0 ? errno : done != (ssize_t)p->len ? EPROTO : 0;
+	for (i = 0; !p->error && i < p->len; i++)
 		if (buf[i] != pattern(at + i))
 			p->error = EBADMSG;
 	close(fd);
@@ -40,13 +45,15 @@ static void *pump_io(void *arg)
 }
 
 /* So many at once; the first error, or 0. */
-static int pump(struct peer_session *s, bool write, int count)
+static int pump(struct peer_session *s, bool write, int count, size_t len)
 {
-	pthread_t thread[REQUESTS];
+	pthread_t thread[SHORT_REQUESTS];
 	int i, error = 0;
 
 	for (i = 0; i < count; i++) {
-		pumps[i] = (struct pump) { .s = s, .write = write, .n = i, .error = 255 };
+		pumps[i] = (struct pump) {
+			.s = s, .write = write, .len = len, .n = i, .error = 255,
+		};
 		if (pthread_create(&thread[i], NULL, pump_io, &pumps[i]))
 			return 254;
 	}
@@ -59,17 +66,22 @@ static int pump(struct peer_session *s, bool write, int count)
 
 static int pump_writes(struct peer_session *s)
 {
-	return pump(s, true, REQUESTS);
+	return pump(s, true, REQUESTS, LEN);
+}
+
+static int pump_short_writes(struct peer_session *s)
+{
+	return pump(s, true, SHORT_REQUESTS, SHORT_LEN);
 }
 
 static int pump_reads(struct peer_session *s)
 {
-	return pump(s, false, REQUESTS);
+	return pump(s, false, REQUESTS, LEN);
 }
 
 static int pump_read(struct peer_session *s)
 {
-	return pump(s, false, 1);
+	return pump(s, false, 1, LEN);
 }
 
 FIXTURE(slow)
@@ -99,6 +111,17 @@ FIXTURE_TEARDOWN(slow)
 TEST_F_TIMEOUT(slow, writes_wait_for_their_turn, 120)
 {
 	EXPECT_EQ(0, other_wait(other_run(&self->s, pump_writes), scaled(20000)));
+	EXPECT_EQ(1, self->s.sh->client_stage);
+	EXPECT_EQ(0, self->s.sh->eof[0]);
+}
+
+/*
+ * Many wait for their turn for longer than the timeout. At any time some of them are sent and not
+ * answered yet: the server's time begins when it can know of a request.
+ */
+TEST_F_TIMEOUT(slow, many_writes_wait_for_their_turn, 120)
+{
+	EXPECT_EQ(0, other_wait(other_run(&self->s, pump_short_writes), scaled(30000)));
 	EXPECT_EQ(1, self->s.sh->client_stage);
 	EXPECT_EQ(0, self->s.sh->eof[0]);
 }

@@ -4,7 +4,12 @@
 
 use crate::{
     device::Disk,
-    kernel::{net::socket::Socket, task::Process, time::jiffies, workqueue::OwnedQueue},
+    kernel::{
+        net::socket::Socket,
+        task::Process,
+        time::{jiffies, jiffies_since},
+        workqueue::OwnedQueue, //
+    },
     life::Loss,
     receive::Receiver,
 };
@@ -86,14 +91,7 @@ impl Traffic {
 
     /// For how long no byte has moved, in jiffies.
     pub(crate) fn idle_for(&self) -> Jiffies {
-        let now = jiffies();
-        let idle = now.wrapping_sub(self.moved.load(Relaxed));
-        // Bytes may have moved since the clock was read.
-        if idle > Jiffies::MAX / 2 {
-            0
-        } else {
-            idle
-        }
+        jiffies_since(self.moved.load(Relaxed))
     }
 
     pub(crate) fn requests(&self) -> u64 {

@@ -5,16 +5,20 @@
 use crate::{
     device::Disk,
     disk_ops::DiskOps,
-    kernel::block::{
-        mq::{Operations, OwnedRequest, Request, TimeoutAction},
-        BlkStatus, //
+    kernel::{
+        block::{
+            mq::{Operations, OwnedRequest, Request, TimeoutAction},
+            BlkStatus, //
+        },
+        time::{jiffies, jiffies_since},
     },
     link::Link,
     protocol::REQUEST_LEN,
 };
 use kernel::{
     prelude::*,
-    sync::atomic::{Atomic, Relaxed}, //
+    sync::atomic::{Atomic, Relaxed},
+    time::Jiffies, //
 };
 
 /// What the driver keeps of each request.
@@ -22,6 +26,9 @@ pub(crate) struct RequestData {
     /// The generation of the link that the request was last pushed to. The publication of the
     /// request orders it: who claims a request sees the link that it was published for.
     link: Atomic<u64>,
+    /// When the request was last sent whole, in jiffies. Who sees that nobody uses the request any more
+    /// sees this.
+    sent: Atomic<Jiffies>,
 }
 
 impl RequestData {
@@ -32,6 +39,16 @@ impl RequestData {
     /// The generation of the link that the request was last pushed to.
     pub(crate) fn generation(&self) -> u64 {
         self.link.load(Relaxed)
+    }
+
+    /// The request is sent whole.
+    pub(crate) fn set_sent(&self) {
+        self.sent.store(jiffies(), Relaxed);
+    }
+
+    /// How long ago the request was sent whole, in jiffies, if it was.
+    pub(crate) fn sent_for(&self) -> Jiffies {
+        jiffies_since(self.sent.load(Relaxed))
     }
 
     pub(crate) fn is_on(&self, link: &Link) -> bool {
@@ -51,6 +68,7 @@ impl Operations for Queue {
     fn new_request_data() -> RequestData {
         RequestData {
             link: Atomic::new(0),
+            sent: Atomic::new(0),
         }
     }
 

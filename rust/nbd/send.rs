@@ -161,6 +161,7 @@ impl Sender {
             }
             trace::nbd_payload_sent(rq, || Cookie::of(rq).into_wire());
             before = Position::default();
+            rq.data().set_sent();
             self.batch.pop_front();
             whole += 1;
         }

@@ -340,12 +340,6 @@ impl Session {
             return TimeoutAction::Rearm;
         };
         let timeout = self.timeout.load(Relaxed);
-        // What waits for its turn, or is on its way, does so for as long as the link moves: it is
-        // the server's time that is limited.
-        let limit = timeout_in_jiffies(timeout) as Jiffies;
-        if timeout > 0 && rq.is_in_use() && link.traffic().idle_for() < limit {
-            return TimeoutAction::Rearm;
-        }
         if timeout == 0 {
             if self.disk.data().may_log(Topic::Connection) {
                 dev_warn!(
@@ -354,6 +348,17 @@ impl Session {
                 );
             }
             return TimeoutAction::Rearm;
+        }
+        // It is the server's time that is limited: it begins when the request is sent. What waits for
+        // its turn, or is on its way, does so for as long as the link moves.
+        let taken = if rq.is_in_use() {
+            link.traffic().idle_for()
+        } else {
+            rq.data().sent_for()
+        };
+        let limit = timeout_in_jiffies(timeout) as Jiffies;
+        if taken < limit {
+            return TimeoutAction::RearmFor(limit - taken);
         }
         // It may be half received: the receiver gives it up when the socket is shut down.
         link.lose(Loss::TimedOut);

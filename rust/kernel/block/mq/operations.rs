@@ -9,7 +9,7 @@ use super::{
     request::{OwnedRequest, Pdu, Request},
 };
 use core::{marker::PhantomData, ptr::NonNull};
-use kernel::{bindings, ffi, macros::vtable, transmute::AsBytes};
+use kernel::{bindings, ffi, macros::vtable, time::Jiffies, transmute::AsBytes};
 
 /// What blk-mq does about a request after [`Operations::timeout`].
 pub(crate) enum TimeoutAction {
@@ -17,6 +17,8 @@ pub(crate) enum TimeoutAction {
     Done,
     /// Wait for another timeout.
     Rearm,
+    /// Wait for so many jiffies, or somewhat longer.
+    RearmFor(Jiffies),
 }
 
 /// A driver for requests.
@@ -102,10 +104,16 @@ impl<T: Operations> OperationsVTable<T> {
                 Request::<T>::from_raw(rq),
             )
         };
-        match T::timeout(disk, rq) {
-            TimeoutAction::Done => bindings::blk_eh_timer_return_BLK_EH_DONE,
-            TimeoutAction::Rearm => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
-        }
+        let patience = match T::timeout(disk, rq) {
+            TimeoutAction::Done => return bindings::blk_eh_timer_return_BLK_EH_DONE,
+            // The queue's.
+            TimeoutAction::Rearm => 0,
+            TimeoutAction::RearmFor(jiffies) => {
+                ffi::c_uint::try_from(jiffies).unwrap_or(ffi::c_uint::MAX)
+            }
+        };
+        rq.set_timeout(patience);
+        bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER
     }
 
     /// # Safety

@@ -19,6 +19,7 @@ use core::{
 };
 use kernel::{
     bindings,
+    ffi,
     sync::atomic::{Acquire, Atomic, Full, Release},
     sync::barrier::{smp_mb, Read},
     types::Opaque, //
@@ -70,6 +71,13 @@ impl<T: Operations> Request<T> {
     fn pdu(&self) -> &Pdu<T> {
         // SAFETY: By the type invariant the private data of the request is a live `Pdu<T>`.
         unsafe { &*bindings::blk_mq_rq_to_pdu(self.as_raw()).cast() }
+    }
+
+    /// Has the timer run for so many jiffies when it is started next; 0 for the queue's timeout. If the
+    /// request is started by another task meanwhile, either value may be the one that counts.
+    pub(super) fn set_timeout(&self, jiffies: ffi::c_uint) {
+        // SAFETY: The request is allocated. C, too, reads and writes the word without a lock.
+        unsafe { (&raw mut (*self.as_raw()).timeout).write_volatile(jiffies) };
     }
 
     /// The driver's own data of this request. It outlives the request's I/O: what it says of an
@@ -309,7 +317,10 @@ impl<T: Operations> OwnedRequest<T> {
     /// `rq` must satisfy the invariants of [`Request`], and the block layer must have handed it to
     /// the driver, which has not started it.
     pub(super) unsafe fn start(rq: NonNull<bindings::request>) -> Self {
+        // Another time it was started it may have had less.
         // SAFETY: By the caller's promise.
+        unsafe { Request::<T>::from_raw(rq.as_ptr()) }.set_timeout(0);
+        // SAFETY: As above.
         unsafe { bindings::blk_mq_start_request(rq.as_ptr()) };
         // INVARIANT: Started just above; what the driver does not have published, nobody else has.
         Self(StartedRequest(rq, PhantomData))
