@@ -83,6 +83,7 @@ struct peer_session {
 	unsigned int timeout;		/* NBD_SET_TIMEOUT, 0: not called */
 	int lowat;			/* SO_RCVLOWAT of the client's sockets, 0: not set */
 	bool hasty;			/* its sockets have timeouts, of nothing */
+	bool keep;			/* the test has them open, too */
 	bool tls;			/* the kernel encrypts what goes over TCP */
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
@@ -549,11 +550,19 @@ static inline int peer_pair(struct peer_session *s, int pair[2])
 	return 0;
 }
 
+/* Have a socket of the client not wait for anything. */
+static inline void peer_hasty(struct peer_session *s, int i)
+{
+	struct timeval never = { .tv_sec = -1 };
+
+	setsockopt(s->fd[i], SOL_SOCKET, SO_RCVTIMEO, &never, sizeof(never));
+	setsockopt(s->fd[i], SOL_SOCKET, SO_SNDTIMEO, &never, sizeof(never));
+}
+
 /* Start the servers and the client, and wait until the device is there. */
 static inline int peer_start(struct peer_session *s)
 {
 	int pair[PEER_MAX][2];
-	struct timeval never = { .tv_sec = -1 };
 	int i, j;
 
 	for (i = 0; i < s->npeers; i++) {
@@ -562,10 +571,8 @@ static inline int peer_start(struct peer_session *s)
 		s->fd[i] = pair[i][0];
 		if (s->lowat)
 			setsockopt(pair[i][0], SOL_SOCKET, SO_RCVLOWAT, &s->lowat, sizeof(int));
-		if (s->hasty) {
-			setsockopt(pair[i][0], SOL_SOCKET, SO_RCVTIMEO, &never, sizeof(never));
-			setsockopt(pair[i][0], SOL_SOCKET, SO_SNDTIMEO, &never, sizeof(never));
-		}
+		if (s->hasty)
+			peer_hasty(s, i);
 	}
 	for (i = 0; i < s->npeers; i++) {
 		s->peer[i] = fork_quiet();
@@ -583,7 +590,7 @@ static inline int peer_start(struct peer_session *s)
 	s->client = fork_quiet();
 	if (!s->client)
 		client_main(s);
-	for (i = 0; i < s->npeers; i++)
+	for (i = 0; i < s->npeers && !s->keep; i++)
 		close(s->fd[i]);
 	if (!WAIT_UNTIL(s->sh->client_stage == 2 || nbd_running(&s->dev), BOUNDED))
 		errno = ETIMEDOUT;

@@ -160,12 +160,15 @@ FIXTURE_VARIANT(options)
 	bool tcp;
 	int lowat;
 	bool hasty;
+	bool late;			/* in the session */
 };
 
 FIXTURE_VARIANT_ADD(options, lowat_unix) { .lowat = 4096 };
 FIXTURE_VARIANT_ADD(options, lowat_tcp) { .lowat = 4096, .tcp = true };
 FIXTURE_VARIANT_ADD(options, hasty_unix) { .hasty = true };
 FIXTURE_VARIANT_ADD(options, hasty_tcp) { .hasty = true, .tcp = true };
+FIXTURE_VARIANT_ADD(options, hasty_late_unix) { .hasty = true, .late = true };
+FIXTURE_VARIANT_ADD(options, hasty_late_tcp) { .hasty = true, .late = true, .tcp = true };
 
 FIXTURE_SETUP(options)
 {
@@ -175,12 +178,17 @@ FIXTURE_SETUP(options)
 		SKIP(return, "%s", why);
 	self->s.tcp = variant->tcp;
 	self->s.lowat = variant->lowat;
-	self->s.hasty = variant->hasty;
+	self->s.hasty = variant->hasty && !variant->late;
+	self->s.keep = variant->late;
 	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
+	if (variant->late)
+		peer_hasty(&self->s, 0);
 }
 
 FIXTURE_TEARDOWN(options)
 {
+	if (variant->late)
+		close(self->s.fd[0]);
 	EXPECT_TRUE(peer_cleanup(&self->s));
 }
 

@@ -7,7 +7,7 @@
 use crate::kernel::{
     bindings as helpers,
     bvec::{BvecDest, BvecSource},
-    cred::KernelCreds,
+    cred::with_kernel_creds,
     mm::NoReclaim,
     net::addr::SocketAddr, //
 };
@@ -113,8 +113,8 @@ impl Socket {
     /// Sends from `source`, and returns how many bytes were taken: at least one. Never raises
     /// SIGPIPE. Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing could be sent without waiting or within the socket's
-    /// timeout, with `EPIPE` after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a
+    /// Fails with `EAGAIN` when nothing could be sent without waiting, or within a timeout that a user
+    /// has set since [`Self::set_block_io`] and that is forgotten with this; with `EPIPE` after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a
     /// signal has ended the wait.
     pub(crate) fn send<const N: usize>(
         &self,
@@ -143,7 +143,6 @@ impl Socket {
     ///
     /// What `msg_iter` goes through must be readable during the call.
     unsafe fn send_iter(&self, msg_iter: bindings::iov_iter, wait: Wait) -> Result<usize> {
-        let _creds = KernelCreds::enter();
         let _noreclaim = NoReclaim::enter();
         let mut msg = bindings::msghdr {
             msg_iter,
@@ -151,10 +150,10 @@ impl Socket {
             ..bindings::msghdr::default()
         };
         // SAFETY: The socket is valid and the message complete.
-        match unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) } {
+        match with_kernel_creds(|| unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) }) {
             0 => Err(EPIPE),
             sent => {
-                to_result(sent)?;
+                self.check(sent, wait)?;
                 Ok(sent as usize)
             }
         }
@@ -163,14 +162,13 @@ impl Socket {
     /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
     /// Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing came without waiting or within the socket's timeout, and
-    /// with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
+    /// Fails with `EAGAIN` when nothing came without waiting, or within a timeout as in
+    /// [`Self::send`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
     pub(crate) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,
         wait: Wait,
     ) -> Result<usize> {
-        let _creds = KernelCreds::enter();
         let _noreclaim = NoReclaim::enter();
         let flags = bindings::MSG_NOSIGNAL | Self::flags(wait);
         let mut msg = bindings::msghdr {
@@ -180,10 +178,22 @@ impl Socket {
             ..bindings::msghdr::default()
         };
         // SAFETY: The socket is valid and the message complete.
-        let received =
-            unsafe { bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int) };
-        to_result(received)?;
+        let received = with_kernel_creds(|| unsafe {
+            bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int)
+        });
+        self.check(received, wait)?;
         Ok(received as usize)
+    }
+
+    /// The result of a call of the socket that was to wait so. Does not sleep.
+    fn check(&self, ret: ffi::c_int, wait: Wait) -> Result {
+        to_result(ret).inspect_err(|error| {
+            if *error == EAGAIN && wait != Wait::No {
+                // Whoever calls again is to wait, not to come back at once.
+                // SAFETY: By the type invariant.
+                unsafe { helpers::sock_forget_timeouts(self.as_raw()) };
+            }
+        })
     }
 
     const fn flags(wait: Wait) -> u32 {
