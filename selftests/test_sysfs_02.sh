@@ -90,8 +90,21 @@ no_partition() { [ ! -e "$NBD_SYS/nbd${NBD_INDEX}p1" ]; }
 reopen() { : <"$NBD_DEV" && "$@"; }
 same_data() { cmp <(dd if="$IMAGE" bs=512 skip=2048 count=8 status=none) <(dd if="${NBD_DEV}p1" bs=4096 count=1 status=none); }
 
+# The only opener, who has a partition open, gives a socket.
+set_sock_5() {
+	within 10 python3 -c '
+import errno, fcntl, socket
+pair = socket.socketpair()
+try:
+    fcntl.ioctl(5, 0xab00, pair[0].fileno())
+except OSError as error:
+    print(errno.errorcode[error.errno])
+    raise SystemExit(1)
+'
+}
+
 nbd_require nbdkit nbd-client qemu-nbd sfdisk python3 blockdev
-nbd_begin 33
+nbd_begin 34
 IMAGE=$NBD_TMP/image
 truncate -s $SIZE "$IMAGE"
 printf 'start=2048, size=8192\n' | sfdisk --quiet --label gpt "$IMAGE" >"$NBD_TMP/log" 2>&1 || note "$(<"$NBD_TMP/log")"
@@ -150,6 +163,7 @@ exec 5<"${NBD_DEV}p1"
 within 10 qemu-nbd -d "$NBD_DEV" >"$NBD_TMP/log" 2>&1
 check "qemu-nbd disconnects" wait_until 5 [ ! -e "$NBD_SYS/pid" ]
 check "an open partition fails to be read after that" nbd_not dd bs=4096 count=1 iflag=direct of=/dev/null <&5
+check "nor can it be set up with what is cached of the partition" fails_with EBUSY set_sock_5
 exec 5<&-
 check "its last opener gone, the device is free" wait_until 5 nbd_is_free "$NBD_INDEX"
 check "the partition is gone when it was closed" wait_until 2 reopen no_partition

@@ -70,10 +70,14 @@ impl Device {
                 );
             }
         })?;
-        self.retire(disk, 1);
+        // Who has a partition open has data of the ended session in its cache.
+        let partitions = disk.open_partitions();
+        if partitions == 0 {
+            self.retire(disk, 1);
+        }
         let added = {
             let mut config = self.config.lock();
-            let openers = config.openers;
+            let openers = config.openers.saturating_add(partitions);
             config.state.add_socket(Process::current(), openers, socket)
         };
         match added {

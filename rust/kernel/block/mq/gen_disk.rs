@@ -166,8 +166,16 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { helpers::bdev_clear_read_only((*self.as_raw()).part0) };
     }
 
+    /// How many partitions somebody has open. It does not change while the caller, or nobody, is the
+    /// only one who has the disk open; otherwise it may do so at any time. Does not sleep.
+    pub(crate) fn open_partitions(&self) -> u32 {
+        // SAFETY: The disk is valid; C writes the word under `open_mutex`.
+        unsafe { (&raw const (*self.as_raw()).open_partitions).read_volatile() }
+    }
+
     /// Drops what is cached of the disk and sets its size to 0. What was not written yet is handed
-    /// to the driver first, and dropped even if that fails. Sleeps.
+    /// to the driver first, and dropped even if that fails. What is cached of a partition stays for
+    /// as long as somebody has that open. Sleeps.
     pub(crate) fn invalidate(&self) {
         // SAFETY: The disk is valid, and has a block device for the whole of it.
         unsafe {
@@ -192,10 +200,12 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: The queue is valid. The lock that this takes is released by the commit or by
         // cancelling.
         let mut limits = Limits(unsafe { helpers::queue_limits_start_update(self.queue()) });
-        // A disk without sectors and cache has no requests: spare it the freeze.
+        // A disk without sectors and cache has no requests, unless somebody has a partition open:
+        // spare it the freeze.
         // SAFETY: The disk is valid, and the function returns a constant.
         let idle = unsafe {
             helpers::get_capacity(self.as_raw()) == 0
+                && self.open_partitions() == 0
                 && limits.0.features & helpers::blk_feat_write_cache() == 0
         };
         f(&mut limits);
