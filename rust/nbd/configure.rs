@@ -196,8 +196,11 @@ impl Device {
         });
         let started = started.and_then(|session| {
             let begun = session.begin(|| self.config.lock().state.started(params, session.clone()));
-            // An end that came before its files were there has left them.
-            begun.inspect_err(|_| drop(session.published.lock().take()))?;
+            // An end that began before its files were there has left them.
+            begun.inspect_err(|_| {
+                session.stop(Reason::Requested);
+                drop(session.published.lock().take());
+            })?;
             Ok(session)
         });
         match started {

@@ -182,12 +182,12 @@ impl Session {
         Ok(())
     }
 
-    /// Makes the session the running one by `f`. Sleeps. Fails with `EPIPE` if it has ended already:
-    /// a flush may have found that the server is gone.
+    /// Makes the session the running one by `f`. Sleeps. Fails with `EPIPE` if its end has begun: a
+    /// flush may have found that the server is gone.
     pub(crate) fn begin(&self, f: impl FnOnce()) -> Result {
-        // Whoever makes the end holds it, and sees the session running, or is done.
+        // Whoever makes the end holds it, and sees the session running.
         let _applied = self.applied.lock();
-        if self.is_ended() {
+        if matches!(&*self.life.lock(), Life::Ending(_) | Life::Ended(_)) {
             return Err(EPIPE);
         }
         f();
