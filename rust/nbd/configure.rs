@@ -287,14 +287,17 @@ impl Device {
         })
     }
 
-    /// Puts back the block size of a running session: the disk could not have another.
-    pub(crate) fn revert_block_size(&self, block_size: u32) {
+    /// Puts back the block size of a running session: the disk could not have the one that `failed`.
+    /// Leaves alone what somebody else has asked for since.
+    pub(crate) fn revert_block_size(&self, failed: u32, block_size: u32) {
         // The old one is valid.
-        let _ = self
-            .config
-            .lock()
-            .state
-            .update(|params| params.with_block_size(block_size as usize));
+        let _ = self.config.lock().state.update(|params| {
+            if params.block_size() == failed {
+                params.with_block_size(block_size as usize)
+            } else {
+                Ok(params)
+            }
+        });
     }
 
     /// Ends the session, if there is one, and waits for a short while until others have closed the

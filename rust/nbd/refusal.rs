@@ -70,7 +70,7 @@ impl fmt::Display for Refusal {
                 let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
                 write!(
                     f,
-                    "process {} ({:?}) is setting the device up; wait for it or end it",
+                    "process {} ({:?}) is setting it up; wait for it or end it",
                     pid,
                     BStr::from_bytes(comm)
                 )
@@ -82,8 +82,7 @@ impl fmt::Display for Refusal {
             }
             Self::PreviousSession { others } => write!(
                 f,
-                "the previous session ended, but {others} opener(s) of that time still hold the \
-                 device; close or unmount it there first"
+                "the previous session ended, but {others} opener(s) remain; close or unmount first"
             ),
             Self::NoSocket => f.write_str("no socket was set; use NBD_SET_SOCK first"),
             Self::TooManySockets => write!(

@@ -406,7 +406,7 @@ impl Session {
         }
         if old.block_size() != new.block_size() {
             new.apply_limits(&self.disk).inspect_err(|_| {
-                device.revert_block_size(old.block_size());
+                device.revert_block_size(new.block_size(), old.block_size());
                 if let Ok(reverted) = new.with_block_size(old.block_size() as usize) {
                     *applied = reverted;
                 }
