@@ -69,8 +69,13 @@ pub(crate) struct Major {
 }
 
 impl Major {
-    /// Registers `major` as `name`. Sleeps. Fails with `EBUSY` when it is taken.
+    /// Registers `major` as `name`. Sleeps. Fails with `EBUSY` when it is taken, with `EINVAL` when
+    /// there is no such number, and with `ENOMEM`.
     pub(crate) fn register(major: u32, name: &'static CStr) -> Result<Self> {
+        // To C it means any number.
+        if major == 0 {
+            return Err(EINVAL);
+        }
         // SAFETY: `name` is NUL-terminated and static; no probe function is given.
         let ret = unsafe { bindings::__register_blkdev(major, name.as_char_ptr(), None) };
         kernel::error::to_result(ret)?;

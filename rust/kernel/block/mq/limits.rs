@@ -26,6 +26,8 @@ impl Limits {
     pub(crate) fn block_size(&mut self, bytes: u32) -> &mut Self {
         self.0.logical_block_size = bytes;
         self.0.physical_block_size = bytes;
+        // The block layer would only raise it.
+        self.0.io_min = bytes;
         self
     }
 

@@ -24,7 +24,8 @@ pub(crate) enum TimeoutAction {
 /// A driver for requests.
 #[vtable]
 pub(crate) trait Operations: Sized + 'static {
-    /// The driver's own data in each request.
+    /// The driver's own data in each request. It is never dropped: it may be looked at until the
+    /// request's memory goes.
     type RequestData: Send + Sync;
 
     /// What goes over the wire in front of a request's data.
@@ -134,25 +135,12 @@ impl<T: Operations> OperationsVTable<T> {
         0
     }
 
-    /// # Safety
-    ///
-    /// Called by blk-mq only, with a request that `init_request` was called for.
-    unsafe extern "C" fn exit_request(
-        _set: *mut bindings::blk_mq_tag_set,
-        rq: *mut bindings::request,
-        _hctx: ffi::c_uint,
-    ) {
-        // SAFETY: `init_request` wrote the `Pdu<T>`, and the request is never used again.
-        unsafe { core::ptr::drop_in_place(bindings::blk_mq_rq_to_pdu(rq).cast::<Pdu<T>>()) };
-    }
-
     /// The vtable for a tag set.
     pub(super) const VTABLE: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
         commit_rqs: Some(Self::commit_rqs),
         timeout: Some(Self::timeout),
         init_request: Some(Self::init_request),
-        exit_request: Some(Self::exit_request),
         ..pin_init::zeroed()
     };
 }

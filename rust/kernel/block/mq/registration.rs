@@ -120,6 +120,11 @@ impl DiskBuilder<'_> {
         queue_depth: u32,
         data: Arc<T::Data>,
     ) -> Result<KBox<DiskData<T>>> {
+        const {
+            assert!(!mem::needs_drop::<Pdu<T::Queue>>());
+            // It follows the request.
+            assert!(mem::align_of::<Pdu<T::Queue>>() <= mem::align_of::<bindings::request>());
+        };
         let private = KBox::new(
             DiskData::<T> {
                 tag_set: Opaque::new(bindings::blk_mq_tag_set {

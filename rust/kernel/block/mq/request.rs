@@ -277,8 +277,12 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { &*self.pdu().header.get() }
     }
 
-    /// Calls `f` with each physically contiguous segment of the data until it returns `false`.
+    /// Calls `f` with each physically contiguous segment of the data until it returns `false`. Only
+    /// reads and writes have data.
     pub(crate) fn for_each_segment(&self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
+        if !matches!(self.op(), Op::Read | Op::Write) {
+            return;
+        }
         // SAFETY: The request is valid, and its list of bios constant while it is started.
         let mut next = unsafe { (*self.0.as_ptr()).bio };
         while let Some(bio) = NonNull::new(next) {
@@ -288,7 +292,8 @@ impl<T: Operations> StartedRequest<T> {
                 ((*bio.as_ptr()).bi_io_vec, (*bio.as_ptr()).bi_iter)
             };
             while iter.bi_size > 0 {
-                // SAFETY: `iter` came from the bio of `vecs` and has bytes left.
+                // SAFETY: `iter` came from the bio of `vecs`, which are there for reads and writes, and
+                // has bytes left.
                 let segment = unsafe { helpers::mp_bvec_iter_bvec(vecs, iter) };
                 if !f(segment) {
                     return;
