@@ -110,21 +110,21 @@ impl<const N: usize> Pieces<N> {
 /// # Invariants
 ///
 /// The headers are in one object of a slab.
-pub(crate) struct Headers<H, const N: usize>(KBox<[H; N]>);
+pub(crate) struct Headers<H, const N: usize>(KBox<[MaybeUninit<H>; N]>);
 
-impl<H: Copy + Default, const N: usize> Headers<H, N> {
+impl<H, const N: usize> Headers<H, N> {
     /// Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
         const {
             let size = mem::size_of::<[H; N]>();
             assert!(size > 0 && size <= PAGE_SIZE);
         };
+        // SAFETY: What may be uninitialised need not be initialised.
+        let headers = unsafe { KBox::<[_; N]>::new_uninit(GFP_KERNEL)?.assume_init() };
         // INVARIANT: `kmalloc` serves so little from slabs.
-        Ok(Self(KBox::new([H::default(); N], GFP_KERNEL)?))
+        Ok(Self(headers))
     }
-}
 
-impl<H, const N: usize> Headers<H, N> {
     /// All of the room, for one transfer.
     pub(crate) fn slots(&mut self) -> HeaderSlots<'_, H> {
         // INVARIANT: By the type invariant.
@@ -137,7 +137,7 @@ impl<H, const N: usize> Headers<H, N> {
 /// # Invariants
 ///
 /// The slots are in one object of a slab.
-pub(crate) struct HeaderSlots<'a, H>(slice::IterMut<'a, H>);
+pub(crate) struct HeaderSlots<'a, H>(slice::IterMut<'a, MaybeUninit<H>>);
 
 /// Up to `N` pieces to be sent, in order.
 ///
@@ -173,8 +173,8 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         let Some(slot) = slots.0.next() else {
             return false;
         };
-        *slot = *header;
-        let rest = slot.as_bytes().get(skip..).unwrap_or_default();
+        let rest = slot.write(*header).as_bytes().get(skip..);
+        let rest = rest.unwrap_or_default();
         // INVARIANT: The slot is borrowed for `'a`.
         // SAFETY: By the invariant of `HeaderSlots`.
         unsafe { self.pieces.push_slab(rest.as_ptr(), rest.len()) }
