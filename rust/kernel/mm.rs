@@ -7,7 +7,8 @@
 use crate::kernel::bindings as helpers;
 use kernel::{ffi, types::NotThreadSafe};
 
-/// Allocations of the current task do not reclaim memory, and may use the reserves, until dropped.
+/// Allocations of the current task do not reclaim memory, and may use the reserves, until dropped. Such
+/// scopes must nest.
 ///
 /// # Invariants
 ///
@@ -35,7 +36,7 @@ impl Drop for NoReclaim {
     }
 }
 
-/// Allocations of the current task do not wait for block I/O, until dropped.
+/// Allocations of the current task do not wait for block I/O, until dropped. Such scopes must nest.
 ///
 /// # Invariants
 ///

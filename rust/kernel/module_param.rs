@@ -8,26 +8,32 @@ use core::cell::UnsafeCell;
 use kernel::{bindings, prelude::*, str::as_char_ptr_in_const_context};
 
 /// A parameter of C type `int`, in `/sys/module/*/parameters`, set when the module is loaded.
+///
+/// # Invariants
+///
+/// The value is an aligned int that everybody, C included, reads and writes whole.
 pub(crate) struct IntParam(UnsafeCell<i32>);
 
-// SAFETY: The value is an aligned int that is only read and written whole.
+// SAFETY: By the type invariant.
 unsafe impl Sync for IntParam {}
 
 impl IntParam {
     /// A parameter with a default.
     pub(crate) const fn new(default: i32) -> Self {
+        // INVARIANT: The functions below do so, and C for as long as it has no other operations than
+        // `param_ops_int`.
         Self(UnsafeCell::new(default))
     }
 
     /// The value.
     pub(crate) fn get(&self) -> i32 {
-        // SAFETY: The value is aligned and valid; see the type.
+        // SAFETY: By the type invariant.
         unsafe { self.0.get().read_volatile() }
     }
 
     /// Replaces the value by the one in force, for user space to see.
     pub(crate) fn adjust(&self, value: i32) {
-        // SAFETY: An aligned store of an int, which readers read with one load.
+        // SAFETY: By the type invariant.
         unsafe { self.0.get().write_volatile(value) };
     }
 
@@ -38,10 +44,14 @@ impl IntParam {
 }
 
 /// What the parameter code finds in the section `__param`.
+///
+/// # Invariants
+///
+/// Name and value are there for as long as the module is loaded, and nobody writes this.
 #[repr(transparent)]
 pub(crate) struct Registration(bindings::kernel_param);
 
-// SAFETY: Nobody writes it.
+// SAFETY: By the type invariant.
 unsafe impl Sync for Registration {}
 
 impl Registration {
@@ -51,6 +61,7 @@ impl Registration {
         module: *mut bindings::module,
         value: &'static IntParam,
     ) -> Self {
+        // INVARIANT: They are static.
         Self(bindings::kernel_param {
             name: as_char_ptr_in_const_context(name),
             mod_: module,
@@ -65,7 +76,8 @@ impl Registration {
     }
 }
 
-/// Declares a static [`IntParam`] and registers it with its description.
+/// Declares a static [`IntParam`] of the module and registers it under a name. The description is what
+/// goes to the section `.modinfo`: `b"parm=name:text\0parmtype=name:int\0"`.
 #[macro_export]
 macro_rules! int_param {
     ($(#[$doc:meta])* $name:ident, $cname:literal, $default:literal, $info:literal) => {

@@ -8,6 +8,10 @@ use crate::kernel::bindings as helpers;
 use kernel::{bindings, prelude::*, types::Opaque};
 
 /// At most ten messages in five seconds, the kernel's default.
+///
+/// # Invariants
+///
+/// `state` is initialised.
 #[pin_data]
 pub(crate) struct RateLimit {
     #[pin]
@@ -22,6 +26,7 @@ unsafe impl Sync for RateLimit {}
 impl RateLimit {
     /// A limit that nothing counted against yet.
     pub(crate) fn new() -> impl PinInit<Self> {
+        // INVARIANT: Initialised here.
         pin_init!(Self {
             // SAFETY: The function initialises the whole of what it is given.
             state <- Opaque::ffi_init(|slot| unsafe { helpers::ratelimit_state_init(slot) }),
@@ -31,7 +36,7 @@ impl RateLimit {
     /// Whether one more message may be logged now. How many were not is logged under `name`.
     /// Does not sleep.
     pub(crate) fn allow(&self, name: &CStr) -> bool {
-        // SAFETY: The state is initialised, and the name NUL-terminated.
+        // SAFETY: The state is initialised by the type invariant, and the name NUL-terminated.
         unsafe { bindings::___ratelimit(self.state.get(), name.as_char_ptr()) != 0 }
     }
 }

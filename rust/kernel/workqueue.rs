@@ -14,6 +14,8 @@ use kernel::{bindings, ffi, prelude::*, workqueue::Queue};
 /// # Invariants
 ///
 /// The queue is valid and owned by the value.
+///
+/// Dropping it sleeps until all that was queued has run: not from one of its own work items.
 pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
 
 // SAFETY: A workqueue may be used from any thread.
@@ -23,13 +25,13 @@ unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
     /// A queue not bound to a CPU, for up to `max_active` items at a time; 0 means the kernel's
-    /// default. Sleeps.
+    /// default. Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new_unbound(name: &'static CStr, max_active: u32) -> Result<Self> {
         Self::new(name, max_active, bindings::wq_flags_WQ_UNBOUND)
     }
 
     /// As [`Self::new_unbound`], but makes progress when memory is short: so its items must not wait
-    /// for memory that only block I/O can free. Sleeps.
+    /// for memory that only block I/O can free. Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
         Self::new(name, max_active, flags)

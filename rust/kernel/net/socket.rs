@@ -32,7 +32,7 @@ pub(crate) enum Wait {
     All,
 }
 
-/// A connected byte stream: a TCP or an `AF_UNIX` stream socket.
+/// A byte stream: a TCP or an `AF_UNIX` stream socket, connected or not.
 ///
 /// The value owns one reference to the socket's file, taken from user space's descriptor once and
 /// given back once.
@@ -58,8 +58,8 @@ impl Socket {
         if !unsafe { helpers::sock_is_stream(sock) } {
             return Err(EINVAL);
         }
-        // SAFETY: The current task is in a system call of its own, and a socket has no position that
-        // the call could have locked.
+        // SAFETY: The current task is in a system call of its own. If that has locked the position of a
+        // file, the file is not this one: it is that of a block device or of a netlink socket.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
         // INVARIANT: Checked just above.
         Ok(Self { file })

@@ -49,7 +49,7 @@ pub(super) struct DiskData<T: DiskOperations> {
     pub(super) data: Arc<T::Data>,
 }
 
-/// A disk of `T`: a `struct gendisk` with its request queue.
+/// A disk of `T`: a `struct gendisk` with its request queue. Giving up the last reference sleeps.
 ///
 /// # Invariants
 ///
@@ -148,7 +148,7 @@ impl<T: DiskOperations> GenDisk<T> {
         };
     }
 
-    /// Has partitions looked for at the next open.
+    /// Has partitions looked for at the next open. Does not sleep.
     pub(crate) fn need_partition_scan(&self) {
         // SAFETY: The disk is valid.
         unsafe { helpers::disk_set_need_part_scan(self.as_raw()) };
@@ -193,7 +193,8 @@ impl<T: DiskOperations> GenDisk<T> {
     /// Changes the queue's limits by `f`, with no request in flight meanwhile. Sleeps until that is
     /// so, but no longer than `patience` jiffies.
     ///
-    /// Fails with `EINVAL` if the result is no good, and with `EBUSY` if requests are still in
+    /// `f` runs under the limits' lock: it must not call this. Fails with `EINVAL` if the result is no
+    /// good, and with `EBUSY` if requests are still in
     /// flight after that time; then it changes nothing.
     pub(crate) fn update_limits(&self, patience: Jiffies, f: impl FnOnce(&mut Limits)) -> Result {
         let _noio = NoIo::enter();
@@ -234,14 +235,14 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Sets the time after which [`Operations::timeout`] is called, in seconds.
+    /// Sets the time after which [`Operations::timeout`] is called, in seconds. Does not sleep.
     pub(crate) fn set_timeout(&self, seconds: u32) {
         // SAFETY: The queue is valid.
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), timeout_in_jiffies(seconds)) };
     }
 
-    /// Asks for `nr` hardware queues, and returns how many there are then: no more than CPUs.
-    /// Sleeps, until no request is in flight.
+    /// Asks for `nr` hardware queues, 1 at least, and returns how many there are then: no more than
+    /// CPUs. Sleeps, until no request is in flight: not with a lock held that a request needs.
     pub(crate) fn set_hw_queues(&self, nr: u32) -> u32 {
         if let Ok(nr) = ffi::c_int::try_from(nr) {
             // SAFETY: The tag set is valid by the type invariant.
@@ -251,7 +252,8 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { (*self.tag_set()).nr_hw_queues }
     }
 
-    /// Calls `f` while no queue function runs and none is started. Sleeps.
+    /// Calls `f` while no queue function runs and none is started. Sleeps; not from
+    /// [`Operations::queue_rq`] or [`Operations::commit_rqs`], for which it waits.
     pub(crate) fn quiesced<R>(&self, f: impl FnOnce() -> R) -> R {
         // SAFETY: The queue is valid.
         unsafe { bindings::blk_mq_quiesce_queue(self.queue()) };
@@ -262,7 +264,7 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Calls `f` with each request that is started. Requests that start or finish meanwhile may
-    /// or may not be seen.
+    /// or may not be seen. `f` may sleep.
     pub(crate) fn for_each_started<F: Fn(&Request<T::Queue>)>(&self, f: F) {
         /// # Safety
         ///
@@ -301,7 +303,7 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Waits until no request is left anywhere in the queue. Sleeps. For a driver that fails
-    /// whatever it is handed, so that the wait is bounded.
+    /// whatever it is handed, so that the wait is bounded. Not with a lock held that a request needs.
     pub(crate) fn drain(&self) {
         let _noio = NoIo::enter();
         // SAFETY: The queue is valid, and unfrozen again just below.
@@ -312,7 +314,7 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Keeps requests from being freed, to look one up by its tag. `None` when the queue is frozen
-    /// or dead, so that no request can be in flight. To be held for a short time only.
+    /// or dead, so that no request can be in flight. Does not sleep. To be held for a short time only.
     pub(crate) fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
         // SAFETY: The queue is valid.
         if !unsafe { helpers::blk_queue_usage_tryget(self.queue()) } {
@@ -342,7 +344,7 @@ pub(crate) struct QueueGuard<'a, T: DiskOperations> {
 
 impl<T: DiskOperations> QueueGuard<'_, T> {
     /// The request last started under a tag that [`unique_tag`] gave, or might have given: any
-    /// value may be asked for.
+    /// value may be asked for. Does not sleep.
     ///
     /// [`unique_tag`]: super::StartedRequest::unique_tag
     pub(crate) fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {

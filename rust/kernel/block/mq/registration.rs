@@ -39,7 +39,7 @@ pub(crate) struct DiskBuilder<'a> {
     pub(crate) first_minor: u32,
     /// The number of minors, its own and those of its partitions.
     pub(crate) minors: u32,
-    /// The number of hardware queues.
+    /// The number of hardware queues; there are no more than CPUs.
     pub(crate) hw_queues: u32,
     /// Requests per hardware queue.
     pub(crate) queue_depth: u32,
@@ -50,7 +50,8 @@ pub(crate) struct DiskBuilder<'a> {
 }
 
 impl DiskBuilder<'_> {
-    /// Makes the disk and adds it. Sleeps.
+    /// Makes the disk and adds it. Sleeps. Fails with `EINVAL` if the name has no room or a number is
+    /// no good, with `ENOMEM`, and with `EEXIST` or `EBUSY` if there is such a disk or minor.
     pub(crate) fn build<T: DiskOperations>(self, data: Arc<T::Data>) -> Result<RegisteredDisk<T>> {
         let private = Self::alloc_tag_set::<T>(self.hw_queues, self.queue_depth, data)?;
         let mut limits = bindings::queue_limits {
@@ -152,7 +153,8 @@ fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) {
     unsafe { bindings::blk_mq_free_tag_set(private.tag_set.get()) };
 }
 
-/// A disk that user space can see; dropping it takes it away.
+/// A disk that user space can see; dropping it takes it away. That sleeps until requests in flight have
+/// finished: not from a callback of the disk's, nor with a lock held that one of them takes.
 ///
 /// # Invariants
 ///
