@@ -14,6 +14,10 @@
 #define SHORT_REQUESTS	100
 #define SHORT_LEN	(64UL << 10)
 
+/* One request, of memory of which the kernel may make as few pieces. */
+#define HUGE		(2UL << 20)
+#define LONG_LEN	(2 * HUGE)
+
 static struct pump {
 	struct peer_session *s;
 	bool write;
@@ -31,8 +35,9 @@ static void *pump_io(void *arg)
 	int fd;
 
 	fd = open(p->s->dev.path, O_RDWR | O_DIRECT);
-	if (fd < 0 || posix_memalign((void **)&buf, 4096, p->len))
+	if (fd < 0 || posix_memalign((void **)&buf, p->len < HUGE ? 4096 : HUGE, p->len))
 		return NULL;
+	madvise(buf, p->len, MADV_HUGEPAGE);
 	for (i = 0; i < p->len; i++)
 		buf[i] = p->write ? pattern(at + i) : 0;
 	done = p->write ? pwrite(fd, buf, p->len, at) : pread(fd, buf, p->len, at);
@@ -72,6 +77,16 @@ static int pump_writes(struct peer_session *s)
 static int pump_short_writes(struct peer_session *s)
 {
 	return pump(s, true, SHORT_REQUESTS, SHORT_LEN);
+}
+
+static int long_write(struct peer_session *s)
+{
+	return pump(s, true, 1, LONG_LEN);
+}
+
+static int long_read(struct peer_session *s)
+{
+	return pump(s, false, 1, LONG_LEN);
 }
 
 static int pump_reads(struct peer_session *s)
@@ -122,6 +137,21 @@ TEST_F_TIMEOUT(slow, writes_wait_for_their_turn, 120)
 TEST_F_TIMEOUT(slow, many_writes_wait_for_their_turn, 120)
 {
 	EXPECT_EQ(0, other_wait(other_run(&self->s, pump_short_writes), scaled(30000)));
+	EXPECT_EQ(1, self->s.sh->client_stage);
+	EXPECT_EQ(0, self->s.sh->eof[0]);
+}
+
+/* One call of the socket could send it all, and would take longer than the timeout. */
+TEST_F_TIMEOUT(slow, one_long_write, 120)
+{
+	EXPECT_EQ(0, other_wait(other_run(&self->s, long_write), scaled(20000)));
+	EXPECT_EQ(1, self->s.sh->client_stage);
+	EXPECT_EQ(0, self->s.sh->eof[0]);
+}
+
+TEST_F_TIMEOUT(slow, one_long_read, 120)
+{
+	EXPECT_EQ(0, other_wait(other_run(&self->s, long_read), scaled(20000)));
 	EXPECT_EQ(1, self->s.sh->client_stage);
 	EXPECT_EQ(0, self->s.sh->eof[0]);
 }

@@ -24,33 +24,44 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The first `count` entries of `vecs` are initialised; `len` is their length in bytes.
+/// The first `count` entries of `vecs` are initialised; `len` is their length in bytes, and not more
+/// than `limit`.
 struct Pieces<const N: usize> {
     vecs: [MaybeUninit<bindings::bio_vec>; N],
     count: usize,
     len: usize,
+    limit: usize,
 }
 
 impl<const N: usize> Pieces<N> {
-    fn new() -> Self {
+    fn new(limit: usize) -> Self {
         // INVARIANT: There are none.
         Self {
             vecs: [const { MaybeUninit::uninit() }; N],
             count: 0,
             len: 0,
+            limit,
         }
     }
 
-    /// Adds a piece if there is room.
-    fn push(&mut self, piece: bindings::bio_vec) -> bool {
+    /// Adds a piece, or as much of its beginning as has room. `false` when that is not all.
+    fn push(&mut self, mut piece: bindings::bio_vec) -> bool {
+        let room = self.limit - self.len;
+        let whole = piece.bv_len as usize <= room;
+        if !whole {
+            piece.bv_len = room as u32;
+        }
+        if piece.bv_len == 0 {
+            return whole;
+        }
         let Some(slot) = self.vecs.get_mut(self.count) else {
             return false;
         };
         slot.write(piece);
-        // INVARIANT: Written just above.
+        // INVARIANT: Written just above, and not longer than the room.
         self.count += 1;
         self.len += piece.bv_len as usize;
-        true
+        whole
     }
 
     /// Adds `len` bytes from `start` on. `false` when there is no room.
@@ -150,11 +161,11 @@ pub(crate) struct BvecSource<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> BvecSource<'a, N> {
-    /// Nothing to be sent.
-    pub(crate) fn new() -> Self {
+    /// Nothing to be sent yet, and never more than `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
         // INVARIANT: There is no piece.
         Self {
-            pieces: Pieces::new(),
+            pieces: Pieces::new(limit),
             _data: PhantomData,
         }
     }
@@ -210,11 +221,11 @@ pub(crate) struct BvecDest<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> BvecDest<'a, N> {
-    /// Nothing to be filled.
-    pub(crate) fn new() -> Self {
+    /// Nothing to be filled yet, and never more than `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
         // INVARIANT: There is no piece.
         Self {
-            pieces: Pieces::new(),
+            pieces: Pieces::new(limit),
             _data: PhantomData,
         }
     }
@@ -229,8 +240,8 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         self.pieces.push_request(rq, skip)
     }
 
-    /// Adds `bytes`, which must be a part of a small allocation of `kmalloc`. `false` when there is no
-    /// room, or they are elsewhere. Does not sleep.
+    /// Adds `bytes`, which must be a part of a small allocation of `kmalloc`. `false` when there is
+    /// no room, or they are elsewhere. Does not sleep.
     pub(crate) fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
         let start = bytes.as_mut_ptr();
         // SAFETY: The function only looks at the address.

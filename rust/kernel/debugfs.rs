@@ -64,8 +64,8 @@ impl<T> fmt::Display for File<T> {
     }
 }
 
-/// A directory in a [`Root`] whose files print a `T`; it goes away with the value. `M` is the module
-/// of this code.
+/// A directory in a [`Root`] whose files print a `T`; it goes away with the value. `M` is the
+/// module of this code.
 ///
 /// # Invariants
 ///
@@ -157,8 +157,8 @@ impl<T: Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
     /// `seq_read` calls it for a file that [`Self::open`] has opened. Debugfs lets no read begin
     /// when the file was removed, and waits for reads before that.
     unsafe extern "C" fn show(seq: *mut bindings::seq_file, _: *mut ffi::c_void) -> ffi::c_int {
-        // SAFETY: By the type invariant the private data is a `File<T>` of a directory that is there,
-        // for debugfs waits.
+        // SAFETY: By the type invariant the private data is a `File<T>` of a directory that is
+        // there, for debugfs waits.
         let file = unsafe { &*(*seq).private.cast::<File<T>>() };
         // SAFETY: The sequence is valid, and locked for this call.
         let seq = unsafe { SeqFile::from_raw(seq) };

@@ -7,8 +7,8 @@
 use crate::kernel::bindings as helpers;
 use kernel::{ffi, types::NotThreadSafe};
 
-/// Allocations of the current task do not reclaim memory, and may use the reserves, until dropped. Such
-/// scopes must nest.
+/// Allocations of the current task do not reclaim memory, and may use the reserves, until dropped.
+/// Such scopes must nest.
 ///
 /// # Invariants
 ///

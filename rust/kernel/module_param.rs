@@ -20,8 +20,8 @@ unsafe impl Sync for IntParam {}
 impl IntParam {
     /// A parameter with a default.
     pub(crate) const fn new(default: i32) -> Self {
-        // INVARIANT: The functions below do so, and C for as long as it has no other operations than
-        // `param_ops_int`.
+        // INVARIANT: The functions below do so, and C for as long as it has no other operations
+        // than `param_ops_int`.
         Self(UnsafeCell::new(default))
     }
 
@@ -76,8 +76,8 @@ impl Registration {
     }
 }
 
-/// Declares a static [`IntParam`] of the module and registers it under a name. The description is what
-/// goes to the section `.modinfo`: `b"parm=name:text\0parmtype=name:int\0"`.
+/// Declares a static [`IntParam`] of the module and registers it under a name. The description is
+/// what goes to the section `.modinfo`: `b"parm=name:text\0parmtype=name:int\0"`.
 #[macro_export]
 macro_rules! int_param {
     ($(#[$doc:meta])* $name:ident, $cname:literal, $default:literal, $info:literal) => {

@@ -12,8 +12,8 @@ pub(crate) fn jiffies() -> Jiffies {
     unsafe { (&raw const bindings::jiffies).read_volatile() }
 }
 
-/// How long ago `then` was, in jiffies; 0 if another CPU has read it off the clock just now. Does not
-/// sleep.
+/// How long ago `then` was, in jiffies; 0 if another CPU has read it off the clock just now. Does
+/// not sleep.
 pub(crate) fn jiffies_since(then: Jiffies) -> Jiffies {
     let ago = jiffies().wrapping_sub(then);
     if ago > Jiffies::MAX / 2 {

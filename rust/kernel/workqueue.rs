@@ -30,8 +30,8 @@ impl OwnedQueue {
         Self::new(name, max_active, bindings::wq_flags_WQ_UNBOUND)
     }
 
-    /// As [`Self::new_unbound`], but makes progress when memory is short: so its items must not wait
-    /// for memory that only block I/O can free. Sleeps. Fails with `ENOMEM`.
+    /// As [`Self::new_unbound`], but makes progress when memory is short: so its items must not
+    /// wait for memory that only block I/O can free. Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
         Self::new(name, max_active, flags)

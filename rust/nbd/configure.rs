@@ -70,14 +70,15 @@ impl Device {
                 );
             }
         })?;
-        // Who has a partition open has data of the ended session in its cache.
+        // Who has a partition open has data of the ended session in its cache. It counts as an opener
+        // already; the caller, who may have one open itself, is then not the only one.
         let partitions = disk.open_partitions();
         if partitions == 0 {
             self.retire(disk, 1);
         }
         let added = {
             let mut config = self.config.lock();
-            let openers = config.openers.saturating_add(partitions);
+            let openers = config.openers.max(partitions.saturating_add(1));
             config.state.add_socket(Process::current(), openers, socket)
         };
         match added {
@@ -287,8 +288,8 @@ impl Device {
         })
     }
 
-    /// Puts back the block size of a running session: the disk could not have the one that `failed`.
-    /// Leaves alone what somebody else has asked for since.
+    /// Puts back the block size of a running session: the disk could not have the one that
+    /// `failed`. Leaves alone another that somebody has asked for since.
     pub(crate) fn revert_block_size(&self, failed: u32, block_size: u32) {
         // The old one is valid.
         let _ = self.config.lock().state.update(|params| {

@@ -148,7 +148,8 @@ impl Connection {
         matches!(&*self.tx.lock(), Tx::Open(_))
     }
 
-    /// Whether the connection is open and the server has nothing to do on it, as far as one can tell.
+    /// Whether the connection is open and the server has nothing to do on it, as far as one can
+    /// tell.
     pub(crate) fn is_idle(&self) -> bool {
         match &*self.tx.lock() {
             Tx::Open(channel) => {

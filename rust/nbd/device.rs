@@ -328,8 +328,8 @@ impl Device {
         }
     }
 
-    /// The end of `session` is made. Returns the configuration's reference to it, to be dropped by the
-    /// caller.
+    /// The end of `session` is made. Returns the configuration's reference to it, to be dropped by
+    /// the caller.
     pub(crate) fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
         // The task in `NBD_DO_IT`.
         let own = u32::from(!session.is_of_netlink());
@@ -359,8 +359,8 @@ impl Device {
         }
     }
 
-    /// Cleans a device that was taken out of use, or for a session that could not be made, and makes
-    /// it idle, or has it removed. Sleeps.
+    /// Cleans a device that was taken out of use, or for a session that could not be made, and
+    /// makes it idle, or has it removed. Sleeps.
     pub(crate) fn finish(&self, disk: &Disk, params: Params) {
         Self::clean(disk);
         let leaves = {

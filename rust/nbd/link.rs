@@ -35,6 +35,9 @@ impl Drop for Stream {
     }
 }
 
+/// Bytes that one call of the socket may wait for: only when it returns can be seen that they move.
+pub(crate) const MAX_WAITING: usize = 256 << 10;
+
 /// What went over a link. Only whoever sends writes what concerns sending, and only the receiver
 /// what concerns receiving.
 pub(crate) struct Traffic {

@@ -8,7 +8,8 @@
 //! - complete: [`receive`] → request by tag → completion
 //! - configure: [`ioctl`] or [`netlink`] → [`configure`] → [`state`] → [`session`]
 //!
-//! A session loses connections and gets new ones in [`reconnect`], and comes to its end in [`ending`].
+//! A session loses connections and gets new ones in [`reconnect`], and comes to its end in
+//! [`ending`].
 
 mod configure;
 mod connection;

@@ -26,8 +26,8 @@ pub(crate) struct RequestData {
     /// The generation of the link that the request was last pushed to. The publication of the
     /// request orders it: who claims a request sees the link that it was published for.
     link: Atomic<u64>,
-    /// When the request was last sent whole, in jiffies. Who sees that nobody uses the request any more
-    /// sees this.
+    /// When the request was last sent whole, in jiffies. Who sees that nobody uses the request any
+    /// more sees this.
     sent: Atomic<Jiffies>,
 }
 

@@ -14,7 +14,7 @@ use crate::{
         trace, //
     },
     life::ReceiveError,
-    link::Link,
+    link::{Link, MAX_WAITING},
     protocol::{Reply, REPLY_LEN},
     queue::Queue,
 };
@@ -107,7 +107,7 @@ impl Receiver {
             self.ahead.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
-            let mut dest = Dest::new();
+            let mut dest = Dest::new(MAX_WAITING);
             dest.push_bytes(self.ahead.get_mut(self.end..).unwrap_or_default());
             self.end += Self::some(link, &mut dest, Wait::Some)?;
         }
@@ -124,13 +124,13 @@ impl Receiver {
         let len = claim.bytes() as usize;
         let mut done = 0;
         if self.start < self.end {
-            let mut dest = Dest::new();
+            let mut dest = Dest::new(MAX_WAITING);
             dest.push_request(claim, 0);
             done = dest.fill(self.buffered());
             self.start += done;
         }
         while done < len {
-            let mut dest = Dest::new();
+            let mut dest = Dest::new(MAX_WAITING);
             let whole = dest.push_request(claim, done);
             // Nothing is left over from reading ahead, or the payload would be complete.
             let wait = if whole && len - done <= LONG_PAYLOAD {

@@ -9,7 +9,7 @@ use crate::{
         net::socket::Wait,
         trace, //
     },
-    link::Link,
+    link::{Link, MAX_WAITING},
     protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
     queue::Queue,
 };
@@ -113,7 +113,11 @@ impl Sender {
     /// After an error nothing more can be sent on the socket.
     pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
-            let mut source = BvecSource::<MAX_PIECES>::new();
+            let limit = match wait {
+                Wait::No => usize::MAX,
+                Wait::Some | Wait::All => MAX_WAITING,
+            };
+            let mut source = BvecSource::<MAX_PIECES>::new(limit);
             let mut slots = self.headers.slots();
             let mut from = self.sent;
             for rq in self.batch.iter() {

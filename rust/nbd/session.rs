@@ -349,8 +349,8 @@ impl Session {
             }
             return TimeoutAction::Rearm;
         }
-        // It is the server's time that is limited: it begins when the request is sent. What waits for
-        // its turn, or is on its way, does so for as long as the link moves.
+        // It is the server's time that is limited: it begins when the request is sent. What waits
+        // for its turn, or is on its way, does so for as long as the link moves.
         let taken = if rq.is_in_use() {
             link.traffic().idle_for()
         } else {

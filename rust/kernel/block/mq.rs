@@ -8,8 +8,8 @@
 //! each a type:
 //!
 //! - [`OwnedRequest`]: the driver alone has it; it is not known to anyone by tag.
-//! - [`ActiveRequest`](request::ActiveRequest): published under a tag and a cookie, and kept from finishing while the
-//!   value lives.
+//! - [`ActiveRequest`](request::ActiveRequest): published under a tag and a cookie, and kept from
+//!   finishing while the value lives.
 //! - no value at all: published, waiting for whoever answers to it.
 //! - [`Claim`]: the one right to decide what becomes of it.
 //!

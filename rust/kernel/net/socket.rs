@@ -58,8 +58,8 @@ impl Socket {
         if !unsafe { helpers::sock_is_stream(sock) } {
             return Err(EINVAL);
         }
-        // SAFETY: The current task is in a system call of its own. If that has locked the position of a
-        // file, the file is not this one: it is that of a block device or of a netlink socket.
+        // SAFETY: The current task is in a system call of its own. If that has locked the position
+        // of a file, the file is not this one: it is that of a block device or of a netlink socket.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
         // INVARIANT: Checked just above.
         Ok(Self { file })
@@ -113,9 +113,10 @@ impl Socket {
     /// Sends from `source`, and returns how many bytes were taken: at least one. Never raises
     /// SIGPIPE. Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing could be sent without waiting, or within a timeout that a user
-    /// has set since [`Self::set_block_io`] and that is forgotten with this; with `EPIPE` after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a
-    /// signal has ended the wait.
+    /// Fails with `EAGAIN` when nothing could be sent without waiting, or within a timeout that a
+    /// user has set since [`Self::set_block_io`] and that is forgotten with this; with `EPIPE`
+    /// after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the
+    /// wait.
     pub(crate) fn send<const N: usize>(
         &self,
         source: &BvecSource<'_, N>,
@@ -132,7 +133,8 @@ impl Socket {
             iov_len: bytes.len(),
         };
         let mut iter = bindings::iov_iter::default();
-        // SAFETY: `vec` and `bytes` live longer than the call, and bytes to be sent are not written.
+        // SAFETY: `vec` and `bytes` live longer than the call, and bytes to be sent are not
+        // written.
         unsafe {
             bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &vec, 1, bytes.len());
             self.send_iter(iter, wait)

@@ -77,8 +77,8 @@ impl<T: DiskOperations, A: Attribute<T>> AttributeFile<T, A> {
         _attr: *mut bindings::device_attribute,
         buf: *mut ffi::c_char,
     ) -> isize {
-        // SAFETY: The file is only ever made for disks of `T`; sysfs passes a page, zeroed. It takes
-        // less than a page for an answer.
+        // SAFETY: The file is only ever made for disks of `T`; sysfs passes a page, zeroed. It
+        // takes less than a page for an answer.
         let (disk, page) = unsafe {
             (
                 GenDisk::<T>::from_raw(helpers::dev_to_disk(dev)),

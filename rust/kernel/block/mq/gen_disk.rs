@@ -53,8 +53,9 @@ pub(super) struct DiskData<T: DiskOperations> {
 ///
 /// # Invariants
 ///
-/// The disk was made by [`DiskBuilder::build`](super::DiskBuilder::build) for `T`, so that `private_data` points to a live
-/// `DiskData<T>` until the last reference is gone, and its tag set serves this queue alone.
+/// The disk was made by [`DiskBuilder::build`](super::DiskBuilder::build) for `T`, so that
+/// `private_data` points to a live `DiskData<T>` until the last reference is gone, and its tag set
+/// serves this queue alone.
 #[repr(transparent)]
 pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
@@ -121,8 +122,8 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Sets the size in sectors, and tells user space in any case: `RESIZE=1` if an old size
-    /// changed, a plain `change` uevent otherwise. With `scan`, partitions are looked for at the next
-    /// open. Sleeps.
+    /// changed, a plain `change` uevent otherwise. With `scan`, partitions are looked for at the
+    /// next open. Sleeps.
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64, scan: bool) {
         if scan {
             self.need_partition_scan();
@@ -166,8 +167,8 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { helpers::bdev_clear_read_only((*self.as_raw()).part0) };
     }
 
-    /// How many partitions somebody has open. It does not change while the caller, or nobody, is the
-    /// only one who has the disk open; otherwise it may do so at any time. Does not sleep.
+    /// How many partitions somebody has open. It does not change while the caller, or nobody, is
+    /// the only one who has the disk open; otherwise it may do so at any time. Does not sleep.
     pub(crate) fn open_partitions(&self) -> u32 {
         // SAFETY: The disk is valid; C writes the word under `open_mutex`.
         unsafe { (&raw const (*self.as_raw()).open_partitions).read_volatile() }
@@ -193,9 +194,9 @@ impl<T: DiskOperations> GenDisk<T> {
     /// Changes the queue's limits by `f`, with no request in flight meanwhile. Sleeps until that is
     /// so, but no longer than `patience` jiffies.
     ///
-    /// `f` runs under the limits' lock: it must not call this. Fails with `EINVAL` if the result is no
-    /// good, and with `EBUSY` if requests are still in
-    /// flight after that time; then it changes nothing.
+    /// `f` runs under the limits' lock: it must not call this. Fails with `EINVAL` if the result is
+    /// no good, and with `EBUSY` if requests are still in flight after that time; then it changes
+    /// nothing.
     pub(crate) fn update_limits(&self, patience: Jiffies, f: impl FnOnce(&mut Limits)) -> Result {
         let _noio = NoIo::enter();
         // SAFETY: The queue is valid. The lock that this takes is released by the commit or by
@@ -303,7 +304,8 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Waits until no request is left anywhere in the queue. Sleeps. For a driver that fails
-    /// whatever it is handed, so that the wait is bounded. Not with a lock held that a request needs.
+    /// whatever it is handed, so that the wait is bounded. Not with a lock held that a request
+    /// needs.
     pub(crate) fn drain(&self) {
         let _noio = NoIo::enter();
         // SAFETY: The queue is valid, and unfrozen again just below.
@@ -314,7 +316,8 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Keeps requests from being freed, to look one up by its tag. `None` when the queue is frozen
-    /// or dead, so that no request can be in flight. Does not sleep. To be held for a short time only.
+    /// or dead, so that no request can be in flight. Does not sleep. To be held for a short time
+    /// only.
     pub(crate) fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
         // SAFETY: The queue is valid.
         if !unsafe { helpers::blk_queue_usage_tryget(self.queue()) } {

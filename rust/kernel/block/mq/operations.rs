@@ -17,7 +17,8 @@ pub(crate) enum TimeoutAction {
     Done,
     /// Wait for another timeout.
     Rearm,
-    /// Wait for so many jiffies, or somewhat longer.
+    /// Wait for so many jiffies, or longer: up to a second, and with other requests in flight up to
+    /// the queue's timeout.
     RearmFor(Jiffies),
 }
 

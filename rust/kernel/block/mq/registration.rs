@@ -50,8 +50,8 @@ pub(crate) struct DiskBuilder<'a> {
 }
 
 impl DiskBuilder<'_> {
-    /// Makes the disk and adds it. Sleeps. Fails with `EINVAL` if the name has no room or a number is
-    /// no good, with `ENOMEM`, and with `EEXIST` or `EBUSY` if there is such a disk or minor.
+    /// Makes the disk and adds it. Sleeps. Fails with `EINVAL` if the name has no room or a number
+    /// is no good, with `ENOMEM`, and with `EEXIST` or `EBUSY` if there is such a disk or minor.
     pub(crate) fn build<T: DiskOperations>(self, data: Arc<T::Data>) -> Result<RegisteredDisk<T>> {
         let private = Self::alloc_tag_set::<T>(self.hw_queues, self.queue_depth, data)?;
         let mut limits = bindings::queue_limits {
@@ -153,8 +153,8 @@ fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) {
     unsafe { bindings::blk_mq_free_tag_set(private.tag_set.get()) };
 }
 
-/// A disk that user space can see; dropping it takes it away. That sleeps until requests in flight have
-/// finished: not from a callback of the disk's, nor with a lock held that one of them takes.
+/// A disk that user space can see; dropping it takes it away. That sleeps until requests in flight
+/// have finished: not from a callback of the disk's, nor with a lock held that one of them takes.
 ///
 /// # Invariants
 ///

@@ -52,7 +52,8 @@ impl<T: Operations> Pdu<T> {
 #[repr(transparent)]
 pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
 
-// SAFETY: A shared reference only gives access to the phase and the driver's data, which are `Sync`.
+// SAFETY: A shared reference only gives access to the phase and the driver's data, which are
+// `Sync`.
 unsafe impl<T: Operations> Sync for Request<T> {}
 
 impl<T: Operations> Request<T> {
@@ -73,8 +74,8 @@ impl<T: Operations> Request<T> {
         unsafe { &*bindings::blk_mq_rq_to_pdu(self.as_raw()).cast() }
     }
 
-    /// Has the timer run for so many jiffies when it is started next; 0 for the queue's timeout. If the
-    /// request is started by another task meanwhile, either value may be the one that counts.
+    /// Has the timer run for so many jiffies when it is started next; 0 for the queue's timeout. If
+    /// the request is started by another task meanwhile, either value may be the one that counts.
     pub(super) fn set_timeout(&self, jiffies: ffi::c_uint) {
         // SAFETY: The request is allocated. C, too, reads and writes the word without a lock.
         unsafe { (&raw mut (*self.as_raw()).timeout).write_volatile(jiffies) };
@@ -97,8 +98,8 @@ impl<T: Operations> Request<T> {
         (before.live && after.live && before.cookie == after.cookie).then_some(ret)
     }
 
-    /// Whether the request is published and used by somebody: it waits to be sent, is being sent, or
-    /// its reply is being received.
+    /// Whether the request is published and used by somebody: it waits to be sent, is being sent,
+    /// or its reply is being received.
     pub(crate) fn is_in_use(&self) -> bool {
         let phase = Phase::unpack(self.pdu().phase.load(Acquire));
         phase.live && phase.users > 0
@@ -269,11 +270,12 @@ impl<T: Operations> StartedRequest<T> {
         Phase::unpack(self.pdu().phase.load(Acquire)).cookie
     }
 
-    /// What goes over the wire in front of the data, as the owner of the request has written it last.
-    /// To be sent it is copied: the pages that requests are in have no references of their own.
+    /// What goes over the wire in front of the data, as the owner of the request has written it
+    /// last. To be sent it is copied: the pages that requests are in have no references of their
+    /// own.
     pub(crate) fn header(&self) -> &T::Header {
-        // SAFETY: Only [`OwnedRequest::set_header`] writes it. If the request has an owner, that has
-        // no other `StartedRequest` beside it, and is borrowed together with this one.
+        // SAFETY: Only [`OwnedRequest::set_header`] writes it. If the request has an owner, that
+        // has no other `StartedRequest` beside it, and is borrowed together with this one.
         unsafe { &*self.pdu().header.get() }
     }
 
@@ -292,8 +294,8 @@ impl<T: Operations> StartedRequest<T> {
                 ((*bio.as_ptr()).bi_io_vec, (*bio.as_ptr()).bi_iter)
             };
             while iter.bi_size > 0 {
-                // SAFETY: `iter` came from the bio of `vecs`, which are there for reads and writes, and
-                // has bytes left.
+                // SAFETY: `iter` came from the bio of `vecs`, which are there for reads and writes,
+                // and has bytes left.
                 let segment = unsafe { helpers::mp_bvec_iter_bvec(vecs, iter) };
                 if !f(segment) {
                     return;
@@ -333,8 +335,8 @@ impl<T: Operations> OwnedRequest<T> {
 
     /// Says what goes over the wire in front of the data.
     pub(crate) fn set_header(&mut self, header: T::Header) {
-        // SAFETY: By the type invariant the request is ours alone, and `self` is borrowed mutably, so
-        // that nobody has a reference to the header.
+        // SAFETY: By the type invariant the request is ours alone, and `self` is borrowed mutably,
+        // so that nobody has a reference to the header.
         unsafe { *self.pdu().header.get() = header };
     }
 
