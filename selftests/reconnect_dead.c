@@ -207,6 +207,22 @@ TEST_F(dead, idle_link)
 	EXPECT_EQ(0, other_wait(pid, END_MS));
 }
 
+/* The time begins with the first request that waits, not with the loss. */
+TEST_F(dead, idle_for_longer_than_the_time)
+{
+	struct nl_session *ns = &self->ns;
+	pid_t pid;
+
+	ns->dead = scaled(2000) / 1000;
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
+	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(3000)));
+	pid = other_run(&ns->s, nl_read_other);
+	EXPECT_FALSE(WAIT_UNTIL(exited(pid), 500)) TH_LOG("it did not wait");
+	ASSERT_EQ(0, nl_reconnect(ns, 0));
+	EXPECT_EQ(0, other_wait(pid, END_MS));
+}
+
 /* More than there are tags. */
 static void *one_read(void *arg)
 {

@@ -92,8 +92,9 @@ impl Reason {
 pub(crate) enum Life {
     /// So many connections are open: at least one.
     Live(u32),
-    /// None is open since then; requests wait for a new one, for as long as the parameters say.
-    Waiting(Instant<Monotonic>),
+    /// None is open. Requests wait for a new one, for as long as the parameters say after the first
+    /// came, which was then, if one has.
+    Waiting(Option<Instant<Monotonic>>),
     /// None is open, and requests fail; a reconnect may bring one.
     Dead,
     /// So many connections are open, and the servers were told to close them.

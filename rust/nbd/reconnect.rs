@@ -4,16 +4,17 @@
 
 use crate::{
     connection::Channel,
-    kernel::net::socket::Socket,
+    kernel::{block::mq::OwnedRequest, net::socket::Socket},
     life::{Life, Loss, Reason},
     link::Link,
     messages::Topic,
+    queue::Queue,
     session::{Origin, Session}, //
 };
 use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
-    time::{msecs_to_jiffies, Delta, Instant},
+    time::{msecs_to_jiffies, Delta, Instant, Monotonic},
     workqueue::WorkItem, //
 };
 
@@ -99,9 +100,7 @@ impl Session {
                 self.end(life, reason);
             }
             Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
-                *life = Life::Waiting(Instant::now());
-                // If it is queued already, it will see that the session waits again.
-                let _ = self.workers.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+                *life = Life::Waiting(None);
             }
             Origin::Netlink { .. } => *life = Life::Dead,
         }
@@ -161,6 +160,21 @@ impl Session {
         Ok(used)
     }
 
+    /// Has a request wait for a connection, of which there is none `since` then. It comes again after
+    /// that.
+    pub(crate) fn park(
+        self: &Arc<Self>,
+        since: &mut Option<Instant<Monotonic>>,
+        rq: OwnedRequest<Queue>,
+    ) {
+        if since.is_none() {
+            *since = Some(Instant::now());
+            // If it is queued already, it will see that the session waits again.
+            let _ = self.workers.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+        }
+        rq.requeue_later();
+    }
+
     /// Whether requests have a connection.
     pub(crate) fn is_live(&self) -> bool {
         matches!(&*self.life.lock(), Life::Live(_))
@@ -173,7 +187,7 @@ impl WorkItem<1> for Session {
     /// Waits until a connection is opened, the session ends, or it has waited for long enough.
     fn run(this: Arc<Self>) {
         let mut life = this.life.lock();
-        while let Life::Waiting(since) = &*life {
+        while let Life::Waiting(Some(since)) = &*life {
             let limit = Delta::from_secs(this.dead_conn_timeout.load(Relaxed).into());
             let left = limit.as_millis() - since.elapsed().as_millis();
             if left <= 0 {

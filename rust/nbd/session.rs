@@ -257,7 +257,7 @@ impl Session {
     }
 
     /// Hands a request to a connection: one of its hardware queue, or another that is open.
-    pub(crate) fn submit(&self, hctx: u32, rq: OwnedRequest<Queue>, last: bool) {
+    pub(crate) fn submit(self: &Arc<Self>, hctx: u32, rq: OwnedRequest<Queue>, last: bool) {
         let writes = !matches!(rq.op(), Op::Read | Op::Flush);
         let own = self.of_queue(hctx).count();
         // A queue with one connection has its batch sent by the push that ends it.
@@ -290,7 +290,7 @@ impl Session {
     }
 
     /// Hands a request to a connection that is open, each in turn, or has it wait for one.
-    fn fall_back(&self, mut rq: OwnedRequest<Queue>) {
+    fn fall_back(self: &Arc<Self>, mut rq: OwnedRequest<Queue>) {
         let turn = self.fallback.fetch_add(1, Relaxed);
         for connection in route::in_turn(&self.connections, turn, |c| c.is_open()) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
@@ -299,10 +299,10 @@ impl Session {
                 Err(back) => rq = back,
             }
         }
-        let life = self.life.lock();
-        match &*life {
+        let mut life = self.life.lock();
+        match &mut *life {
             // Under the lock: whoever ends the wait has the request come again afterwards.
-            Life::Waiting(_) => rq.requeue_later(),
+            Life::Waiting(since) => self.park(since, rq),
             // A connection was opened just now.
             Life::Live(_) => rq.requeue(),
             Life::Dead | Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => {
