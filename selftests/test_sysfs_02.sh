@@ -104,7 +104,7 @@ except OSError as error:
 }
 
 nbd_require nbdkit nbd-client qemu-nbd sfdisk python3 blockdev
-nbd_begin 34
+nbd_begin 36
 IMAGE=$NBD_TMP/image
 truncate -s $SIZE "$IMAGE"
 printf 'start=2048, size=8192\n' | sfdisk --quiet --label gpt "$IMAGE" >"$NBD_TMP/log" 2>&1 || note "$(<"$NBD_TMP/log")"
@@ -129,7 +129,9 @@ check "NBD_SET_SIZE makes a running device larger" nbd_ioctl $SET_SIZE $SIZE
 check "the larger size is there" sized $SIZE
 check "a change uevent tells of the larger size" wait_until 5 event "change nbd$NBD_INDEX resize"
 check "the sectors past the old end can be read" whole_sector $((SIZE - 512))
+count_events
 check "NBD_SET_BLKSIZE on a running device" nbd_ioctl $SET_BLKSIZE 4096
+check "a change uevent tells of the block size" wait_until 5 event "change nbd$NBD_INDEX"
 check "the new block size is there" is block "$(<"$NBD_SYS/queue/logical_block_size")" 4096
 check "the block size leaves the size alone" sized $SIZE
 check "NBD_SET_SIZE_BLOCKS counts in that" nbd_ioctl $SET_SIZE_BLOCKS 512
@@ -154,6 +156,15 @@ check "the partition is gone after the session" wait_until 2 reopen no_partition
 serve memory $SIZE
 connect
 check "the next session has no partition" wait_until 2 reopen no_partition
+end_session
+
+serve file "$IMAGE"
+connect
+wait_until 5 reopen partition 2048 8192
+exec 5<"$NBD_DEV"
+disconnect
+check "the partition is gone, though somebody has the device open" wait_until 5 reopen no_partition
+exec 5<&-
 end_session
 
 within 10 qemu-nbd -c "$NBD_DEV" -f raw "$IMAGE" </dev/null >"$NBD_TMP/log" 2>&1 || note "$(<"$NBD_TMP/log")"

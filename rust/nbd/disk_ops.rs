@@ -25,6 +25,10 @@ impl DiskOperations for DiskOps {
         if config.state.is_leaving() {
             return Err(ENXIO);
         }
+        // The partitions of the ended session go, if nobody has one open.
+        if config.state.is_stopped() && crate::partitions() {
+            disk.need_partition_scan();
+        }
         config.openers += 1;
         Ok(())
     }

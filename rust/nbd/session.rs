@@ -380,7 +380,8 @@ impl Session {
         }
         let old = *applied;
         let result = self.apply(&mut applied);
-        if old.size() != applied.size() {
+        // Partition tables count in blocks.
+        if old.size() != applied.size() || old.block_size() != applied.block_size() {
             applied.apply_size(&self.disk);
         }
         result

@@ -371,6 +371,11 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         matches!(self, Self::Starting | Self::Stopped(_))
     }
 
+    /// Whether a session has ended and others still have the device open.
+    pub(crate) fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped(_))
+    }
+
     /// Whether the device is being removed.
     pub(crate) fn is_leaving(&self) -> bool {
         matches!(self, Self::Leaving)
