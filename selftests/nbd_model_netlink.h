@@ -135,7 +135,7 @@ static int take_nl_connect_any(struct step *s)
 	for (d = 0; d < DEVS && nl_index(d) != r.index; d++)
 		;
 	if (d < DEVS) {
-		if (!connectable(d))
+		if (!connectable(d) || devs[d].state == SETUP)
 			fuzz_fail("nbd%d was connected, which is not free", r.index);
 		connected(d, p, sock, 1);
 		return TAKEN;

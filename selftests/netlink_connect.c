@@ -204,6 +204,43 @@ TEST_F(connect, without_an_index_when_all_are_busy)
 	nl_use(ns, picked);
 }
 
+/* A client sets a socket up, and has a child start the session: it exits before. */
+TEST_F(connect, without_an_index_leaves_a_setup_alone)
+{
+	struct nl_session *ns = &self->ns;
+	int taken[256], n = 0, i, pair[2];
+	struct agent client, child;
+	uint32_t do_it;
+	struct nl_msg m;
+	struct toy toy;
+
+	ASSERT_EQ(0, agent_start(&client, ns->s.dev.path));
+	ASSERT_EQ(0, agent_open(&client));
+	ASSERT_EQ(0, make_pair(KIND_UNIX, pair));
+	ASSERT_EQ(0, agent_set_sock(&client, &pair[0]));
+	ASSERT_EQ(0, toy_start(&toy, pair[1], TOY_OBEDIENT));
+	ASSERT_EQ(0, agent_ioctl(&client, NBD_SET_SIZE, SESSION_SIZE));
+	ASSERT_EQ(0, agent_fork(&client, &child));
+	ASSERT_TRUE(agent_kill(&client));
+	ASSERT_EQ(0, nl_peers(ns));
+	do {
+		nl_begin_connect(&m, ns, -1, ns->s.fd, 1);
+		ns->answer = *nl_do(&m);
+		ASSERT_EQ(0, ns->answer.ret) TH_LOG("%d are taken", n);
+		EXPECT_NE(ns->s.dev.index, ns->answer.index);
+		taken[n++] = ns->answer.index;
+	} while (ns->answer.index < NBD_DEVICES && n < 256);
+	nl_close_ends(&ns->s);
+	ns->s.sh->close[0] = 1;
+	do_it = agent_do_it(&child);
+	EXPECT_TRUE(WAIT_UNTIL(nbd_running(&ns->s.dev), BOUNDED));
+	EXPECT_EQ(0, agent_ioctl(&child, NBD_DISCONNECT, 0));
+	EXPECT_EQ(0, agent_wait(&child, do_it, BOUNDED));
+	EXPECT_EQ(0, agent_close(&child));
+	for (i = 0; i < n; i++)
+		EXPECT_EQ(0, nl_disconnect(taken[i]));
+}
+
 TEST_F(connect, makes_a_device_that_is_not_there)
 {
 	struct nl_session *ns = &self->ns;

@@ -138,10 +138,13 @@ impl Device {
 
     /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise.
     /// [`Self::make_session`] must follow. Does not sleep for long.
-    pub(crate) fn begin(&self, setup: Setup) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
+    pub(crate) fn begin_idle(
+        &self,
+        setup: Setup,
+    ) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
         let mut config = self.config.lock();
         let openers = config.openers;
-        config.state.begin(setup, openers)
+        config.state.begin_idle(setup, openers)
     }
 
     /// Whether anybody has the device open.
@@ -149,8 +152,8 @@ impl Device {
         self.config.lock().openers > 0
     }
 
-    /// As [`Self::begin`], but waits for a short while for those who hold the device still, though
-    /// its session has ended.
+    /// As [`Self::begin_idle`], but takes the place of a setup whose owner has exited, and waits for a
+    /// short while for those who hold the device still, though its session has ended.
     pub(crate) fn begin_patiently(
         &self,
         mut setup: Setup,

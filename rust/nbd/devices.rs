@@ -187,7 +187,7 @@ impl Devices {
         let mut free = 0;
         for open in [false, true] {
             for disk in table.values().filter(|disk| disk.data().is_open() == open) {
-                setup = match disk.data().begin(setup) {
+                setup = match disk.data().begin_idle(setup) {
                     Ok(begun) => return Ok((ARef::from(&**disk), begun)),
                     Err((_, setup)) => setup,
                 };
@@ -205,7 +205,7 @@ impl Devices {
         };
         match added {
             // Nobody could find it yet.
-            Ok(disk) => match disk.data().begin(setup) {
+            Ok(disk) => match disk.data().begin_idle(setup) {
                 Ok(begun) => Ok((disk, begun.on_new_device())),
                 Err((refusal, setup)) => {
                     setup.forget();

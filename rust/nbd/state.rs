@@ -256,6 +256,22 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         })
     }
 
+    /// As [`Self::begin`], but leaves a setup alone, whoever has made it: a client may have sent its
+    /// owner away and be about to start it.
+    pub(crate) fn begin_idle(
+        &mut self,
+        setup: Setup<O, S>,
+        openers: u32,
+    ) -> Result<Begun<O, S>, (Refusal, Setup<O, S>)> {
+        match self {
+            Self::Setup(other) => {
+                let (pid, comm) = (other.owner.pid(), other.owner.comm());
+                Err((Refusal::Owned { pid, comm }, setup))
+            }
+            _ => self.begin(setup, openers),
+        }
+    }
+
     /// Changes the parameters by `f`. Returns the session that they hold for, if one runs.
     pub(crate) fn update(
         &mut self,
