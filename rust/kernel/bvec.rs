@@ -6,7 +6,8 @@
 
 use crate::kernel::{
     bindings as helpers,
-    block::mq::{Claim, Operations, StartedRequest}, //
+    block::mq::{Claim, Operations, StartedRequest},
+    mm::NoReclaim, //
 };
 use core::{
     marker::PhantomData,
@@ -124,8 +125,10 @@ impl<const N: usize> Pieces<N> {
 pub(crate) struct Headers<H, const N: usize>(KBox<[MaybeUninit<H>; N]>);
 
 impl<H, const N: usize> Headers<H, N> {
-    /// Sleeps. Fails with `ENOMEM`.
+    /// Takes memory as a send does: without waiting for I/O that may wait for this one, and from the
+    /// reserves if need be. Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
+        let _noreclaim = NoReclaim::enter();
         const {
             let size = mem::size_of::<[H; N]>();
             assert!(size > 0 && size <= PAGE_SIZE);

@@ -39,13 +39,12 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// Sleeps. Fails with `ENOMEM`.
-    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
-        Ok(Self {
-            sender: Slot::Ready(Sender::new(link.clone())?),
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
+            sender: Slot::Ready(Sender::new(link.clone())),
             link,
             queue: RequestList::new(),
-        })
+        }
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {

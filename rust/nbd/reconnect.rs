@@ -116,7 +116,7 @@ impl Session {
             if !self.connections.iter().any(|c| c.link().is_none()) {
                 break;
             }
-            let mut channel = Channel::new(Link::new(&self.disk, socket)?)?;
+            let mut channel = Channel::new(Link::new(&self.disk, socket)?);
             let link = channel.link().clone();
             let opened = {
                 let mut life = self.life.lock();

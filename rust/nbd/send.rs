@@ -72,21 +72,21 @@ impl Position {
 /// sent in part is always continued where it stopped.
 pub(crate) struct Sender {
     link: Arc<Link>,
-    headers: Headers<<Queue as Operations>::Header, MAX_HEADERS>,
+    /// Made for the first send: there may never be one.
+    headers: Option<Headers<<Queue as Operations>::Header, MAX_HEADERS>>,
     batch: RequestList<Queue>,
     /// What of the batch's first request is sent.
     sent: Position,
 }
 
 impl Sender {
-    /// Sleeps. Fails with `ENOMEM`.
-    pub(crate) fn new(link: Arc<Link>) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
             link,
-            headers: Headers::new()?,
+            headers: None,
             batch: RequestList::new(),
             sent: Position::default(),
-        })
+        }
     }
 
     pub(crate) fn link(&self) -> &Link {
@@ -113,12 +113,16 @@ impl Sender {
     /// After an error nothing more can be sent on the socket.
     pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
         while !self.batch.is_empty() {
+            let headers = match &mut self.headers {
+                Some(headers) => headers,
+                none => none.insert(Headers::new()?),
+            };
             let limit = match wait {
                 Wait::No => usize::MAX,
                 Wait::Some | Wait::All => MAX_WAITING,
             };
             let mut source = BvecSource::<MAX_PIECES>::new(limit);
-            let mut slots = self.headers.slots();
+            let mut slots = headers.slots();
             let mut from = self.sent;
             for rq in self.batch.iter() {
                 if !source.push_header(&mut slots, rq.header(), from.in_header())

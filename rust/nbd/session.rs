@@ -132,7 +132,7 @@ impl Session {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
-            let channel = Channel::new(Link::new(disk, socket)?)?;
+            let channel = Channel::new(Link::new(disk, socket)?);
             let connection = Connection::new(index, &workers, channel)?;
             connections.push(connection, GFP_KERNEL)?;
         }
