@@ -125,15 +125,17 @@ impl<T: DiskOperations> GenDisk<T> {
     /// changed, a plain `change` uevent otherwise. With `scan`, partitions are looked for at the
     /// next open. Sleeps.
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64, scan: bool) {
+        // SAFETY: The disk is valid.
+        if unsafe { helpers::get_capacity(self.as_raw()) } == 0 {
+            // First, for who opens the disk before it has a size looks in vain; and with nothing in
+            // between that takes time, for who opens it then need not look twice.
+            self.set_capacity(sectors);
+        }
         if scan {
             self.need_partition_scan();
         }
         // SAFETY: The disk is valid and was added.
         if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
-            // Who opened it before it had a size has looked in vain.
-            if scan {
-                self.need_partition_scan();
-            }
             self.notify_change();
         }
     }
