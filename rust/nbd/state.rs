@@ -100,6 +100,16 @@ impl<O, S: Endpoint> Setup<O, S> {
     }
 }
 
+impl<O: Identity, S: Endpoint> Setup<O, S> {
+    /// Why nobody else can have the device.
+    fn owned(&self) -> Refusal {
+        Refusal::Owned {
+            pid: self.owner.pid(),
+            comm: self.owner.comm(),
+        }
+    }
+}
+
 impl<O, S: Endpoint> Drop for Setup<O, S> {
     fn drop(&mut self) {
         self.sockets.iter().for_each(S::shutdown);
@@ -165,8 +175,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                 return setup.add(socket).map(|()| None);
             }
             Self::Setup(setup) if setup.owner.is_alive() => {
-                let (pid, comm) = (setup.owner.pid(), setup.owner.comm());
-                return Err((Refusal::Owned { pid, comm }, socket));
+                return Err((setup.owned(), socket));
             }
             Self::Starting => return Err((Refusal::Starting, socket)),
             Self::Running { .. } => return Err((Refusal::Running, socket)),
@@ -235,8 +244,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Idle(params) => *params,
             Self::Setup(stale) if !stale.owner.is_alive() => stale.params,
             Self::Setup(other) => {
-                let (pid, comm) = (other.owner.pid(), other.owner.comm());
-                return Err((Refusal::Owned { pid, comm }, setup));
+                return Err((other.owned(), setup));
             }
             Self::Starting => return Err((Refusal::Starting, setup)),
             Self::Running { .. } => return Err((Refusal::Running, setup)),
@@ -264,10 +272,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         openers: u32,
     ) -> Result<Begun<O, S>, (Refusal, Setup<O, S>)> {
         match self {
-            Self::Setup(other) => {
-                let (pid, comm) = (other.owner.pid(), other.owner.comm());
-                Err((Refusal::Owned { pid, comm }, setup))
-            }
+            Self::Setup(other) => Err((other.owned(), setup)),
             _ => self.begin(setup, openers),
         }
     }
