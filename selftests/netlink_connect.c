@@ -172,13 +172,11 @@ TEST_F(connect, without_an_index)
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
 }
 
-TEST_F(connect, without_an_index_when_all_are_busy)
+/* Connect without an index until there is a new device; returns how many there are. */
+static int take_all(struct __test_metadata *_metadata, struct nl_session *ns, int taken[256])
 {
-	struct nl_session *ns = &self->ns;
-	int taken[256], n = 0, i, picked = ns->s.dev.index;
-	struct nl_answer *all;
 	struct nl_msg m;
-	bool isnew;
+	int n = 0;
 
 	/* All of them have the same server, which nobody asks anything. */
 	ASSERT_EQ(0, nl_peers(ns));
@@ -187,9 +185,18 @@ TEST_F(connect, without_an_index_when_all_are_busy)
 		ns->answer = *nl_do(&m);
 		ASSERT_EQ(0, ns->answer.ret) TH_LOG("%d are taken", n);
 		taken[n++] = ns->answer.index;
-		isnew = ns->answer.index >= NBD_DEVICES;
-	} while (!isnew && n < 256);
-	EXPECT_TRUE(isnew);
+	} while (ns->answer.index < NBD_DEVICES && n < 256);
+	EXPECT_LE(NBD_DEVICES, ns->answer.index);
+	return n;
+}
+
+TEST_F(connect, without_an_index_when_all_are_busy)
+{
+	struct nl_session *ns = &self->ns;
+	int taken[256], n, i, picked = ns->s.dev.index;
+	struct nl_answer *all;
+
+	n = take_all(_metadata, ns, taken);
 	all = nl_simple(NBD_CMD_STATUS, -1);
 	EXPECT_EQ(0, all->ret);
 	for (i = 0; i < all->ndevs; i++)
@@ -208,10 +215,9 @@ TEST_F(connect, without_an_index_when_all_are_busy)
 TEST_F(connect, without_an_index_leaves_a_setup_alone)
 {
 	struct nl_session *ns = &self->ns;
-	int taken[256], n = 0, i, pair[2];
+	int taken[256], n, i, pair[2];
 	struct agent client, child;
 	uint32_t do_it;
-	struct nl_msg m;
 	struct toy toy;
 
 	ASSERT_EQ(0, agent_start(&client, ns->s.dev.path));
@@ -222,14 +228,9 @@ TEST_F(connect, without_an_index_leaves_a_setup_alone)
 	ASSERT_EQ(0, agent_ioctl(&client, NBD_SET_SIZE, SESSION_SIZE));
 	ASSERT_EQ(0, agent_fork(&client, &child));
 	ASSERT_TRUE(agent_kill(&client));
-	ASSERT_EQ(0, nl_peers(ns));
-	do {
-		nl_begin_connect(&m, ns, -1, ns->s.fd, 1);
-		ns->answer = *nl_do(&m);
-		ASSERT_EQ(0, ns->answer.ret) TH_LOG("%d are taken", n);
-		EXPECT_NE(ns->s.dev.index, ns->answer.index);
-		taken[n++] = ns->answer.index;
-	} while (ns->answer.index < NBD_DEVICES && n < 256);
+	n = take_all(_metadata, ns, taken);
+	for (i = 0; i < n; i++)
+		EXPECT_NE(ns->s.dev.index, taken[i]);
 	nl_close_ends(&ns->s);
 	ns->s.sh->close[0] = 1;
 	do_it = agent_do_it(&child);
