@@ -6,7 +6,10 @@
 
 use crate::kernel::bindings as helpers;
 use kernel::{
+    bindings,
+    fmt,
     prelude::*,
+    str::BStr,
     sync::aref::ARef,
     task::{Pid, Task}, //
 };
@@ -41,10 +44,31 @@ impl Process {
         unsafe { helpers::task_tgid_nr(self.0.as_ptr()) }
     }
 
-    /// The command name of the task that the value was made from.
-    pub(crate) fn comm(&self) -> [u8; 16] {
-        // SAFETY: The task is valid. A name that changes meanwhile may come out mixed, but always
-        // ends with a NUL that is never overwritten.
-        unsafe { (*self.0.as_ptr()).comm }
+    /// The command name of the task that the value was made from; one that changes meanwhile may
+    /// come out mixed.
+    pub(crate) fn comm(&self) -> Comm {
+        // SAFETY: The task is valid. Bytes may change while they are read, which a volatile read
+        // may race with, and any are fine.
+        Comm::from(unsafe { (&raw const (*self.0.as_ptr()).comm).read_volatile() })
+    }
+}
+
+/// The command name of a task, in whatever encoding. What is printed of it is escaped.
+#[derive(Clone, Copy)]
+pub(crate) struct Comm([u8; COMM_LEN]);
+
+const COMM_LEN: usize = bindings::TASK_COMM_LEN as usize;
+
+impl From<[u8; COMM_LEN]> for Comm {
+    fn from(bytes: [u8; COMM_LEN]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Comm {
+    /// Writes the name up to its NUL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.0.split(|byte| *byte == 0).next().unwrap_or(&[]);
+        fmt::Display::fmt(BStr::from_bytes(name), f)
     }
 }

@@ -16,7 +16,7 @@ use core::cell::Cell;
 use kernel::{
     fmt,
     prelude::*,
-    str::{BStr, CString},
+    str::CString,
     sync::{aref::ARef, Arc}, //
 };
 
@@ -99,8 +99,6 @@ fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     in_flight.set(in_flight.get() + 1);
                 }
             });
-            let comm = link.giver().comm();
-            let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
             f.write_fmt(fmt!(
                 " generation {} local {} peer {} from {} ({}) requests {} in-flight {} sent {} \
                  received {}",
@@ -108,7 +106,7 @@ fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 Address(link.socket().local_addr()),
                 Address(link.socket().peer_addr()),
                 link.giver().pid(),
-                BStr::from_bytes(comm),
+                link.giver().comm(),
                 link.traffic().requests(),
                 in_flight.get(),
                 link.traffic().sent(),

@@ -28,7 +28,7 @@ use crate::{
     kernel::{
         block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
         net::socket::Socket,
-        task::Process,
+        task::{Comm, Process},
         workqueue::OwnedQueue, //
     },
     messages::{Messages, Topic},
@@ -99,7 +99,7 @@ impl Identity for Process {
         Process::pid(self)
     }
 
-    fn comm(&self) -> [u8; 16] {
+    fn comm(&self) -> Comm {
         Process::comm(self)
     }
 }

@@ -2,11 +2,8 @@
 
 //! Why a device refuses what it is asked for: what the caller gets, and what people read.
 
-use kernel::{
-    fmt,
-    prelude::*,
-    str::BStr, //
-};
+use crate::kernel::task::Comm;
+use kernel::{fmt, prelude::*};
 
 /// The sockets that a device can have: as many as receivers can surely run at a time, on a machine
 /// with several memory nodes.
@@ -17,7 +14,7 @@ pub(crate) enum Refusal {
     /// Another process, which is alive, sets the device up.
     Owned {
         pid: i32,
-        comm: [u8; 16],
+        comm: Comm,
     },
     Starting,
     Running,
@@ -66,15 +63,9 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Owned { pid, comm } => {
-                let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
-                write!(
-                    f,
-                    "process {} ({:?}) is setting it up; wait for it or end it",
-                    pid,
-                    BStr::from_bytes(comm)
-                )
-            }
+            Self::Owned { pid, comm } => f.write_fmt(fmt!(
+                "process {pid} (\"{comm}\") is setting it up; wait for it or end it"
+            )),
             Self::Starting => f.write_str("a session is being started; try again"),
             Self::Running => f.write_str("a session is running; disconnect it first"),
             Self::PreviousSession { others: 0 } => {

@@ -8,22 +8,19 @@
 //! the machine can be tested by itself.
 
 use crate::{
+    kernel::task::Comm,
     params::Params,
     refusal::{Refusal, MAX_CONNECTIONS}, //
 };
 use core::mem;
-use kernel::{
-    fmt,
-    prelude::*,
-    str::BStr, //
-};
+use kernel::{fmt, prelude::*};
 
 /// Who sets a device up.
 pub(crate) trait Identity {
     fn is(&self, other: &Self) -> bool;
     fn is_alive(&self) -> bool;
     fn pid(&self) -> i32;
-    fn comm(&self) -> [u8; 16];
+    fn comm(&self) -> Comm;
 }
 
 /// What can be told that it is not wanted any more.
@@ -420,21 +417,17 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle(_) => f.write_str("idle"),
-            Self::Setup(setup) => {
-                let comm = setup.owner.comm();
-                let comm = comm.split(|byte| *byte == 0).next().unwrap_or(&[]);
-                f.write_fmt(fmt!(
-                    "setup of {} socket(s) by process {} ({}), which {}",
-                    setup.sockets.len(),
-                    setup.owner.pid(),
-                    BStr::from_bytes(comm),
-                    if setup.owner.is_alive() {
-                        "is alive"
-                    } else {
-                        "has exited"
-                    }
-                ))
-            }
+            Self::Setup(setup) => f.write_fmt(fmt!(
+                "setup of {} socket(s) by process {} ({}), which {}",
+                setup.sockets.len(),
+                setup.owner.pid(),
+                setup.owner.comm(),
+                if setup.owner.is_alive() {
+                    "is alive"
+                } else {
+                    "has exited"
+                }
+            )),
             Self::Starting => f.write_str("starting"),
             Self::Running { .. } => f.write_str("running"),
             Self::Stopped(_) => f.write_str("stopped, waits until all openers are gone"),

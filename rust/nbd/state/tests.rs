@@ -119,8 +119,8 @@ impl Identity for FakeOwner<'_> {
         self.pid
     }
 
-    fn comm(&self) -> [u8; 16] {
-        *b"tester\0leftover\0"
+    fn comm(&self) -> Comm {
+        (*b"tester\0leftover\0").into()
     }
 }
 

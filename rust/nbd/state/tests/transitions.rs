@@ -280,7 +280,7 @@ mod transitions {
     fn every_refusal_has_its_errno() {
         let owned = || Refusal::Owned {
             pid: 1,
-            comm: [b'x'; 16],
+            comm: [b'x'; 16].into(),
         };
         for (refusal, errno) in [
             (owned(), EBUSY),
