@@ -6,17 +6,16 @@
 
 use crate::kernel::{
     bindings as helpers,
-    block::mq::{Claim, Operations, StartedRequest},
+    block::mq::{Claim, Op, Operations, StartedRequest},
     mm::NoReclaim, //
 };
 use core::{
     marker::PhantomData,
-    mem::{self, MaybeUninit},
-    slice, //
+    mem::MaybeUninit, //
 };
 use kernel::{
     bindings,
-    page::PAGE_SIZE,
+    page::Page,
     prelude::*,
     transmute::AsBytes, //
 };
@@ -65,19 +64,6 @@ impl<const N: usize> Pieces<N> {
         whole
     }
 
-    /// Adds `len` bytes from `start` on. `false` when there is no room.
-    ///
-    /// # Safety
-    ///
-    /// The bytes must lie in one object of a slab. Some sockets take references to the pages of a
-    /// piece and give them back, which frees a page that had none; those of slabs are spared that.
-    unsafe fn push_slab(&mut self, start: *const u8, len: usize) -> bool {
-        let mut piece = bindings::bio_vec::default();
-        // SAFETY: Behind the memory of slabs there is a `struct page`.
-        unsafe { helpers::bvec_set_virt(&mut piece, start.cast_mut().cast(), len as u32) };
-        self.push(piece)
-    }
-
     /// Adds the data of a request from byte `skip` on. `false` when not all of it had room.
     fn push_request<T: Operations>(&mut self, rq: &StartedRequest<T>, mut skip: usize) -> bool {
         let mut whole = true;
@@ -117,32 +103,25 @@ impl<const N: usize> Pieces<N> {
     }
 }
 
-/// Room for `N` headers on their way out.
-///
-/// # Invariants
-///
-/// The headers are in one object of a slab.
-pub(crate) struct Headers<H, const N: usize>(KBox<[MaybeUninit<H>; N]>);
+/// Room for headers on their way out: a page, since a socket may keep references to the pages that it
+/// sends for longer than the call. It is done with the bytes in them when the call returns.
+pub(crate) struct Headers(Page);
 
-impl<H, const N: usize> Headers<H, N> {
+impl Headers {
     /// Takes memory as a send does: without waiting for I/O that may wait for this one, and from the
     /// reserves if need be. Sleeps. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
         let _noreclaim = NoReclaim::enter();
-        const {
-            let size = mem::size_of::<[H; N]>();
-            assert!(size > 0 && size <= PAGE_SIZE);
-        };
-        // SAFETY: What may be uninitialised need not be initialised.
-        let headers = unsafe { KBox::<[_; N]>::new_uninit(GFP_KERNEL)?.assume_init() };
-        // INVARIANT: `kmalloc` serves so little from slabs.
-        Ok(Self(headers))
+        Ok(Self(Page::alloc_page(GFP_KERNEL)?))
     }
 
     /// All of the room, for one transfer.
-    pub(crate) fn slots(&mut self) -> HeaderSlots<'_, H> {
-        // INVARIANT: By the type invariant.
-        HeaderSlots(self.0.iter_mut())
+    pub(crate) fn slots(&mut self) -> HeaderSlots<'_> {
+        // INVARIANT: The page is borrowed mutably.
+        HeaderSlots {
+            page: &self.0,
+            used: 0,
+        }
     }
 }
 
@@ -150,8 +129,27 @@ impl<H, const N: usize> Headers<H, N> {
 ///
 /// # Invariants
 ///
-/// The slots are in one object of a slab.
-pub(crate) struct HeaderSlots<'a, H>(slice::IterMut<'a, MaybeUninit<H>>);
+/// Nobody else reads or writes the page from byte `used` on for `'a`.
+pub(crate) struct HeaderSlots<'a> {
+    page: &'a Page,
+    used: usize,
+}
+
+impl HeaderSlots<'_> {
+    /// Copies `bytes`. [`None`] when there is no room.
+    fn copy(&mut self, bytes: &[u8]) -> Option<bindings::bio_vec> {
+        let at = self.used;
+        // SAFETY: `bytes` can be read, and by the type invariant the page be written there.
+        unsafe { self.page.write_raw(bytes.as_ptr(), at, bytes.len()) }.ok()?;
+        // INVARIANT: What was written is in front of it.
+        self.used += bytes.len();
+        Some(bindings::bio_vec {
+            bv_page: self.page.as_ptr(),
+            bv_len: bytes.len() as u32,
+            bv_offset: at as u32,
+        })
+    }
+}
 
 /// Up to `N` pieces to be sent, in order.
 ///
@@ -173,35 +171,31 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         }
     }
 
-    /// Adds a copy of `header` from byte `skip` on, if that is not its end; the copy takes one of
-    /// `slots`. `false` when there is no room. Does not sleep.
-    pub(crate) fn push_header<H: AsBytes + Copy>(
+    /// Adds a copy of `header` from byte `skip` on, if that is not its end; the copy takes room of
+    /// `slots`. `false` when there is none. Does not sleep.
+    pub(crate) fn push_header<H: AsBytes>(
         &mut self,
-        slots: &mut HeaderSlots<'a, H>,
+        slots: &mut HeaderSlots<'a>,
         header: &H,
         skip: usize,
     ) -> bool {
-        if skip >= mem::size_of::<H>() {
-            return true;
+        let rest = header.as_bytes().get(skip..).unwrap_or_default();
+        match slots.copy(rest) {
+            // INVARIANT: The page is borrowed for `'a`, and only what is behind the copy changes.
+            Some(piece) => self.pieces.push(piece),
+            None => false,
         }
-        let Some(slot) = slots.0.next() else {
-            return false;
-        };
-        let rest = slot.write(*header).as_bytes().get(skip..);
-        let rest = rest.unwrap_or_default();
-        // INVARIANT: The slot is borrowed for `'a`.
-        // SAFETY: By the invariant of `HeaderSlots`.
-        unsafe { self.pieces.push_slab(rest.as_ptr(), rest.len()) }
     }
 
-    /// Adds the data of `rq` from byte `skip` on. `false` when not all of it had room.
+    /// Adds the data of `rq` from byte `skip` on, if it is a write. `false` when not all of it had
+    /// room.
     pub(crate) fn push_request<T: Operations>(
         &mut self,
         rq: &'a StartedRequest<T>,
         skip: usize,
     ) -> bool {
-        // INVARIANT: The data of a started request can be read while it is borrowed.
-        self.pieces.push_request(rq, skip)
+        // INVARIANT: The data of a write can be read while that is borrowed.
+        rq.op() != Op::Write || self.pieces.push_request(rq, skip)
     }
 
     /// # Safety
@@ -233,27 +227,33 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         }
     }
 
-    /// Adds the data of `rq` from byte `skip` on. `false` when not all of it had room.
+    /// Adds the data of `rq` from byte `skip` on, if it is a read. `false` when not all of it had
+    /// room.
     pub(crate) fn push_request<T: Operations>(
         &mut self,
         rq: &'a mut Claim<T>,
         skip: usize,
     ) -> bool {
-        // INVARIANT: Whoever has the claim may fill the data.
-        self.pieces.push_request(rq, skip)
+        // INVARIANT: Whoever has claimed a read may fill its data, and nobody else touches them.
+        rq.op() != Op::Read || self.pieces.push_request(rq, skip)
     }
 
     /// Adds `bytes`, which must be a part of a small allocation of `kmalloc`. `false` when there is
     /// no room, or they are elsewhere. Does not sleep.
+    ///
+    /// Some sockets take references to the pages of a piece and give them back before they return,
+    /// which would free a page that had none; those of slabs are spared that.
     pub(crate) fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
         let start = bytes.as_mut_ptr();
         // SAFETY: The function only looks at the address.
         if !unsafe { helpers::is_slab_address(start.cast()) } {
             return false;
         }
+        let mut piece = bindings::bio_vec::default();
+        // SAFETY: Behind the memory of slabs there is a `struct page`.
+        unsafe { helpers::bvec_set_virt(&mut piece, start.cast(), bytes.len() as u32) };
         // INVARIANT: The bytes are borrowed mutably for `'a`.
-        // SAFETY: The bytes begin in an object of a slab, and are of one allocation.
-        unsafe { self.pieces.push_slab(start, bytes.len()) }
+        self.pieces.push(piece)
     }
 
     /// Fills the pieces from the start with `bytes`, and returns how many had room.
@@ -270,5 +270,70 @@ impl<'a, const N: usize> BvecDest<'a, N> {
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
         // SAFETY: By the caller's promise; the data lives as long as `self`.
         unsafe { self.pieces.iter(bindings::ITER_DEST) }
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_bvec)]
+mod tests {
+    use super::*;
+    use core::ptr::{self, NonNull};
+    use kernel::page::{BorrowedPage, PAGE_SIZE};
+
+    const LEN: usize = 28;
+
+    #[test]
+    fn headers_outlive_their_sender() -> Result {
+        let header: [u8; LEN] = core::array::from_fn(|i| i as u8);
+        let mut headers = Headers::new()?;
+        let mut page = ptr::null_mut();
+        let mut at = 0;
+        {
+            let mut slots = headers.slots();
+            let mut source = BvecSource::<2>::new(usize::MAX);
+            assert!(source.push_header(&mut slots, &header, 0));
+            assert!(source.push_header(&mut slots, &header, 20));
+            // SAFETY: The iterator does not outlive `source`.
+            let mut iter = unsafe { source.iter() };
+            // What a socket does that encrypts, but that gives the pages back itself.
+            // SAFETY: There is room for one page.
+            let bytes =
+                unsafe { bindings::iov_iter_get_pages2(&mut iter, &mut page, LEN, 1, &mut at) };
+            assert_eq!(bytes, LEN as isize);
+        }
+        drop(headers);
+        let page = NonNull::new(page).ok_or(EINVAL)?;
+        let mut sent = [0; LEN + 8];
+        // SAFETY: The page has the reference that was taken above.
+        let borrowed = unsafe { BorrowedPage::from_raw(page) };
+        // SAFETY: `sent` has room, and nobody writes to the page.
+        unsafe { borrowed.read_raw(sent.as_mut_ptr(), at, sent.len()) }?;
+        assert!(sent.get(..LEN) == Some(&header[..]));
+        assert!(sent.get(LEN..) == header.get(20..));
+        // SAFETY: Gives the reference back, which nobody uses any more.
+        unsafe { bindings::__free_pages(page.as_ptr(), 0) };
+        Ok(())
+    }
+
+    #[test]
+    fn headers_fill_a_page() -> Result {
+        let mut headers = Headers::new()?;
+        // Each transfer has all of the room.
+        for _ in 0..2 {
+            let mut slots = headers.slots();
+            let mut source = BvecSource::<150>::new(usize::MAX);
+            let mut count = 0;
+            while source.push_header(&mut slots, &[0u8; LEN], 0) {
+                count += 1;
+            }
+            assert_eq!(count, PAGE_SIZE / LEN);
+            // What is sent needs no room.
+            assert!(source.push_header(&mut slots, &[0u8; LEN], LEN));
+        }
+        let mut slots = headers.slots();
+        let mut source = BvecSource::<2>::new(40);
+        assert!(source.push_header(&mut slots, &[0u8; LEN], 0));
+        assert!(!source.push_header(&mut slots, &[0u8; LEN], 0));
+        assert_eq!(source.pieces.len, 40);
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::{
     kernel::{
-        block::mq::{Op, Operations, RequestList},
+        block::mq::RequestList,
         bvec::{BvecSource, Headers},
         net::socket::Wait,
         trace, //
@@ -17,9 +17,6 @@ use kernel::{prelude::*, sync::Arc};
 
 /// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
 const MAX_PIECES: usize = 40;
-
-/// Requests of one send: their headers fill half a KiB.
-const MAX_HEADERS: usize = 512 / REQUEST_LEN;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]
@@ -73,7 +70,7 @@ impl Position {
 pub(crate) struct Sender {
     link: Arc<Link>,
     /// Made for the first send: there may never be one.
-    headers: Option<Headers<<Queue as Operations>::Header, MAX_HEADERS>>,
+    headers: Option<Headers>,
     batch: RequestList<Queue>,
     /// What of the batch's first request is sent.
     sent: Position,
@@ -126,7 +123,7 @@ impl Sender {
             let mut from = self.sent;
             for rq in self.batch.iter() {
                 if !source.push_header(&mut slots, rq.header(), from.in_header())
-                    || rq.op() == Op::Write && !source.push_request(rq, from.in_payload())
+                    || !source.push_request(rq, from.in_payload())
                 {
                     break;
                 }
@@ -137,7 +134,7 @@ impl Sender {
                 Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => {
                     return Ok(Progress::Blocked)
                 }
-                // A timeout of the socket's own is none of ours.
+                // Not even a byte: wait on.
                 Err(EAGAIN) => {}
                 Err(error) => return Err(error),
             }
