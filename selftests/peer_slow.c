@@ -89,6 +89,16 @@ static int long_read(struct peer_session *s)
 	return pump(s, false, 1, LONG_LEN);
 }
 
+static int short_write(struct peer_session *s)
+{
+	return pump(s, true, 1, LEN / 4);
+}
+
+static int short_read(struct peer_session *s)
+{
+	return pump(s, false, 1, LEN / 4);
+}
+
 static int pump_reads(struct peer_session *s)
 {
 	return pump(s, false, REQUESTS, LEN);
@@ -155,6 +165,19 @@ TEST_F_TIMEOUT(slow, one_long_write, 120)
 TEST_F_TIMEOUT(slow, one_long_read, 120)
 {
 	goes_through(_metadata, &self->s, long_read, scaled(20000));
+}
+
+/* Of so little a second a call of the socket must not wait for much. */
+TEST_F_TIMEOUT(slow, trickling_write, 120)
+{
+	self->s.sh->slow_ms = scaled(1200);
+	goes_through(_metadata, &self->s, short_write, scaled(20000));
+}
+
+TEST_F_TIMEOUT(slow, trickling_read, 120)
+{
+	self->s.sh->slow_ms = scaled(1200);
+	goes_through(_metadata, &self->s, short_read, scaled(20000));
 }
 
 /* The payload of one read takes longer than the timeout to arrive. */

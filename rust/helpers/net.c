@@ -48,17 +48,16 @@ static void sock_reclassify_block_io(struct sock *sk)
 }
 #endif
 
-/* What its user may have asked for: to come back without having got anything. */
-__rust_helper void rust_helper_sock_forget_timeouts(struct socket *sock)
+__rust_helper void rust_helper_sock_set_timeouts(struct socket *sock, long rcv, long snd)
 {
-	WRITE_ONCE(sock->sk->sk_rcvtimeo, MAX_SCHEDULE_TIMEOUT);
-	WRITE_ONCE(sock->sk->sk_sndtimeo, MAX_SCHEDULE_TIMEOUT);
+	WRITE_ONCE(sock->sk->sk_rcvtimeo, rcv);
+	WRITE_ONCE(sock->sk->sk_sndtimeo, snd);
 }
 
 /*
  * Block I/O may be what frees memory, so a socket that carries it must not
  * wait for memory that only block I/O can free. Nor must it wait for more than
- * one reply, or come back without one, because its user once asked for that.
+ * one reply because its user once asked for that.
  */
 __rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
 {
@@ -69,5 +68,4 @@ __rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
 	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;
 	sk->sk_use_task_frag = false;
 	WRITE_ONCE(sk->sk_rcvlowat, 1);
-	rust_helper_sock_forget_timeouts(sock);
 }

@@ -35,9 +35,6 @@ impl Drop for Stream {
     }
 }
 
-/// Bytes that one call of the socket may wait for: only when it returns can be seen that they move.
-pub(crate) const MAX_WAITING: usize = 256 << 10;
-
 /// What went over a link. Only whoever sends writes what concerns sending, and only the receiver
 /// what concerns receiving.
 pub(crate) struct Traffic {
@@ -169,7 +166,7 @@ impl Link {
 
     /// Starts the receiver. Does not sleep.
     pub(crate) fn launch(self: &Arc<Self>, receivers: &OwnedQueue) {
-        // It cannot be queued already: this is the only place that queues it.
+        // If it is queued already, a reconnect has come between the start of the session and this.
         let _ = receivers.enqueue(self.clone());
     }
 

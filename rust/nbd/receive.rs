@@ -14,7 +14,7 @@ use crate::{
         trace, //
     },
     life::ReceiveError,
-    link::{Link, MAX_WAITING},
+    link::Link,
     protocol::{Reply, REPLY_LEN},
     queue::Queue,
 };
@@ -29,6 +29,9 @@ type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 /// Bytes read ahead: this many replies without payload cost one receive. What it holds of a
 /// payload is copied once more, so it is kept small; a link takes 256 bytes with it.
 const READ_AHEAD: usize = 6 * REPLY_LEN;
+
+/// Bytes that one receive may wait for: as with those that are sent.
+const MAX_WAITING: usize = 128 << 10;
 
 /// A payload longer than this is received without reading ahead behind it.
 const LONG_PAYLOAD: usize = 32 << 10;
@@ -147,8 +150,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Receives, and says how many bytes that brought; none if it only ran into a timeout of the
-    /// socket's own.
+    /// Receives, and says how many bytes that brought; none if only time went by.
     fn some(link: &Link, dest: &mut Dest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
         match link.socket().receive(dest, wait) {
             Ok(0) => Err(ReceiveError::Closed),

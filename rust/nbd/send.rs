@@ -9,7 +9,7 @@ use crate::{
         net::socket::Wait,
         trace, //
     },
-    link::{Link, MAX_WAITING},
+    link::Link,
     protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
     queue::Queue,
 };
@@ -17,6 +17,10 @@ use kernel::{prelude::*, sync::Arc};
 
 /// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
 const MAX_PIECES: usize = 40;
+
+/// Bytes that one send may wait for room for: only when it returns can be seen that they move, and
+/// sockets of some kinds wait anew for room for each few of them.
+const MAX_WAITING: usize = 64 << 10;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]

@@ -26,11 +26,18 @@ use kernel::{
 pub(crate) enum Wait {
     /// Take what there is, or fail with `EAGAIN`.
     No,
-    /// Wait for some.
+    /// Wait for some: when sending, only for a moment.
     Some,
-    /// Wait until all is there, unless the peer or a timeout of the socket ends the wait.
+    /// Wait until all is there, but only for a moment.
     All,
 }
+
+/// How long a call waits before it comes back with what moved meanwhile, in jiffies: a quarter of a
+/// second. Some kinds of sockets begin anew with each few KiB.
+const MOMENT: ffi::c_long = bindings::CONFIG_HZ as ffi::c_long / 4;
+
+/// What the kernel takes for no timeout.
+const FOR_EVER: ffi::c_long = ffi::c_long::MAX;
 
 /// A byte stream: a TCP or an `AF_UNIX` stream socket, connected or not.
 ///
@@ -58,8 +65,7 @@ impl Socket {
         if !unsafe { helpers::sock_is_stream(sock) } {
             return Err(EINVAL);
         }
-        // SAFETY: The current task is in a system call of its own. If that has locked the position
-        // of a file, the file is not this one: it is that of a block device or of a netlink socket.
+        // SAFETY: Sockets have no position: `fdget_pos` locks none of theirs.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
         // INVARIANT: Checked just above.
         Ok(Self { file })
@@ -77,6 +83,14 @@ impl Socket {
     pub(crate) fn set_block_io(&self) {
         // SAFETY: By the type invariant.
         unsafe { helpers::sock_set_block_io(self.as_raw()) };
+        self.set_timeouts(FOR_EVER);
+    }
+
+    /// Takes back the timeouts that a user may have set: whoever calls again after one is to wait,
+    /// not to come back at once. Does not sleep.
+    fn set_timeouts(&self, receive: ffi::c_long) {
+        // SAFETY: By the type invariant.
+        unsafe { helpers::sock_set_timeouts(self.as_raw(), receive, MOMENT) };
     }
 
     /// The address that the socket is bound to. Sleeps for the socket's lock.
@@ -110,11 +124,10 @@ impl Socket {
         };
     }
 
-    /// Sends from `source`, and returns how many bytes were taken: at least one. Never raises
-    /// SIGPIPE. Sleeps.
+    /// Sends from `source`, which must not be empty, and returns how many bytes were taken: at least
+    /// one. Never raises SIGPIPE. Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing could be sent without waiting, or within a timeout that a
-    /// user has set since [`Self::set_block_io`] and that is forgotten with this; with `EPIPE`
+    /// Fails with `EAGAIN` when nothing could be sent without waiting, or in a moment; with `EPIPE`
     /// after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the
     /// wait.
     pub(crate) fn send<const N: usize>(
@@ -164,8 +177,9 @@ impl Socket {
     /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
     /// Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing came without waiting, or within a timeout as in
-    /// [`Self::send`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
+    /// Fails with `EAGAIN` when nothing came without waiting, or in a moment, or within a timeout that
+    /// a user has set since [`Self::set_block_io`] and that is forgotten with this; and with `EINTR`
+    /// or `ERESTARTSYS` when a signal has ended the wait.
     pub(crate) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,
@@ -179,10 +193,16 @@ impl Socket {
             msg_flags: flags,
             ..bindings::msghdr::default()
         };
+        if wait == Wait::All {
+            self.set_timeouts(MOMENT);
+        }
         // SAFETY: The socket is valid and the message complete.
         let received = with_kernel_creds(|| unsafe {
             bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int)
         });
+        if wait == Wait::All {
+            self.set_timeouts(FOR_EVER);
+        }
         self.check(received, wait)?;
         Ok(received as usize)
     }
@@ -191,9 +211,7 @@ impl Socket {
     fn check(&self, ret: ffi::c_int, wait: Wait) -> Result {
         to_result(ret).inspect_err(|error| {
             if *error == EAGAIN && wait != Wait::No {
-                // Whoever calls again is to wait, not to come back at once.
-                // SAFETY: By the type invariant.
-                unsafe { helpers::sock_forget_timeouts(self.as_raw()) };
+                self.set_timeouts(FOR_EVER);
             }
         })
     }
