@@ -155,36 +155,6 @@ TEST_F(reconf, wrong_backend_drops_the_sockets)
 
 /* Sizes */
 
-static int uevents(void)
-{
-	struct sockaddr_nl addr = { .nl_family = AF_NETLINK, .nl_groups = 1 };
-	int fd, size = 1 << 20;
-
-	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT);
-	setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? -1 : fd;
-}
-
-/* There is a change uevent of this device. */
-static bool uevent(int fd, struct nbd_dev *d)
-{
-	struct pollfd p = { .fd = fd, .events = POLLIN };
-	char buf[16384], wanted[64];
-	ssize_t n;
-
-	snprintf(wanted, sizeof(wanted), "/block/nbd%d", d->index);
-	while (poll_for(&p, 1, SOON) == 1) {
-		n = recv(fd, buf, sizeof(buf) - 1, 0);
-		if (n <= 0)
-			return false;
-		buf[n] = 0;
-		if (!strncmp(buf, "change@", 7) && strlen(buf) > strlen(wanted) &&
-		    !strcmp(buf + strlen(buf) - strlen(wanted), wanted))
-			return true;
-	}
-	return false;
-}
-
 TEST_F(reconf, size)
 {
 	struct nl_session *ns = &self->ns;
@@ -192,13 +162,13 @@ TEST_F(reconf, size)
 
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, nl_connect(ns));
-	EXPECT_TRUE(uevent(fd, &ns->s.dev));
+	EXPECT_TRUE(uevent_of(fd, "change", &ns->s.dev));
 	EXPECT_EQ(0, nl_change(ns, NBD_ATTR_SIZE_BYTES, PEER_SIZE / 2));
 	EXPECT_EQ(NL_SECTORS / 2, nbd_sys(&ns->s.dev, "size"));
-	EXPECT_TRUE(uevent(fd, &ns->s.dev)) TH_LOG("smaller");
+	EXPECT_TRUE(uevent_of(fd, "change", &ns->s.dev)) TH_LOG("smaller");
 	EXPECT_EQ(0, nl_change(ns, NBD_ATTR_SIZE_BYTES, PEER_SIZE * 4));
 	EXPECT_EQ(NL_SECTORS * 4, nbd_sys(&ns->s.dev, "size"));
-	EXPECT_TRUE(uevent(fd, &ns->s.dev)) TH_LOG("larger");
+	EXPECT_TRUE(uevent_of(fd, "change", &ns->s.dev)) TH_LOG("larger");
 	close(fd);
 	ASSERT_EQ(0, agent_start(&self->a, ns->s.dev.path));
 	ASSERT_EQ(0, agent_open(&self->a));

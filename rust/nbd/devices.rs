@@ -193,30 +193,25 @@ impl Devices {
                 };
             }
         }
-        for index in table.keys() {
-            if *index == free {
+        let error = loop {
+            while table.get(&free).is_some() {
                 free += 1;
             }
-        }
-        let added = if free < self.limit() {
-            self.insert(&mut table, free, hw_queues)
-        } else {
-            Err(ENOSPC)
-        };
-        match added {
-            // Nobody could find it yet.
-            Ok(disk) => match disk.data().begin_idle(setup) {
-                Ok(begun) => Ok((disk, begun.on_new_device())),
-                Err((refusal, setup)) => {
-                    setup.forget();
-                    Err(refusal.errno())
-                }
-            },
-            Err(error) => {
-                setup.forget();
-                Err(error)
+            if free >= self.limit() {
+                break ENOSPC;
             }
-        }
+            let disk = match self.insert(&mut table, free, hw_queues) {
+                Ok(disk) => disk,
+                Err(error) => break error,
+            };
+            setup = match disk.data().begin_idle(setup) {
+                Ok(begun) => return Ok((disk, begun.on_new_device())),
+                // Somebody was quick to open it, and sets it up.
+                Err((_, setup)) => setup,
+            };
+        };
+        setup.forget();
+        Err(error)
     }
 
     /// Calls `f` with all devices, in order of their indices, and their number. Sleeps.
