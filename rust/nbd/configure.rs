@@ -6,6 +6,7 @@ use crate::{
     device::{Device, Disk, Setup, State, LINGER_MS, PATIENCE_MS},
     kernel::{
         block::MAX_TIMEOUT,
+        mm::NoIo,
         net::socket::Socket,
         task::Process, //
     },
@@ -77,6 +78,8 @@ impl Device {
             self.retire(disk, 1);
         }
         let added = {
+            // Netlink messages about other devices look at this one, too.
+            let _noio = NoIo::enter();
             let mut config = self.config.lock();
             let openers = config.openers.max(partitions.saturating_add(1));
             config.state.add_socket(Process::current(), openers, socket)

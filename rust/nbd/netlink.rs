@@ -9,6 +9,7 @@ use crate::{
     device::{Device, Disk, Setup},
     devices::Devices,
     kernel::{
+        mm::NoIo,
         net::{
             netlink::{attr_size, Attr, Commands, Family, Info, Message, MulticastGroup},
             netlink::{Operation, Policy, Registration},
@@ -116,6 +117,9 @@ impl Commands for Nbd {
     type Context = Devices;
 
     fn handle(devices: ArcBorrow<'_, Devices>, command: u8, info: &Info<'_>) -> Result {
+        // A message, or another that waits for the same lock, may bring or end what the I/O that
+        // frees memory waits for.
+        let _noio = NoIo::enter();
         if command == STATUS {
             return status(&devices, info);
         }
