@@ -7,15 +7,12 @@
 use core::{ops::Deref, ptr::NonNull};
 use kernel::{bindings, ffi, prelude::*, workqueue::Queue};
 
-/// A workqueue that is destroyed when dropped, after what is queued has run.
-///
-/// It must not be dropped by one of its own work items.
+/// A workqueue that is destroyed when dropped, which sleeps until all that was queued has run: not
+/// from one of its own work items.
 ///
 /// # Invariants
 ///
 /// The queue is valid and owned by the value.
-///
-/// Dropping it sleeps until all that was queued has run: not from one of its own work items.
 pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
 
 // SAFETY: A workqueue may be used from any thread.

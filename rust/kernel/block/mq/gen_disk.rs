@@ -115,7 +115,7 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { Device::from_raw(helpers::disk_to_dev(self.as_raw())) }
     }
 
-    /// Sets the size in sectors. Sleeps.
+    /// Sets the size in sectors. Does not sleep.
     pub(crate) fn set_capacity(&self, sectors: u64) {
         // SAFETY: The disk is valid.
         unsafe { bindings::set_capacity(self.as_raw(), sectors) };
@@ -187,7 +187,8 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Tells users of the disk that its medium is gone. Sleeps.
+    /// Tells users of the disk that its medium is gone: a file system on it shuts down, and what is
+    /// cached and not in use is dropped. Sleeps.
     pub(crate) fn force_media_change(&self) {
         // SAFETY: The disk is valid.
         unsafe { bindings::disk_force_media_change(self.as_raw()) };
@@ -251,8 +252,8 @@ impl<T: DiskOperations> GenDisk<T> {
             // SAFETY: The tag set is valid by the type invariant.
             unsafe { bindings::blk_mq_update_nr_hw_queues(self.tag_set(), nr) };
         }
-        // SAFETY: As above. Only this function changes the number.
-        unsafe { (*self.tag_set()).nr_hw_queues }
+        // SAFETY: As above. Another call may change the number meanwhile.
+        unsafe { (&raw const (*self.tag_set()).nr_hw_queues).read_volatile() }
     }
 
     /// Calls `f` while no queue function runs and none is started. Sleeps; not from

@@ -20,8 +20,7 @@ use kernel::{
     bindings,
     error::to_result,
     ffi,
-    prelude::*,
-    sync::rcu, //
+    prelude::*, //
 };
 
 /// A message of a family to be filled and sent.
@@ -172,11 +171,9 @@ impl Message {
             return Err(EINVAL);
         }
         let message = self.finish();
-        let guard = rcu::read_lock();
         // SAFETY: The family is valid and has been registered; its private fields are not written
-        // any more. The message is complete, and given away. The RCU read lock is held.
+        // any more. The message is complete, and given away.
         let sent = unsafe { bindings::genlmsg_multicast_allns(family, message, 0, group.into()) };
-        drop(guard);
         match to_result(sent) {
             Err(ESRCH) => Ok(()),
             result => result,
