@@ -135,9 +135,8 @@ ours.close()
 test("connect with sockets as nested attributes", equal(reply, {"index": index}))
 test("status of the device", equal(connected(), [(index, 1)]))
 listed = ynl.do("status", {})["device-list"]["item"]
-disks = [int(name[3:]) for name in os.listdir("/sys/block") if name.startswith("nbd")]
 test("status of all devices", equal({"index": index, "connected": 1} in listed, True),
-     equal(sorted(i["index"] for i in listed), sorted(disks)))
+     equal(len(listed) >= 64, True))
 test("the device works", equal(read(), b"N" * 4096))
 test("the flags arrived", equal(sysfs("ro"), "1"), equal(sysfs("queue/write_cache"), "write back"),
      equal(sysfs("size"), str(SIZE // 512)), equal(sysfs("queue/logical_block_size"), "4096"))
