@@ -48,10 +48,14 @@ static void sock_reclassify_block_io(struct sock *sk)
 }
 #endif
 
-__rust_helper void rust_helper_sock_set_timeouts(struct socket *sock, long rcv, long snd)
+__rust_helper void rust_helper_sock_set_rcvtimeo(struct socket *sock, long timeo)
 {
-	WRITE_ONCE(sock->sk->sk_rcvtimeo, rcv);
-	WRITE_ONCE(sock->sk->sk_sndtimeo, snd);
+	WRITE_ONCE(sock->sk->sk_rcvtimeo, timeo);
+}
+
+__rust_helper void rust_helper_sock_set_sndtimeo(struct socket *sock, long timeo)
+{
+	WRITE_ONCE(sock->sk->sk_sndtimeo, timeo);
 }
 
 /*

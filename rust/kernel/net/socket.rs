@@ -83,14 +83,21 @@ impl Socket {
     pub(crate) fn set_block_io(&self) {
         // SAFETY: By the type invariant.
         unsafe { helpers::sock_set_block_io(self.as_raw()) };
-        self.set_timeouts(FOR_EVER);
+        self.set_send_timeout();
+        self.set_receive_timeout(FOR_EVER);
     }
 
-    /// Takes back the timeouts that a user may have set: whoever calls again after one is to wait,
-    /// not to come back at once. Does not sleep.
-    fn set_timeouts(&self, receive: ffi::c_long) {
+    /// Takes back what a user may have set: whoever sends again is to wait, not to come back at once.
+    /// Does not sleep.
+    fn set_send_timeout(&self) {
         // SAFETY: By the type invariant.
-        unsafe { helpers::sock_set_timeouts(self.as_raw(), receive, MOMENT) };
+        unsafe { helpers::sock_set_sndtimeo(self.as_raw(), MOMENT) };
+    }
+
+    /// The same for whoever receives; only that one calls it, once the session runs. Does not sleep.
+    fn set_receive_timeout(&self, jiffies: ffi::c_long) {
+        // SAFETY: By the type invariant.
+        unsafe { helpers::sock_set_rcvtimeo(self.as_raw(), jiffies) };
     }
 
     /// The address that the socket is bound to. Sleeps for the socket's lock.
@@ -168,7 +175,11 @@ impl Socket {
         match with_kernel_creds(|| unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) }) {
             0 => Err(EPIPE),
             sent => {
-                self.check(sent, wait)?;
+                to_result(sent).inspect_err(|error| {
+                    if *error == EAGAIN {
+                        self.set_send_timeout();
+                    }
+                })?;
                 Ok(sent as usize)
             }
         }
@@ -194,26 +205,17 @@ impl Socket {
             ..bindings::msghdr::default()
         };
         if wait == Wait::All {
-            self.set_timeouts(MOMENT);
+            self.set_receive_timeout(MOMENT);
         }
         // SAFETY: The socket is valid and the message complete.
         let received = with_kernel_creds(|| unsafe {
             bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int)
         });
-        if wait == Wait::All {
-            self.set_timeouts(FOR_EVER);
+        if wait == Wait::All || received < 0 {
+            self.set_receive_timeout(FOR_EVER);
         }
-        self.check(received, wait)?;
+        to_result(received)?;
         Ok(received as usize)
-    }
-
-    /// The result of a call of the socket that was to wait so. Does not sleep.
-    fn check(&self, ret: ffi::c_int, wait: Wait) -> Result {
-        to_result(ret).inspect_err(|error| {
-            if *error == EAGAIN && wait != Wait::No {
-                self.set_timeouts(FOR_EVER);
-            }
-        })
     }
 
     const fn flags(wait: Wait) -> u32 {
