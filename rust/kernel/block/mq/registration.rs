@@ -134,7 +134,11 @@ impl DiskBuilder<'_> {
                     queue_depth,
                     numa_node: bindings::NUMA_NO_NODE,
                     cmd_size: mem::size_of::<Pdu<T::Queue>>() as u32,
-                    flags: bindings::BLK_MQ_F_BLOCKING | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
+                    flags: bindings::BLK_MQ_F_BLOCKING
+                        | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT
+                        // Hardware queues are not bound to processors: one that goes offline need
+                        // not wait for the requests of its queue, which may wait for a reconnect.
+                        | bindings::BLK_MQ_F_STACKING,
                     ..pin_init::zeroed()
                 }),
                 data,
