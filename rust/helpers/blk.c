@@ -125,16 +125,6 @@ __rust_helper void rust_helper_disk_set_need_part_scan(struct gendisk *disk)
 	set_bit(GD_NEED_PART_SCAN, &disk->state);
 }
 
-__rust_helper blk_features_t rust_helper_blk_feat_write_cache(void)
-{
-	return BLK_FEAT_WRITE_CACHE;
-}
-
-__rust_helper blk_features_t rust_helper_blk_feat_fua(void)
-{
-	return BLK_FEAT_FUA;
-}
-
 /* Keeps requests that were freed with an I/O scheduler readable by their tags. */
 __rust_helper int rust_helper_blk_mq_tags_read_lock(struct blk_mq_tag_set *set)
 {

@@ -22,17 +22,17 @@ pub(crate) const fn timeout_in_jiffies(seconds: u32) -> u32 {
 
 /// The result of a block operation, C `blk_status_t`.
 ///
-/// The values are those of [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h).
+/// C header: [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlkStatus(u8);
 
 impl BlkStatus {
     /// The operation succeeded.
-    pub(crate) const OK: Self = Self(0);
+    pub(crate) const OK: Self = Self(bindings::BLK_STS_OK as u8);
     /// The device does not do this; user space sees `EOPNOTSUPP`.
-    pub(crate) const NOTSUPP: Self = Self(1);
+    pub(crate) const NOTSUPP: Self = Self(helpers::BLK_STS_NOTSUPP);
     /// Any failure without a status of its own; user space sees `EIO`.
-    pub(crate) const IOERR: Self = Self(10);
+    pub(crate) const IOERR: Self = Self(helpers::BLK_STS_IOERR);
 
     /// The status that user space will see as the errno of `error`, or as `EIO` when there is none.
     pub(crate) fn from_error(error: Error) -> Self {

@@ -87,9 +87,9 @@ const REGISTERED: u32 = 2;
 ///
 /// # Invariants
 ///
-/// - `family` is complete but for the fields that are private to the C side, which alone writes
-///   these, and only in the one call of `genl_register_family` that succeeds and any that fail
-///   before. All of its operations are those of `T`, and it has at least one attribute.
+/// - `family` is complete but for two bits, which are set while `state` is [`BUSY`] and before it is
+///   registered, and the fields that are private to the C side, which alone writes these, and only
+///   in the one call of `genl_register_family` that succeeds and any that fail before. All of its operations are those of `T`, and it has at least one attribute.
 /// - If `family` can be found by its number or is about to be, `context` is `Some`, and not
 ///   written.
 /// - If `state` is [`REGISTERED`], `genl_register_family` has succeeded.
@@ -122,9 +122,6 @@ impl<T: Commands> Family<T> {
         let mut family = bindings::genl_family {
             version,
             maxattr: (Self::count(policy.len()) - 1) as u32,
-            // Bit 0 is `netnsok`, bit 1 `parallel_ops`; see `test_family_flags_bitfield` in the
-            // kernel's own `netlink.rs`.
-            _bitfield_1: bindings::__BindgenBitfieldUnit::new([u8::from_le(0b11)]),
             n_small_ops: Self::count(operations.len()),
             n_mcgrps: Self::count(groups.len()),
             policy: policy.as_ptr().cast(),
@@ -182,9 +179,13 @@ impl<T: Commands> Family<T> {
     /// `ENOMEM`.
     pub(crate) fn register(&'static self, context: Arc<T::Context>) -> Result<Registration<T>> {
         self.state.cmpxchg(IDLE, BUSY, Acquire).map_err(|_| EBUSY)?;
-        // SAFETY: Having changed the state, `context` is ours; the family cannot be found, since
-        // it has not been registered.
-        unsafe { *self.context.get() = Some(context) };
+        // SAFETY: Having changed the state, `context` is ours, and so is `family`, which cannot be
+        // found, since it has not been registered. These bits cannot be set in a constant.
+        unsafe {
+            *self.context.get() = Some(context);
+            (*self.family.get()).set_netnsok(1);
+            (*self.family.get()).set_parallel_ops(1);
+        }
 
         // INVARIANT: The context is there, and is not written until below or until the
         // registration is dropped.

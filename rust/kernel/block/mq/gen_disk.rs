@@ -207,12 +207,10 @@ impl<T: DiskOperations> GenDisk<T> {
         let mut limits = Limits(unsafe { helpers::queue_limits_start_update(self.queue()) });
         // A disk without sectors and cache has no requests, unless somebody has a partition open:
         // spare it the freeze.
-        // SAFETY: The disk is valid, and the function returns a constant.
-        let idle = unsafe {
-            helpers::get_capacity(self.as_raw()) == 0
-                && self.open_partitions() == 0
-                && limits.0.features & helpers::blk_feat_write_cache() == 0
-        };
+        // SAFETY: The disk is valid.
+        let idle = unsafe { helpers::get_capacity(self.as_raw()) } == 0
+            && self.open_partitions() == 0
+            && limits.0.features & helpers::BLK_FEAT_WRITE_CACHE == 0;
         f(&mut limits);
         if idle {
             // SAFETY: The lock taken above is held.

@@ -33,15 +33,8 @@ impl Limits {
 
     /// Whether the disk has a volatile write cache, and whether it takes FUA writes.
     pub(crate) fn write_cache(&mut self, cache: bool, fua: bool) -> &mut Self {
-        // SAFETY: The functions return constants.
-        let (cache_bit, fua_bit) = unsafe {
-            (
-                helpers::blk_feat_write_cache(),
-                helpers::blk_feat_fua(), //
-            )
-        };
-        self.feature(cache_bit, cache);
-        self.feature(fua_bit, cache && fua);
+        self.feature(helpers::BLK_FEAT_WRITE_CACHE, cache);
+        self.feature(helpers::BLK_FEAT_FUA, cache && fua);
         self
     }
 
