@@ -18,4 +18,5 @@
 #include "net.c"
 #include "netlink.c"
 #include "ratelimit.c"
+#include "signal.c"
 #include "task.c"

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/lockdep.h>
+#include <linux/mm.h>
 #include <linux/net.h>
+#include <net/inet_connection_sock.h>
 #include <net/sock.h>
 
 __rust_helper bool rust_helper_sock_is_stream(struct socket *sock)
@@ -58,18 +60,75 @@ __rust_helper void rust_helper_sock_set_sndtimeo(struct socket *sock, long timeo
 	WRITE_ONCE(sock->sk->sk_sndtimeo, timeo);
 }
 
+/* Whether what goes over the socket goes through an upper layer protocol, such as TLS. */
+__rust_helper bool rust_helper_inet_csk_has_ulp(struct socket *sock)
+{
+	return inet_csk_has_ulp(sock->sk);
+}
+
+__rust_helper bool rust_helper_sendpage_ok(struct page *page)
+{
+	return sendpage_ok(page);
+}
+
+__rust_helper bool rust_helper_page_is_large_kmalloc(struct page *page)
+{
+	return folio_test_large_kmalloc(page_folio(page));
+}
+
+__rust_helper void *rust_helper_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
 /*
  * Block I/O may be what frees memory, so a socket that carries it must not
  * wait for memory that only block I/O can free. Nor must it wait for more than
- * one reply because its user once asked for that.
+ * one reply because its user once asked for that, nor linger when it is closed.
+ * Returns whether the socket may use memory reserves from now on and could not
+ * before. This is sk_set_memalloc() with the lock that the flags need; the
+ * static key has locks that must not nest in it.
  */
-__rust_helper void rust_helper_sock_set_block_io(struct socket *sock)
+__rust_helper bool rust_helper_sock_set_block_io(struct socket *sock, gfp_t *allocation)
+{
+	struct sock *sk = sock->sk;
+	bool memalloc;
+
+	sock_reclassify_block_io(sk);
+	lock_sock(sk);
+	memalloc = !sock_flag(sk, SOCK_MEMALLOC);
+	sock_set_flag(sk, SOCK_MEMALLOC);
+	sock_reset_flag(sk, SOCK_LINGER);
+	*allocation = sk->sk_allocation;
+	/* Some upper layer protocols allocate where they must not sleep. */
+	if (gfpflags_allow_blocking(sk->sk_allocation))
+		sk->sk_allocation = GFP_NOIO;
+	sk->sk_allocation |= __GFP_MEMALLOC;
+	sk->sk_use_task_frag = false;
+	WRITE_ONCE(sk->sk_rcvlowat, 1);
+	release_sock(sk);
+	if (memalloc)
+		static_branch_inc(&memalloc_socks_key);
+	return memalloc;
+}
+
+/* Takes that back, and what a user may have set since that would stall who closes it. */
+__rust_helper void rust_helper_sock_clear_block_io(struct socket *sock, gfp_t allocation,
+						   bool memalloc)
 {
 	struct sock *sk = sock->sk;
 
-	sock_reclassify_block_io(sk);
-	sk_set_memalloc(sk);
-	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;
-	sk->sk_use_task_frag = false;
-	WRITE_ONCE(sk->sk_rcvlowat, 1);
+	lock_sock(sk);
+	sock_reset_flag(sk, SOCK_LINGER);
+	if (memalloc) {
+		sock_reset_flag(sk, SOCK_MEMALLOC);
+		/* An upper layer protocol may have come and have its own since. */
+		if (gfpflags_allow_blocking(sk->sk_allocation))
+			sk->sk_allocation = allocation;
+		sk->sk_allocation &= ~__GFP_MEMALLOC;
+		sk_mem_reclaim(sk);
+	}
+	release_sock(sk);
+	if (memalloc)
+		static_branch_dec(&memalloc_socks_key);
 }

@@ -11,11 +11,13 @@ use crate::kernel::{
 };
 use core::{
     marker::PhantomData,
-    mem::MaybeUninit, //
+    mem::MaybeUninit,
+    slice, //
 };
 use kernel::{
     bindings,
-    page::Page,
+    ffi,
+    page::{Page, PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
     transmute::AsBytes, //
 };
@@ -82,25 +84,58 @@ impl<const N: usize> Pieces<N> {
         whole
     }
 
+    /// The pieces.
+    fn as_slice(&self) -> &[bindings::bio_vec] {
+        // SAFETY: By the type invariant so many are initialised.
+        unsafe { slice::from_raw_parts(self.vecs.as_ptr().cast(), self.count) }
+    }
+
     /// An iterator over the pieces.
     ///
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved or changed, or the data freed.
     unsafe fn iter(&self, direction: u32) -> bindings::iov_iter {
-        let mut iter = bindings::iov_iter::default();
-        // SAFETY: The vector holds `count` initialised pieces, by the type invariant.
-        unsafe {
-            bindings::iov_iter_bvec(
-                &mut iter,
-                direction,
-                self.vecs.as_ptr().cast(),
-                self.count,
-                self.len,
-            )
-        };
-        iter
+        // SAFETY: By the caller's promise.
+        unsafe { bvec_iter(direction, self.as_slice(), self.len) }
     }
+}
+
+/// An iterator over `len` bytes of `pieces`, which is their length.
+///
+/// # Safety
+///
+/// The iterator must not be used after the pieces are moved or changed, or the data freed.
+unsafe fn bvec_iter(
+    direction: u32,
+    pieces: &[bindings::bio_vec],
+    len: usize,
+) -> bindings::iov_iter {
+    let mut iter = bindings::iov_iter::default();
+    // SAFETY: The pieces are initialised; the caller promises that they stay.
+    unsafe {
+        bindings::iov_iter_bvec(&mut iter, direction, pieces.as_ptr(), pieces.len(), len)
+    };
+    iter
+}
+
+/// Where the bytes of `piece` are if references to its pages are not counted: pages of slabs and of
+/// large `kmalloc` allocations, which their users free without looking at the count.
+fn uncounted(piece: &bindings::bio_vec) -> Option<*mut ffi::c_void> {
+    let offset = piece.bv_offset as usize;
+    let end = offset + piece.bv_len as usize;
+    let mut pages = (offset >> PAGE_SHIFT)..end.div_ceil(PAGE_SIZE);
+    // SAFETY: The pages of a piece are consecutive and allocated; the functions look at them.
+    let counted = pages.all(|nth| unsafe {
+        let page = piece.bv_page.add(nth);
+        helpers::sendpage_ok(page) && !helpers::page_is_large_kmalloc(page)
+    });
+    if counted {
+        return None;
+    }
+    // SAFETY: The page is allocated. `kmalloc` gives memory that is always mapped.
+    let page = unsafe { helpers::page_address(piece.bv_page) };
+    (!page.is_null()).then(|| page.wrapping_byte_add(offset))
 }
 
 /// Room for headers on their way out: a page, since a socket may keep references to the pages that it
@@ -205,6 +240,53 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         // SAFETY: By the caller's promise; the data lives as long as `self`.
         unsafe { self.pieces.iter(bindings::ITER_SOURCE) }
     }
+
+    /// An iterator over those of the first pieces that are all in pages with counted references,
+    /// which the user of the iterator may keep; or all in others, to be copied: by way of `copied`,
+    /// an iterator of the kind whose data is never kept. There is at least one piece in it if there
+    /// is one here.
+    ///
+    /// # Safety
+    ///
+    /// The iterator must not be used after `self` or `copied` is moved, changed or dropped.
+    pub(super) unsafe fn refcounted_iter(
+        &self,
+        copied: &mut [MaybeUninit<bindings::kvec>; N],
+    ) -> bindings::iov_iter {
+        let pieces = self.pieces.as_slice();
+        let mut count = 0;
+        let mut len = 0;
+        for (piece, slot) in pieces.iter().zip(copied.iter_mut()) {
+            let Some(start) = uncounted(piece) else { break };
+            slot.write(bindings::kvec {
+                iov_base: start,
+                iov_len: piece.bv_len as usize,
+            });
+            count += 1;
+            len += piece.bv_len as usize;
+        }
+        if count > 0 {
+            let mut iter = bindings::iov_iter::default();
+            // SAFETY: So many entries were written just above; the data lives as long as `self`, and
+            // what is to be sent is not written.
+            unsafe {
+                bindings::iov_iter_kvec(
+                    &mut iter,
+                    bindings::ITER_SOURCE,
+                    copied.as_ptr().cast(),
+                    count,
+                    len,
+                )
+            };
+            return iter;
+        }
+        let counted = pieces.iter().take_while(|piece| uncounted(piece).is_none());
+        let (count, len) = counted.fold((0, 0), |(count, len), piece| {
+            (count + 1, len + piece.bv_len as usize)
+        });
+        // SAFETY: By the caller's promise; the data lives as long as `self`.
+        unsafe { bvec_iter(bindings::ITER_SOURCE, pieces.get(..count).unwrap_or(pieces), len) }
+    }
 }
 
 /// Up to `N` pieces to be filled, in order.
@@ -277,7 +359,7 @@ impl<'a, const N: usize> BvecDest<'a, N> {
 mod tests {
     use super::*;
     use core::ptr::{self, NonNull};
-    use kernel::page::{BorrowedPage, PAGE_SIZE};
+    use kernel::page::BorrowedPage;
 
     const LEN: usize = 28;
 
@@ -311,6 +393,49 @@ mod tests {
         assert!(sent.get(LEN..) == header.get(20..));
         // SAFETY: Gives the reference back, which nobody uses any more.
         unsafe { bindings::__free_pages(page.as_ptr(), 0) };
+        Ok(())
+    }
+
+    /// A piece in memory of `kmalloc`.
+    fn piece_of(bytes: &mut [u8]) -> bindings::bio_vec {
+        let mut piece = bindings::bio_vec::default();
+        // SAFETY: Behind the memory of `kmalloc` there is a `struct page`.
+        unsafe {
+            helpers::bvec_set_virt(&mut piece, bytes.as_mut_ptr().cast(), bytes.len() as u32)
+        };
+        piece
+    }
+
+    #[test]
+    fn slabs_are_copied_and_pages_kept() -> Result {
+        let mut headers = Headers::new()?;
+        let mut small = KVec::<u8>::from_elem(7, 512, GFP_KERNEL)?;
+        let mut large = KVec::<u8>::from_elem(8, 4 * PAGE_SIZE, GFP_KERNEL)?;
+        let mut slots = headers.slots();
+        let mut source = BvecSource::<8>::new(usize::MAX);
+        // A header, two pieces of slabs, and a header again.
+        assert!(source.push_header(&mut slots, &[1u8; LEN], 0));
+        assert!(source.pieces.push(piece_of(&mut small)));
+        assert!(source.pieces.push(piece_of(&mut large)));
+        assert!(source.push_header(&mut slots, &[2u8; LEN], 0));
+        let kinds = source.pieces.as_slice().iter().map(|p| uncounted(p).is_some());
+        assert!(kinds.eq([false, true, true, false]));
+        // What a socket would take in its calls, one after the other.
+        let mut copied = [const { MaybeUninit::uninit() }; 8];
+        for (drop_first, copy, len) in
+            [(0, false, LEN), (1, true, 512 + 4 * PAGE_SIZE), (3, false, LEN)]
+        {
+            let mut rest = BvecSource::<8>::new(usize::MAX);
+            for piece in source.pieces.as_slice().iter().skip(drop_first) {
+                assert!(rest.pieces.push(*piece));
+            }
+            // SAFETY: The iterator does not outlive `rest` and `copied`.
+            let iter = unsafe { rest.refcounted_iter(&mut copied) };
+            let kind = u32::from(iter.iter_type);
+            assert_eq!(kind == bindings::iter_type_ITER_KVEC, copy);
+            // SAFETY: Every iterator over vectors has a count.
+            assert_eq!(unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.count }, len);
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod module;
 pub(crate) mod module_param;
 pub(crate) mod net;
 pub(crate) mod ratelimit;
+pub(crate) mod sync;
 pub(crate) mod task;
 pub(crate) mod time;
 pub(crate) mod trace;

@@ -4,7 +4,11 @@
 //!
 //! C header: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
 
-use crate::kernel::bindings as helpers;
+use crate::kernel::{
+    bindings as helpers,
+    sync::wait::{WaitMode, WaitQueue, FOR_EVER},
+};
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     fmt,
@@ -53,6 +57,134 @@ impl Process {
     }
 }
 
+/// A thread, alive or not.
+///
+/// # Invariants
+///
+/// `pid` is the `struct pid` that `task` had when the value was made, and the value owns one
+/// reference to it.
+pub(crate) struct Thread {
+    task: ARef<Task>,
+    pid: NonNull<bindings::pid>,
+}
+
+// SAFETY: A task and a `struct pid` may be used and given back from any thread.
+unsafe impl Send for Thread {}
+// SAFETY: What a shared reference gives access to is constant, or read as a word, or a wait queue,
+// which has a lock of its own.
+unsafe impl Sync for Thread {}
+
+impl Thread {
+    /// The current thread. Does not sleep.
+    pub(crate) fn current() -> Self {
+        let task = ARef::from(&**current!());
+        // SAFETY: The current task is valid and has a pid, to which this takes a reference.
+        let pid = unsafe { bindings::get_task_pid(task.as_ptr(), bindings::pid_type_PIDTYPE_PID) };
+        // INVARIANT: The reference was taken just above.
+        Self {
+            // SAFETY: A task that runs has a pid.
+            pid: unsafe { NonNull::new_unchecked(pid) },
+            task,
+        }
+    }
+
+    /// Whether this is the current thread.
+    pub(crate) fn is_current(&self) -> bool {
+        self.task.as_ptr() == current!().as_ptr()
+    }
+
+    /// Whether the thread has exited. Does not sleep.
+    pub(crate) fn has_exited(&self) -> bool {
+        // SAFETY: The task is valid; C writes the word whole, and without a lock for readers.
+        unsafe { (&raw const (*self.task.as_ptr()).exit_state).read_volatile() != 0 }
+    }
+
+    /// The queue in which the exit of the thread is announced.
+    fn exits(&self) -> &WaitQueue {
+        // SAFETY: By the type invariant the `struct pid` is valid for as long as the value, and its
+        // queue is initialised with it.
+        unsafe { WaitQueue::from_raw(&raw mut (*self.pid.as_ptr()).wait_pidfd) }
+    }
+
+    /// Waits until the thread has exited or `enough` returns true; whoever makes that so calls
+    /// [`Self::wake`]. Returns whether the thread has exited.
+    ///
+    /// Context: may sleep; for kernel threads.
+    pub(crate) fn wait_for_exit(&self, mut enough: impl FnMut() -> bool) -> bool {
+        self.exits().wait_until(WaitMode::Idle, FOR_EVER, || {
+            self.has_exited() || enough()
+        });
+        self.has_exited()
+    }
+
+    /// Has those in [`Self::wait_for_exit`] look again. Others who wait for the exit, by a pidfd,
+    /// wake up for nothing. Does not sleep.
+    pub(crate) fn wake(&self) {
+        self.exits().wake_all();
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant there is a reference to give back.
+        unsafe { bindings::put_pid(self.pid.as_ptr()) };
+    }
+}
+
+/// Whether a signal is pending that the current task will act on when it returns to user space: one
+/// that kills it or that it has a handler for. A stop, a signal that it ignores, the freezer and a
+/// tracer wake a task, too, but are none.
+pub(crate) fn must_act_on_signal() -> bool {
+    let task = current!().as_ptr();
+    // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits. The
+    // words are read without `siglock`: others may add signals or change handlers meanwhile, and
+    // either answer is right for a signal that comes, or a handler that changes, just now.
+    unsafe {
+        let signal = (*task).signal;
+        let own = (&raw const (*task).pending.signal.sig).read_volatile();
+        let shared = (&raw const (*signal).shared_pending.signal.sig).read_volatile();
+        let blocked = (&raw const (*task).blocked.sig).read_volatile();
+        let bits = u64::BITS as usize;
+        let words = own.iter().zip(&shared).zip(&blocked);
+        let mut pending = words
+            .map(|((own, shared), blocked)| (own | shared) & !blocked)
+            .enumerate();
+        pending.any(|(nth, word)| {
+            (0..bits).filter(|bit| word & (1 << bit) != 0).any(|bit| {
+                let number = nth * bits + bit + 1;
+                let action = &raw const (*(*task).sighand).action;
+                let handler = (action.cast::<bindings::k_sigaction>().add(number - 1))
+                    .cast::<usize>()
+                    .read_volatile();
+                acts_on(number as u32, handler)
+            })
+        })
+    }
+}
+
+/// What `sa_handler` is for the default action, and to ignore the signal.
+const SIG_DFL: usize = 0;
+const SIG_IGN: usize = 1;
+
+/// Whether a task with this `handler` for a signal is killed by it or runs the handler.
+fn acts_on(signal: u32, handler: usize) -> bool {
+    match handler {
+        SIG_IGN => false,
+        SIG_DFL => !matches!(
+            signal,
+            bindings::SIGCONT
+                | bindings::SIGCHLD
+                | bindings::SIGWINCH
+                | bindings::SIGURG
+                | bindings::SIGSTOP
+                | bindings::SIGTSTP
+                | bindings::SIGTTIN
+                | bindings::SIGTTOU
+        ),
+        _ => true,
+    }
+}
+
 /// The command name of a task, in whatever encoding. What is printed of it is escaped.
 #[derive(Clone, Copy)]
 pub(crate) struct Comm([u8; COMM_LEN]);
@@ -70,5 +202,34 @@ impl fmt::Display for Comm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.0.split(|byte| *byte == 0).next().unwrap_or(&[]);
         fmt::Display::fmt(BStr::from_bytes(name), f)
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_task)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_a_task_acts_on() {
+        let handler = 0xffff_8000_0000_1000;
+        for signal in 1..=bindings::SIGRTMAX {
+            assert!(!acts_on(signal, SIG_IGN));
+            assert!(acts_on(signal, handler));
+        }
+        for signal in [bindings::SIGKILL, bindings::SIGTERM, bindings::SIGSEGV, 64] {
+            assert!(acts_on(signal, SIG_DFL));
+        }
+        for signal in [bindings::SIGSTOP, bindings::SIGTSTP, bindings::SIGCONT] {
+            assert!(!acts_on(signal, SIG_DFL));
+        }
+    }
+
+    #[test]
+    fn current_thread() {
+        let thread = Thread::current();
+        assert!(thread.is_current() && !thread.has_exited());
+        // Enough is enough, whether or not the thread exits.
+        assert!(!thread.wait_for_exit(|| true));
+        assert!(!must_act_on_signal());
     }
 }

@@ -3,14 +3,15 @@
 //! What users ask of a device, by ioctl or netlink: transitions of its configuration.
 
 use crate::{
-    device::{Device, Disk, Setup, State, LINGER_MS, PATIENCE_MS},
+    device::{Device, Disk, Setup, PATIENCE_MS},
     kernel::{
         block::MAX_TIMEOUT,
         mm::NoIo,
         net::socket::Socket,
-        task::Process, //
+        sync::wait::{WaitMode, Waited},
+        task::{Process, Thread},
+        time::{jiffies, jiffies_since}, //
     },
-    life::Reason,
     messages::Topic,
     params::Params,
     protocol::ClientFlags,
@@ -20,7 +21,7 @@ use crate::{
 };
 use kernel::{
     prelude::*,
-    sync::{Arc, CondVarTimeoutResult},
+    sync::Arc,
     time::msecs_to_jiffies, //
 };
 
@@ -127,8 +128,19 @@ impl Device {
         }
     }
 
-    /// Makes a session of the setup that ioctls have made, and starts it.
-    pub(crate) fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
+    /// Makes a session of the setup that ioctls have made, starts it and waits until it has ended.
+    /// Fails with `ERESTARTNOHAND` when the thread has to see to a signal that it does not act on;
+    /// when it comes back with this, it goes on waiting. May sleep.
+    pub(crate) fn run(&self, disk: &Disk) -> Result<i32> {
+        match self.come_back() {
+            Some(Ok(session)) => session.attend(),
+            Some(Err(reason)) => reason.result(),
+            None => self.start(disk)?.attend(),
+        }
+    }
+
+    fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
+        let thread = Arc::new(Thread::current(), GFP_KERNEL)?;
         let setup = {
             let mut config = self.config.lock();
             let openers = config.openers;
@@ -136,7 +148,7 @@ impl Device {
         };
         let setup = setup.map_err(|refusal| self.refuse(disk, "NBD_DO_IT", &refusal))?;
         let before = setup.params();
-        self.make_session(disk, setup, before, Origin::Ioctl)
+        self.make_session(disk, setup, before, Origin::Ioctl { thread })
     }
 
     /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise.
@@ -161,23 +173,29 @@ impl Device {
         &self,
         mut setup: Setup,
     ) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
-        let mut left = msecs_to_jiffies(PATIENCE_MS);
-        let mut config = self.config.lock();
+        let start = jiffies();
         loop {
-            let openers = config.openers;
             let refusal;
-            (refusal, setup) = match config.state.begin(setup, openers) {
-                Ok(begun) => return Ok(begun),
-                Err(refused) => refused,
+            (refusal, setup) = {
+                let mut config = self.config.lock();
+                let openers = config.openers;
+                match config.state.begin(setup, openers) {
+                    Ok(begun) => return Ok(begun),
+                    Err(refused) => refused,
+                }
             };
-            if !matches!(refusal, Refusal::Starting | Refusal::PreviousSession { .. }) {
+            if !matches!(
+                refusal,
+                Refusal::Starting | Refusal::PreviousSession { .. }
+            ) {
                 return Err((refusal, setup));
             }
-            match self.settled.wait_interruptible_timeout(&mut config, left) {
-                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
-                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => {
-                    return Err((refusal, setup));
-                }
+            let left = msecs_to_jiffies(PATIENCE_MS).saturating_sub(jiffies_since(start));
+            let waited = self.settled.wait_until(WaitMode::Killable, left, || {
+                !self.config.lock().state.is_held()
+            });
+            if waited != Waited::Done {
+                return Err((refusal, setup));
             }
         }
     }
@@ -196,23 +214,21 @@ impl Device {
         let started = Session::new(disk, setup, origin).and_then(|session| {
             // Nobody can end the session before its files are complete.
             *self.session.lock() = Some(session.clone());
-            session.publish().inspect_err(|_| {
-                session.stop(Reason::Requested);
-            })?;
+            session.publish().inspect_err(|_| session.stop_whole())?;
             Ok(session)
         });
         let started = started.and_then(|session| {
             let begun = session.begin(|| self.config.lock().state.started(params, session.clone()));
             // An end that began before its files were there has left them.
             begun.inspect_err(|_| {
-                session.stop(Reason::Requested);
+                session.stop_whole();
                 drop(session.published.lock().take());
             })?;
             Ok(session)
         });
         match started {
             Ok(session) => {
-                self.settled.notify_all();
+                self.settled.wake_all();
                 session.launch();
                 self.show_debug(disk);
                 Ok(session)
@@ -307,15 +323,15 @@ impl Device {
         });
     }
 
-    /// Ends the session, if there is one, and waits for a short while until others have closed the
-    /// device, so that it is free. Sleeps, for three seconds at most.
+    /// Ends the session, if there is one, and waits for a short while until others who have opened the
+    /// device just now have closed it, so that it is free. May sleep, for four seconds at most.
     pub(crate) fn disconnect(&self) -> Result<(), Refusal> {
         self.wait_if_starting();
         let session = self.config.lock().state.session()?;
         if let Some(session) = session {
-            session.disconnect();
+            session.disconnect_whole()?;
         }
-        self.wait_while(State::is_held, LINGER_MS);
+        self.wait_if_held();
         Ok(())
     }
 
@@ -323,7 +339,7 @@ impl Device {
     pub(crate) fn clear_setup(&self, disk: &Disk) {
         let setup = self.config.lock().state.clear();
         drop(setup);
-        self.settled.notify_all();
+        self.settled.wake_all();
         self.show_debug(disk);
     }
 }

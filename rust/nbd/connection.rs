@@ -1,130 +1,104 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One of a session's ways to the server: a link, or none until a reconnect brings one.
+//! A connection: a place in a session, with a link in it or none until a reconnect brings one.
 
 use crate::{
-    kernel::{
-        block::mq::{OwnedRequest, RequestList},
-        net::socket::Wait,
-        trace, //
-    },
-    life::Loss,
+    kernel::{block::mq::OwnedRequest, net::socket::Wait},
+    life::LinkError,
     link::Link,
-    protocol::encode_request,
     queue::Queue,
-    send::{Progress, Sender},
-    workers::Workers,
+    send::{Broken, Sent}, //
 };
-use core::mem;
 use kernel::{
     new_spinlock,
-    new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
         Arc, SpinLock,
     },
-    workqueue::{impl_has_work, Work, WorkItem}, //
+    time::{Instant, Monotonic}, //
 };
 
-/// Sends that a task makes for others before it hands them to the worker.
-const MAX_ROUNDS: u32 = 8;
+/// How long a link that its server wants to be left may take to come to its end, in milliseconds.
+const LEAVE_MS: i64 = 1000;
 
-/// A link with its sending side: what is queued, and who sends it. Dropping it has the server see
-/// the end of the stream once nobody uses the link any more.
-pub(crate) struct Channel {
-    link: Arc<Link>,
-    queue: RequestList<Queue>,
-    sender: Slot,
+/// The age of a link, in milliseconds, before which it is not told that its server wants it to be
+/// left: a server that says so on every new connection costs one reconnect in that time.
+const YOUNG_MS: i64 = 1000;
+
+/// A link that its server wants to be left. It gets no requests.
+struct Leaving {
+    /// `None` once the link has come to its end.
+    link: Option<Arc<Link>>,
+    since: Instant<Monotonic>,
+    /// When the link was made, if nobody was told yet that it is gone.
+    untold: Option<Instant<Monotonic>>,
 }
 
-impl Channel {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self {
-            sender: Slot::Ready(Sender::new(link.clone())),
-            link,
-            queue: RequestList::new(),
-        }
-    }
-
-    pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.link
+impl Leaving {
+    fn is_over(&self) -> bool {
+        self.link.is_none() && self.untold.is_none()
     }
 }
 
-/// The sending side.
-enum Tx {
-    Open(Channel),
-    /// The message that ends the connection is to be sent, or was: nothing is queued any more.
-    Closing(Channel),
-    Closed,
+/// What is due at a connection.
+#[derive(Default)]
+pub(crate) struct Due {
+    /// This link has had its time.
+    pub(crate) link: Option<Arc<Link>>,
+    /// User space is to be told about the loss of a link.
+    pub(crate) notify: bool,
+    /// When something is due next, in milliseconds.
+    pub(crate) next: Option<i64>,
 }
 
-/// Where the sender is.
-enum Slot {
-    /// Nobody sends.
-    Ready(Sender),
-    /// Whoever took it sends, and looks for more when done.
-    Busy,
-    /// The socket had no room: it waits for the worker.
-    Blocked(Sender),
+/// The links of a connection.
+struct Links {
+    /// The one that gets requests.
+    current: Option<Arc<Link>>,
+    leaving: Option<Leaving>,
+    /// The one that was current when the session began to end.
+    last: Option<Arc<Link>>,
 }
 
-impl Slot {
-    fn take_ready(&mut self) -> Option<Sender> {
-        match mem::replace(self, Self::Busy) {
-            Self::Ready(sender) => Some(sender),
-            other => {
-                *self = other;
-                None
-            }
-        }
-    }
-}
-
-/// What a sender does next.
-enum Next {
-    Send,
-    SendDisconnect,
-    Stop,
+/// Why a request could not be handed to a connection.
+pub(crate) enum PushError {
+    /// It takes no requests.
+    Closed(OwnedRequest<Queue>),
+    /// The request was taken, but the link is broken.
+    Broken(Arc<Link>, Broken),
 }
 
 /// A connection of a session.
 ///
-/// While it is open, requests are pushed to it and go out in order. Whoever closes it first has it
-/// counted as lost. A request that was pushed before that is seen by whoever looks through the
+/// A request that was pushed before its link was taken away is seen by whoever looks through the
 /// started requests afterwards, so that none is forgotten.
 #[pin_data]
 pub(crate) struct Connection {
     /// Its place in the session, for messages.
     index: u32,
-    workers: Arc<Workers>,
     /// Requests that had to be sent again elsewhere.
     replayed: Atomic<u64>,
     /// Why the last link was lost.
     #[pin]
-    last_loss: SpinLock<Option<Loss>>,
+    last_error: SpinLock<Option<LinkError>>,
     #[pin]
-    tx: SpinLock<Tx>,
-    #[pin]
-    send_work: Work<Connection>,
-}
-
-impl_has_work! {
-    impl HasWork<Connection> for Connection { self.send_work }
+    links: SpinLock<Links>,
 }
 
 impl Connection {
-    /// Makes an open connection. Sleeps.
-    pub(crate) fn new(index: u32, workers: &Arc<Workers>, channel: Channel) -> Result<Arc<Self>> {
+    /// Makes a connection with a link. May sleep.
+    pub(crate) fn new(index: u32, link: Arc<Link>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 index,
-                workers: workers.clone(),
                 replayed: Atomic::new(0),
-                last_loss <- new_spinlock!(None),
-                tx <- new_spinlock!(Tx::Open(channel)),
-                send_work <- new_work!("nbd_send"),
+                last_error <- new_spinlock!(None),
+                links <- new_spinlock!(Links {
+                    current: Some(link),
+                    leaving: None,
+                    last: None,
+                }),
             }),
             GFP_KERNEL,
         )
@@ -134,29 +108,35 @@ impl Connection {
         self.index
     }
 
-    /// The link, if the connection is not closed.
+    /// The link that gets requests, if there is one.
     pub(crate) fn link(&self) -> Option<Arc<Link>> {
-        match &*self.tx.lock() {
-            Tx::Open(channel) | Tx::Closing(channel) => Some(channel.link.clone()),
-            Tx::Closed => None,
-        }
+        self.links.lock().current.clone()
     }
 
     /// Whether requests can be pushed, for now.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(&*self.tx.lock(), Tx::Open(_))
+        let links = self.links.lock();
+        links.current.as_ref().is_some_and(|link| link.is_open())
+    }
+
+    /// Whether there is no link, so that a reconnect can bring one.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.links.lock().current.is_none()
     }
 
     /// Whether the connection is open and the server has nothing to do on it, as far as one can
     /// tell.
     pub(crate) fn is_idle(&self) -> bool {
-        match &*self.tx.lock() {
-            Tx::Open(channel) => {
-                channel.queue.is_empty()
-                    && matches!(channel.sender, Slot::Ready(_))
-                    && channel.link.traffic().all_replied()
-            }
-            Tx::Closing(_) | Tx::Closed => false,
+        let links = self.links.lock();
+        links.current.as_ref().is_some_and(|link| link.is_idle())
+    }
+
+    /// Whether nothing is in flight and the server was told that nothing follows, or there is no
+    /// server. May sleep.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self.link() {
+            Some(link) => link.is_disconnected() && !link.has_requests(),
+            None => true,
         }
     }
 
@@ -164,228 +144,223 @@ impl Connection {
         self.replayed.fetch_add(1, Relaxed);
     }
 
-    /// Remembers why a link was lost.
-    pub(crate) fn record(&self, loss: Loss) {
-        *self.last_loss.lock() = Some(loss);
-    }
-
     /// Why the last link was lost, if one was.
-    pub(crate) fn last_loss(&self) -> Option<Loss> {
-        *self.last_loss.lock()
-    }
-
-    /// How far the connection is, for people to read.
-    pub(crate) fn describe(&self) -> &'static str {
-        match &*self.tx.lock() {
-            Tx::Open(_) => "open",
-            Tx::Closing(_) => "closing",
-            Tx::Closed => "closed",
-        }
+    pub(crate) fn last_error(&self) -> Option<LinkError> {
+        *self.last_error.lock()
     }
 
     pub(crate) fn replayed(&self) -> u64 {
         self.replayed.load(Relaxed)
     }
 
-    /// Opens a closed connection again; hands the channel back if it is not closed.
-    pub(crate) fn open(&self, channel: Channel) -> Result<(), Channel> {
-        let mut tx = self.tx.lock();
-        match &*tx {
-            Tx::Closed => {
-                *tx = Tx::Open(channel);
-                Ok(())
-            }
-            Tx::Open(_) | Tx::Closing(_) => Err(channel),
+    /// How far the connection is, and its link, for people to read.
+    pub(crate) fn describe(&self) -> (&'static str, Option<Arc<Link>>) {
+        let links = self.links.lock();
+        if let Some(link) = &links.current {
+            return (link.describe(), Some(link.clone()));
+        }
+        match &links.leaving {
+            Some(Leaving { link: Some(link), .. }) => ("leaving", Some(link.clone())),
+            _ => ("closed", None),
         }
     }
 
-    /// Queues a request. With `last`, it is sent at once, with all that were queued before;
-    /// otherwise [`Self::flush`] must follow. Hands the request back if the connection is closed.
-    /// Sleeps, but never for the peer.
-    pub(crate) fn push(
-        self: &Arc<Self>,
-        mut rq: OwnedRequest<Queue>,
-        cookie: u32,
-        last: bool,
-    ) -> Result<(), OwnedRequest<Queue>> {
-        let mut header = encode_request(&rq, cookie);
-        let sender = match &mut *self.tx.lock() {
-            Tx::Open(channel) => {
-                rq.data().set_link(&channel.link);
-                trace::nbd_send_request(&mut header, || rq.disk().data().index(), &rq);
-                rq.set_header(header);
-                channel.queue.push_back(rq.publish(cookie));
-                if last {
-                    channel.sender.take_ready()
-                } else {
-                    None
-                }
-            }
-            Tx::Closing(_) | Tx::Closed => return Err(rq),
-        };
-        if let Some(sender) = sender {
-            self.run(sender, Wait::No);
+    /// Puts a link into its place; hands it back if there is one.
+    pub(crate) fn open(&self, link: Arc<Link>) -> Result<(), Arc<Link>> {
+        let mut links = self.links.lock();
+        if links.current.is_some() {
+            return Err(link);
         }
+        links.current = Some(link);
         Ok(())
     }
 
-    /// Sends what is queued, unless somebody does already.
-    pub(crate) fn flush(self: &Arc<Self>) {
-        let sender = match &mut *self.tx.lock() {
-            Tx::Open(channel) if channel.queue.is_empty() => None,
-            Tx::Open(channel) | Tx::Closing(channel) => channel.sender.take_ready(),
-            Tx::Closed => None,
-        };
-        if let Some(sender) = sender {
-            self.run(sender, Wait::No);
-        }
-    }
-
-    /// Queues no more requests, and tells the server so after those that are queued.
-    pub(crate) fn say_goodbye(self: &Arc<Self>) {
-        {
-            let mut tx = self.tx.lock();
-            *tx = match mem::replace(&mut *tx, Tx::Closed) {
-                Tx::Open(channel) => Tx::Closing(channel),
-                other => other,
+    /// Queues a request. With `last`, it is sent at once, with all that were queued before;
+    /// otherwise [`Self::flush`] follows.
+    ///
+    /// Context: may sleep, but never for the peer.
+    pub(crate) fn push(
+        &self,
+        rq: OwnedRequest<Queue>,
+        cookie: u32,
+        last: bool,
+    ) -> Result<Sent, PushError> {
+        let (link, sender) = {
+            let links = self.links.lock();
+            let Some(link) = &links.current else {
+                return Err(PushError::Closed(rq));
             };
-        }
-        self.flush();
-    }
-
-    /// Takes the channel away, if it is `link`'s: nothing is sent on it any more. The caller shuts
-    /// the socket down, which ends the receiver. Does not sleep.
-    pub(crate) fn close(&self, link: &Link) -> Option<Channel> {
-        let mut tx = self.tx.lock();
-        match &*tx {
-            Tx::Open(channel) | Tx::Closing(channel)
-                if channel.link.generation() == link.generation() => {}
-            _ => return None,
-        }
-        match mem::replace(&mut *tx, Tx::Closed) {
-            Tx::Open(channel) | Tx::Closing(channel) => Some(channel),
-            Tx::Closed => None,
-        }
-    }
-
-    /// Closes the connection for good: the caller makes sure that none opens it again. Sleeps only
-    /// for the socket's lock.
-    pub(crate) fn shut(&self) {
-        let old = mem::replace(&mut *self.tx.lock(), Tx::Closed);
-        if let Tx::Open(channel) | Tx::Closing(channel) = old {
-            channel.link.socket().shutdown();
-        }
-    }
-
-    /// Sends with `sender` until there is nothing more to send, the socket has no room, or the
-    /// link is closed.
-    fn run(self: &Arc<Self>, mut sender: Sender, wait: Wait) {
-        let mut rounds = 0;
-        loop {
-            rounds += 1;
-            let next;
-            (next, sender) = match self.next(sender, wait, rounds) {
-                Some(next) => next,
-                None => return,
-            };
-            let result = match next {
-                Next::Send => sender.send(wait),
-                Next::SendDisconnect => {
-                    sender.send_disconnect();
-                    return;
-                }
-                Next::Stop => return,
-            };
-            match result {
-                Ok(Progress::Done) => {}
-                Ok(Progress::Blocked) => {
-                    self.hand_over(sender);
-                    return;
-                }
-                Err(error) => {
-                    // What the sender holds must be published until the session has looked.
-                    sender.link().lose(Loss::Send(error));
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Finds out what `sender` does next; gives it away when that is nothing.
-    fn next(
-        self: &Arc<Self>,
-        mut sender: Sender,
-        wait: Wait,
-        rounds: u32,
-    ) -> Option<(Next, Sender)> {
-        let mut tx = self.tx.lock();
-        let (channel, closing) = match &mut *tx {
-            Tx::Open(channel) => (channel, false),
-            Tx::Closing(channel) => (channel, true),
-            Tx::Closed => {
-                drop(tx);
-                return Some((Next::Stop, sender));
+            // Under the lock: whoever takes the link away finds the request published.
+            match link.queue(rq, cookie, last) {
+                Ok(Some(sender)) => (link.clone(), sender),
+                Ok(None) => return Ok(Sent::Requests),
+                Err(rq) => return Err(PushError::Closed(rq)),
             }
         };
-        if !sender.is_for(&channel.link) {
-            drop(tx);
-            return Some((Next::Stop, sender));
-        }
-        if sender.is_idle() {
-            if channel.queue.is_empty() {
-                if closing {
-                    return Some((Next::SendDisconnect, sender));
-                }
-                channel.sender = Slot::Ready(sender);
-                return None;
-            }
-            sender.load(channel.queue.take());
-        }
-        if wait == Wait::No && rounds > MAX_ROUNDS {
-            channel.sender = Slot::Blocked(sender);
-            let _ = self.workers.senders.enqueue(self.clone());
-            return None;
-        }
-        Some((Next::Send, sender))
+        link.run(sender, Wait::No)
+            .map_err(|broken| PushError::Broken(link, broken))
     }
 
-    /// Leaves `sender` to the worker, who may wait.
-    fn hand_over(self: &Arc<Self>, sender: Sender) {
-        let mut tx = self.tx.lock();
-        match &mut *tx {
-            Tx::Open(channel) | Tx::Closing(channel) if sender.is_for(&channel.link) => {
-                channel.sender = Slot::Blocked(sender);
-                // Under the lock, so that no work is queued once the connection is closed. If it
-                // is queued already, it will find the sender.
-                let _ = self.workers.senders.enqueue(self.clone());
+    /// Sends what is queued, unless somebody does already. May sleep, but never for the peer.
+    pub(crate) fn flush(&self) -> Result<Sent, PushError> {
+        let (link, sender) = {
+            let links = self.links.lock();
+            let Some(link) = &links.current else {
+                return Ok(Sent::Requests);
+            };
+            match link.take_sender() {
+                Some(sender) => (link.clone(), sender),
+                None => return Ok(Sent::Requests),
             }
-            _ => {
-                drop(tx);
-                drop(sender);
+        };
+        link.run(sender, Wait::No)
+            .map_err(|broken| PushError::Broken(link, broken))
+    }
+
+    /// Takes `link` away, if it is the one that gets requests, and remembers why it is lost. Whether
+    /// it was. Does not sleep.
+    pub(crate) fn lose(&self, link: &Link, error: LinkError) -> bool {
+        let taken = {
+            let mut links = self.links.lock();
+            match &links.current {
+                Some(current) if current.is(link) => links.current.take(),
+                _ => None,
+            }
+        };
+        if taken.is_some() {
+            *self.last_error.lock() = Some(error);
+        }
+        taken.is_some()
+    }
+
+    /// As [`Self::lose`] with a link that its server wants to be left, but the link goes on without
+    /// new requests until [`Self::left`], or until its time is over. The caller tells about the loss
+    /// now if this says so.
+    ///
+    /// Returns `None` if it was not the one that gets requests. Hands an earlier one that is being
+    /// left back, to be closed by the caller.
+    pub(crate) fn leave(&self, link: &Link) -> Option<Left> {
+        let left = {
+            let mut links = self.links.lock();
+            match &links.current {
+                Some(current) if current.is(link) => {}
+                _ => return None,
+            }
+            let link = links.current.take();
+            let made = link.as_ref().map(|link| link.made());
+            let young = made.filter(|made| made.elapsed().as_millis() < YOUNG_MS);
+            let earlier = links.leaving.replace(Leaving {
+                link,
+                since: Instant::now(),
+                untold: young,
+            });
+            let untold = earlier.as_ref().is_some_and(|e| e.untold.is_some());
+            Left {
+                notify: u32::from(young.is_none()) + u32::from(untold),
+                earlier: earlier.and_then(|earlier| earlier.link),
+            }
+        };
+        *self.last_error.lock() = Some(LinkError::ShuttingDown);
+        Some(left)
+    }
+
+    /// `link` has come to its end. Does not sleep.
+    pub(crate) fn left(&self, link: &Link) {
+        let _link = {
+            let mut links = self.links.lock();
+            let leaving = links.leaving.as_mut();
+            let gone = leaving.and_then(|leaving| match &leaving.link {
+                Some(one) if one.is(link) => leaving.link.take(),
+                _ => None,
+            });
+            if links.leaving.as_ref().is_some_and(Leaving::is_over) {
+                links.leaving = None;
+            }
+            gone
+        };
+    }
+
+    /// Whether a link of this generation is being left.
+    pub(crate) fn is_leaving(&self, generation: u64) -> bool {
+        match &self.links.lock().leaving {
+            Some(Leaving { link: Some(link), .. }) => link.generation() == generation,
+            _ => false,
+        }
+    }
+
+    /// What is due now, and when something is next. Does not sleep.
+    pub(crate) fn due(&self) -> Due {
+        let mut due = Due::default();
+        let mut links = self.links.lock();
+        let Some(leaving) = &mut links.leaving else {
+            return due;
+        };
+        let mut wait = |left: i64| {
+            if left > 0 {
+                due.next = Some(due.next.map_or(left, |next| next.min(left)));
+            }
+            left > 0
+        };
+        if leaving.link.is_some() && !wait(LEAVE_MS - leaving.since.elapsed().as_millis()) {
+            due.link = leaving.link.take();
+        }
+        if let Some(made) = leaving.untold {
+            if !wait(YOUNG_MS - made.elapsed().as_millis()) {
+                leaving.untold = None;
+                due.notify = true;
             }
         }
+        if leaving.is_over() {
+            links.leaving = None;
+        }
+        due
+    }
+
+    /// Closes the connection for good: the caller makes sure that none opens it again. A link that is
+    /// being left is closed with it unless it may take its `time`. Returns how many losses were not
+    /// told about yet. Does not sleep.
+    pub(crate) fn shut(&self, time: bool) -> u32 {
+        let (current, leaving, untold) = {
+            let mut links = self.links.lock();
+            let current = links.current.take();
+            links.last = current.clone();
+            let mut leaving = None;
+            let mut untold = 0;
+            if let Some(one) = &mut links.leaving {
+                untold = u32::from(one.untold.take().is_some());
+                if !time {
+                    leaving = one.link.take();
+                }
+            }
+            if links.leaving.as_ref().is_some_and(Leaving::is_over) {
+                links.leaving = None;
+            }
+            (current, leaving, untold)
+        };
+        for link in [current, leaving].into_iter().flatten() {
+            drop(link.close());
+            link.shut_down();
+        }
+        untold
+    }
+
+    /// Whether the end of the session waits for a call of the last link's socket.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let links = self.links.lock();
+        links.last.as_ref().is_some_and(|link| !link.is_shut())
+    }
+
+    /// Lets go of the link that the session ended with. Does not sleep.
+    pub(crate) fn forget(&self) {
+        let last = self.links.lock().last.take();
+        drop(last);
     }
 }
 
-impl WorkItem for Connection {
-    type Pointer = Arc<Self>;
-
-    /// Goes on sending where a task found no room.
-    fn run(this: Arc<Self>) {
-        let sender = match &mut *this.tx.lock() {
-            Tx::Open(channel) | Tx::Closing(channel) => {
-                match mem::replace(&mut channel.sender, Slot::Busy) {
-                    Slot::Blocked(blocked) => Some(blocked),
-                    other => {
-                        channel.sender = other;
-                        None
-                    }
-                }
-            }
-            Tx::Closed => None,
-        };
-        if let Some(sender) = sender {
-            Connection::run(&this, sender, Wait::Some);
-        }
-    }
+/// What follows when a link is left.
+pub(crate) struct Left {
+    /// So many losses are to be told about now.
+    pub(crate) notify: u32,
+    /// To be closed.
+    pub(crate) earlier: Option<Arc<Link>>,
 }

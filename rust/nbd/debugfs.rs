@@ -12,7 +12,6 @@ use crate::{
     protocol::Flags,
     NbdModule, //
 };
-use core::cell::Cell;
 use kernel::{
     fmt,
     prelude::*,
@@ -91,31 +90,26 @@ fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         return Ok(());
     };
     for connection in session.connections() {
-        write!(f, "{}: {}", connection.index(), connection.describe())?;
-        if let Some(link) = &connection.link() {
-            let in_flight = Cell::new(0);
-            disk.for_each_started(|rq| {
-                if rq.published(|data| data.is_on(link)) == Some(true) {
-                    in_flight.set(in_flight.get() + 1);
-                }
-            });
+        let (state, link) = connection.describe();
+        write!(f, "{}: {}", connection.index(), state)?;
+        if let Some(link) = link {
             f.write_fmt(fmt!(
                 " generation {} local {} peer {} from {} ({}) requests {} in-flight {} sent {} \
                  received {}",
                 link.generation(),
                 Address(link.socket().local_addr()),
                 Address(link.socket().peer_addr()),
-                link.giver().pid(),
-                link.giver().comm(),
+                link.added_by().pid(),
+                link.added_by().comm(),
                 link.traffic().requests(),
-                in_flight.get(),
+                link.in_flight(),
                 link.traffic().sent(),
                 link.traffic().received(),
             ))?;
         }
         write!(f, " replayed {}", connection.replayed())?;
-        match connection.last_loss() {
-            Some(loss) => f.write_fmt(fmt!(" last-error {loss}\n"))?,
+        match connection.last_error() {
+            Some(error) => f.write_fmt(fmt!(" last-error {error}\n"))?,
             None => writeln!(f, " last-error none")?,
         }
     }

@@ -28,9 +28,12 @@ use crate::{
     kernel::{
         block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
         net::socket::Socket,
-        task::{Comm, Process},
+        sync::wait::{new_wait_queue, WaitMode, WaitQueue},
+        task::{Comm, Process, Thread},
+        time::{jiffies, jiffies_since},
         workqueue::OwnedQueue, //
     },
+    life::Reason,
     messages::{Messages, Topic},
     params::Params,
     refusal::Refusal,
@@ -40,18 +43,17 @@ use crate::{
 };
 use kernel::{
     fmt,
-    new_condvar,
     new_mutex,
     new_spinlock,
     new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc, CondVar, CondVarTimeoutResult, Mutex, SpinLock,
+        Arc, Mutex, SpinLock,
     },
     task::Pid,
-    time::msecs_to_jiffies,
-    workqueue::{impl_has_work, Work, WorkItem}, //
+    time::{msecs_to_jiffies, Jiffies},
+    workqueue::{impl_has_work, Work}, //
 };
 
 /// The block layer's side of a device.
@@ -114,8 +116,30 @@ impl Endpoint for Socket {
 pub(crate) struct Config {
     /// Who has the device or a partition of it open.
     pub(crate) openers: u32,
+    /// When the device was opened last, in jiffies.
+    opened: Jiffies,
     pub(crate) state: State,
+    /// The thread that was away from `NBD_DO_IT` when its session ended, and why that did.
+    unclaimed: Option<(Arc<Thread>, Reason)>,
 }
+
+impl Config {
+    /// One more has the device open.
+    pub(crate) fn open(&mut self) {
+        self.openers += 1;
+        self.opened = jiffies();
+    }
+
+    /// Whether those who hold the device may be there for a moment only, as udev is.
+    fn is_held_for_a_moment(&self) -> bool {
+        let held = self.openers > 0 && self.state.is_stopped();
+        self.state.is_held() && (!held || jiffies_since(self.opened) < msecs_to_jiffies(MOMENT_MS))
+    }
+}
+
+/// The longest time for which programs that look at every device hold it, in milliseconds.
+const MOMENT_MS: u32 = 1000;
+
 
 /// A device.
 #[pin_data]
@@ -128,7 +152,7 @@ pub(crate) struct Device {
     pub(crate) session: SpinLock<Option<Arc<Session>>>,
     /// A device is not starting, or not held after its session, any more.
     #[pin]
-    pub(crate) settled: CondVar,
+    pub(crate) settled: WaitQueue,
     devices: Arc<Devices>,
     /// There while the device is not idle.
     #[pin]
@@ -139,13 +163,17 @@ pub(crate) struct Device {
     requests_sent: Atomic<u32>,
     /// Removes the device.
     #[pin]
-    remove_work: Work<Device>,
+    remove_work: Work<Device, 0>,
+    /// Drops the device where the unloading of the module waits for it.
+    #[pin]
+    free_work: Work<Device, 1>,
     /// Last.
     _alive: AliveMark,
 }
 
 impl_has_work! {
-    impl HasWork<Device> for Device { self.remove_work }
+    impl HasWork<Device, 0> for Device { self.remove_work }
+    impl HasWork<Device, 1> for Device { self.free_work }
 }
 
 impl Device {
@@ -161,16 +189,19 @@ impl Device {
                 index,
                 config <- new_mutex!(Config {
                     openers: 0,
+                    opened: 0,
                     state: State::Idle(Params::default()),
+                    unclaimed: None,
                 }),
                 session <- new_spinlock!(None),
-                settled <- new_condvar!(),
+                settled <- new_wait_queue!("nbd_device"),
                 devices: devices.clone(),
                 debug <- new_mutex!(None),
                 messages <- Messages::new(),
                 links_made: Atomic::new(0),
                 requests_sent: Atomic::new(0),
                 remove_work <- new_work!("nbd_remove"),
+                free_work <- new_work!("nbd_free"),
                 _alive: devices.mark(),
             }),
             GFP_KERNEL,
@@ -245,20 +276,43 @@ impl Device {
         self.config.lock().state.running().map(|(_, params)| params)
     }
 
-    /// Waits for a short while if somebody starts or cleans the device. Sleeps.
+    /// Waits for a short while if somebody starts or cleans the device. May sleep.
     pub(crate) fn wait_if_starting(&self) {
-        self.wait_while(State::is_starting, PATIENCE_MS);
+        self.wait_while(|config| config.state.is_starting(), PATIENCE_MS);
     }
 
-    /// Waits until the state is not so any more, for so many milliseconds at most. Sleeps.
-    pub(crate) fn wait_while(&self, is_so: impl Fn(&State) -> bool, patience: u32) {
-        let mut left = msecs_to_jiffies(patience);
+    /// Waits for a short while until the device is free, if who holds it may not have it for long.
+    /// May sleep.
+    pub(crate) fn wait_if_held(&self) {
+        self.wait_while(Config::is_held_for_a_moment, LINGER_MS);
+    }
+
+    /// Waits until the configuration is not so any more, for so many milliseconds at most, or until
+    /// the task is killed. May sleep.
+    fn wait_while(&self, is_so: impl Fn(&Config) -> bool, patience: u32) {
+        let patience = msecs_to_jiffies(patience);
+        self.settled
+            .wait_until(WaitMode::Killable, patience, || !is_so(&self.config.lock()));
+    }
+
+    /// The session that the current thread has left for a while to see to a signal, or why that has
+    /// ended meanwhile.
+    pub(crate) fn come_back(&self) -> Option<Result<Arc<Session>, Reason>> {
         let mut config = self.config.lock();
-        while is_so(&config.state) {
-            match self.settled.wait_interruptible_timeout(&mut config, left) {
-                CondVarTimeoutResult::Woken { jiffies } => left = jiffies,
-                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => break,
+        if let Ok(Some(session)) = config.state.session() {
+            if session.come_back() {
+                return Some(Ok(session));
             }
+        }
+        match &config.unclaimed {
+            Some((thread, reason)) if thread.is_current() => {
+                let reason = *reason;
+                let thread = config.unclaimed.take();
+                drop(config);
+                drop(thread);
+                Some(Err(reason))
+            }
+            _ => None,
         }
     }
 
@@ -333,14 +387,16 @@ impl Device {
     pub(crate) fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
         // The task in `NBD_DO_IT`.
         let own = u32::from(!session.is_of_netlink());
-        let session = {
+        let (session, _unclaimed) = {
             let mut config = self.config.lock();
+            let unclaimed = session.end_attendance();
+            let unclaimed = core::mem::replace(&mut config.unclaimed, unclaimed);
             // Others still see the size that they opened the device with, and get errors: without a
             // size they would read the end of the device.
             if config.openers <= own {
                 disk.set_capacity(0);
             }
-            config.state.stopped()
+            (config.state.stopped(), unclaimed)
         };
         self.retire(disk, 0);
         session
@@ -370,7 +426,7 @@ impl Device {
             if leaves {
                 // Under the lock: whoever sees a device leave waits for the worker. It cannot be
                 // queued already: a device begins to leave once.
-                let _ = self.workers().enqueue(Arc::from(disk.data()));
+                let _ = self.workers().enqueue::<Arc<Self>, 0>(Arc::from(disk.data()));
             }
             leaves
         };
@@ -378,7 +434,7 @@ impl Device {
             self.show_debug(disk);
             disk.notify_change();
         }
-        self.settled.notify_all();
+        self.settled.wake_all();
     }
 
     /// Has a debugfs directory while there is something to say about the device. Sleeps.
@@ -391,15 +447,19 @@ impl Device {
             *debug = debugfs::show(self.devices.debug(), disk).ok();
         }
     }
-}
 
-impl WorkItem for Device {
-    type Pointer = Arc<Self>;
-
-    /// Removes the device.
-    fn run(this: Arc<Self>) {
+    /// Takes the device away. May sleep.
+    pub(crate) fn remove(&self) {
         // Before there can be another of the same name.
-        *this.debug.lock() = None;
-        this.devices.remove(this.index);
+        *self.debug.lock() = None;
+        self.devices.remove(self.index);
+    }
+
+    /// Drops what the last user of the disk has left, where the unloading of the module waits for
+    /// it. Does not sleep.
+    pub(crate) fn free(self: Arc<Self>) {
+        let devices = self.devices.clone();
+        // It cannot be queued already: a disk is freed once.
+        let _ = devices.workers().enqueue::<Arc<Self>, 1>(self);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     state::LastClose,
     NbdModule, //
 };
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::Arc};
 
 /// What user space can do to a device.
 pub(crate) struct DiskOps;
@@ -29,7 +29,7 @@ impl DiskOperations for DiskOps {
         if config.state.is_stopped() && crate::partitions() {
             disk.need_partition_scan();
         }
-        config.openers += 1;
+        config.open();
         Ok(())
     }
 
@@ -48,12 +48,20 @@ impl DiskOperations for DiskOps {
             LastClose::Nothing => {}
             LastClose::Drop(setup) => {
                 drop(setup);
-                device.settled.notify_all();
+                device.settled.wake_all();
                 device.show_debug(disk);
             }
             LastClose::Clean(params) => device.finish(disk, params),
-            LastClose::Disconnect(session) => session.disconnect(),
+            LastClose::Disconnect(session) => {
+                if let Err(refusal) = session.disconnect_whole() {
+                    device.refuse(disk, "a quick close", &refusal);
+                }
+            }
         }
+    }
+
+    fn free(device: Arc<Device>) {
+        device.free();
     }
 
     fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {

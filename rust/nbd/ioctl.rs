@@ -53,19 +53,20 @@ pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
         SET_FLAGS => device.update(disk, "NBD_SET_FLAGS", |p| {
             Ok(p.with_flags(Flags::new(arg as u32)))
         })?,
-        DO_IT => {
-            let session = device.start(disk)?;
-            return session.wait().result();
-        }
+        DO_IT => return device.run(disk),
         DISCONNECT => {
             if let Some(session) = device.running(disk, "NBD_DISCONNECT")? {
-                session.disconnect();
+                session
+                    .disconnect()
+                    .map_err(|refusal| device.refuse(disk, "NBD_DISCONNECT", &refusal))?;
             }
         }
         CLEAR_SOCK => {
             match device.running(disk, "NBD_CLEAR_SOCK")? {
                 Some(session) => {
-                    session.stop(Reason::Requested);
+                    session
+                        .stop(Reason::Requested)
+                        .map_err(|refusal| device.refuse(disk, "NBD_CLEAR_SOCK", &refusal))?;
                 }
                 None => device.clear_setup(disk),
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How far a session is, and why it comes to its end.
+//! The states of a session, and why it comes to its end.
 
 use kernel::{
     fmt,
@@ -37,20 +37,34 @@ impl fmt::Display for ReceiveError {
     }
 }
 
-/// Why a connection was lost.
+/// Why a connection lost its link.
 #[derive(Clone, Copy)]
-pub(crate) enum Loss {
+pub(crate) enum LinkError {
     Receive(ReceiveError),
     Send(Error),
     TimedOut,
+    /// The server refused a request because it is going away.
+    ShuttingDown,
 }
 
-impl fmt::Display for Loss {
+impl LinkError {
+    /// Why a session ends whose last connection was lost by this.
+    fn reason(self) -> Reason {
+        match self {
+            Self::TimedOut => Reason::TimedOut,
+            Self::ShuttingDown => Reason::ShuttingDown,
+            Self::Receive(_) | Self::Send(_) => Reason::Lost,
+        }
+    }
+}
+
+impl fmt::Display for LinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Receive(error) => error.fmt(f),
             Self::Send(error) => write!(f, "send failed ({})", error.to_errno()),
             Self::TimedOut => f.write_str("timed out"),
+            Self::ShuttingDown => f.write_str("the server is shutting down"),
         }
     }
 }
@@ -62,9 +76,11 @@ pub(crate) enum Reason {
     Lost,
     /// The last connection was lost because the server took too long.
     TimedOut,
+    /// The server of the last connection is going away.
+    ShuttingDown,
     /// A user asked for it.
     Requested,
-    /// The task that runs the session got a signal.
+    /// The task that runs the session got a signal that it acts on, or has exited.
     Interrupted,
 }
 
@@ -74,6 +90,8 @@ impl Reason {
         match self {
             Self::Lost | Self::Requested => Ok(0),
             Self::TimedOut => Err(ETIMEDOUT),
+            // Clients that connect again do so after an error only.
+            Self::ShuttingDown => Err(EIO),
             Self::Interrupted => Err(EINTR),
         }
     }
@@ -82,14 +100,26 @@ impl Reason {
         match self {
             Self::Lost => "all connections were lost",
             Self::TimedOut => "the server took too long",
+            Self::ShuttingDown => "the server is shutting down",
             Self::Requested => "disconnected on request",
             Self::Interrupted => "its task got a signal",
         }
     }
 }
 
-/// Where a session is in its life.
-pub(crate) enum Life {
+/// What a session does when its last connection is lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LastLost {
+    End,
+    /// Requests wait for a reconnect.
+    Wait,
+    /// Requests fail until a reconnect.
+    Fail,
+}
+
+/// The state of a session.
+#[derive(Clone, Copy)]
+pub(crate) enum SessionState {
     /// So many connections are open: at least one.
     Live(u32),
     /// None is open. Requests wait for a new one, for as long as the parameters say after the first
@@ -97,10 +127,300 @@ pub(crate) enum Life {
     Waiting(Option<Instant<Monotonic>>),
     /// None is open, and requests fail; a reconnect may bring one.
     Dead,
-    /// So many connections are open, and the servers were told to close them.
-    Goodbye(u32),
+    /// So many connections are open. The servers were told then that nothing follows.
+    Disconnecting(u32, Instant<Monotonic>),
     /// The end is being made.
     Ending(Reason),
     /// All connections are closed, all requests finished.
     Ended(Reason),
+}
+
+/// What [`SessionState::lose`] says of the loss.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// So many connections are left, and users are told.
+    Left(u32),
+    /// The session ends as somebody wants.
+    Wanted,
+}
+
+impl SessionState {
+    /// A connection has lost its link. Returns whether that is news, and why the session ends if it
+    /// does: the caller begins that.
+    pub(crate) fn lose(&mut self, error: LinkError, last: LastLost) -> (Lost, Option<Reason>) {
+        match *self {
+            Self::Live(open) => {
+                let left = open.saturating_sub(1);
+                let mut end = None;
+                match (left, last) {
+                    (1.., _) => *self = Self::Live(left),
+                    (0, LastLost::End) => end = Some(error.reason()),
+                    (0, LastLost::Wait) => *self = Self::Waiting(None),
+                    (0, LastLost::Fail) => *self = Self::Dead,
+                }
+                (Lost::Left(left), end)
+            }
+            Self::Disconnecting(open, since) => match open.saturating_sub(1) {
+                0 => (Lost::Wanted, Some(Reason::Requested)),
+                left => {
+                    *self = Self::Disconnecting(left, since);
+                    (Lost::Wanted, None)
+                }
+            },
+            Self::Waiting(_) | Self::Dead | Self::Ending(_) | Self::Ended(_) => {
+                (Lost::Wanted, None)
+            }
+        }
+    }
+
+    /// Whether a reconnect may bring a connection.
+    pub(crate) fn takes_links(&self) -> bool {
+        matches!(self, Self::Live(_) | Self::Waiting(_) | Self::Dead)
+    }
+
+    /// A reconnect has brought a connection, which [`Self::takes_links`] allowed.
+    pub(crate) fn reconnect(&mut self) {
+        match *self {
+            Self::Live(open) => *self = Self::Live(open + 1),
+            Self::Waiting(_) | Self::Dead => *self = Self::Live(1),
+            Self::Disconnecting(..) | Self::Ending(_) | Self::Ended(_) => {}
+        }
+    }
+
+    /// A user wants the session to end when its servers have heard. Returns whether it must end at
+    /// once, since there is none; the caller begins that.
+    pub(crate) fn start_disconnect(&mut self, now: Instant<Monotonic>) -> bool {
+        match *self {
+            Self::Live(open) => *self = Self::Disconnecting(open, now),
+            Self::Waiting(_) | Self::Dead => return true,
+            Self::Disconnecting(..) | Self::Ending(_) | Self::Ended(_) => {}
+        }
+        false
+    }
+
+    /// The end begins, once; whether it does by this call. The caller has it made.
+    pub(crate) fn begin_end(&mut self, reason: Reason) -> bool {
+        let begins = !self.is_ending();
+        if begins {
+            *self = Self::Ending(reason);
+        }
+        begins
+    }
+
+    /// The end is made. Returns why it was.
+    pub(crate) fn end(&mut self) -> Option<Reason> {
+        match *self {
+            Self::Ending(reason) => {
+                *self = Self::Ended(reason);
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+
+    /// Requests have waited for long enough. Whether they did.
+    pub(crate) fn give_up(&mut self) -> bool {
+        let waits = matches!(self, Self::Waiting(_));
+        if waits {
+            *self = Self::Dead;
+        }
+        waits
+    }
+
+    /// Whether the end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self, Self::Ending(_) | Self::Ended(_))
+    }
+
+    /// Why the end is being made, if it is.
+    pub(crate) fn ending(&self) -> Option<Reason> {
+        match self {
+            Self::Ending(reason) => Some(*reason),
+            _ => None,
+        }
+    }
+
+    /// Why the session has ended, if it has.
+    pub(crate) fn ended(&self) -> Option<Reason> {
+        match self {
+            Self::Ended(reason) => Some(*reason),
+            _ => None,
+        }
+    }
+
+    /// How far the session is, for people to read.
+    pub(crate) fn describe(&self) -> &'static str {
+        match self {
+            Self::Live(_) => "running",
+            Self::Waiting(_) => "waiting for a connection",
+            Self::Dead => "without connection",
+            Self::Disconnecting(..) => "disconnecting",
+            Self::Ending(_) | Self::Ended(_) => "ending",
+        }
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_session_state)]
+mod tests {
+    use super::*;
+
+    const ERROR: LinkError = LinkError::TimedOut;
+
+    /// Each state, with its name; two of those that count connections.
+    fn states() -> [(&'static str, SessionState); 9] {
+        let now = Instant::now();
+        [
+            ("live 1", SessionState::Live(1)),
+            ("live 2", SessionState::Live(2)),
+            ("waiting", SessionState::Waiting(None)),
+            ("waiting since", SessionState::Waiting(Some(now))),
+            ("dead", SessionState::Dead),
+            ("disconnecting 1", SessionState::Disconnecting(1, now)),
+            ("disconnecting 2", SessionState::Disconnecting(2, now)),
+            ("ending", SessionState::Ending(Reason::Requested)),
+            ("ended", SessionState::Ended(Reason::Requested)),
+        ]
+    }
+
+    /// What can be told apart of a state.
+    fn name(state: &SessionState) -> &'static str {
+        match state {
+            SessionState::Live(1) => "live 1",
+            SessionState::Live(2) => "live 2",
+            SessionState::Live(_) => "live 3",
+            SessionState::Waiting(None) => "waiting",
+            SessionState::Waiting(Some(_)) => "waiting since",
+            SessionState::Dead => "dead",
+            SessionState::Disconnecting(1, _) => "disconnecting 1",
+            SessionState::Disconnecting(..) => "disconnecting 2",
+            SessionState::Ending(Reason::Interrupted) => "ending by this",
+            SessionState::Ending(_) => "ending",
+            SessionState::Ended(_) => "ended",
+        }
+    }
+
+    /// Every state, in the order of [`states`], goes to the state of this name by `event`.
+    fn goes(wanted: [&str; 9], event: impl Fn(&mut SessionState)) -> bool {
+        states().into_iter().zip(wanted).all(|((_, mut state), to)| {
+            event(&mut state);
+            name(&state) == to
+        })
+    }
+
+    /// Nothing happens in the last of the states.
+    const SAME: [&str; 9] = [
+        "live 1",
+        "live 2",
+        "waiting",
+        "waiting since",
+        "dead",
+        "disconnecting 1",
+        "disconnecting 2",
+        "ending",
+        "ended",
+    ];
+
+    /// [`SAME`] but for these.
+    fn same_but<const N: usize>(changes: [(usize, &'static str); N]) -> [&'static str; 9] {
+        let mut wanted = SAME;
+        for (at, to) in changes {
+            if let Some(slot) = wanted.get_mut(at) {
+                *slot = to;
+            }
+        }
+        wanted
+    }
+
+    #[test]
+    fn loses() {
+        for (last, to) in [
+            (LastLost::End, "live 1"),
+            (LastLost::Wait, "waiting"),
+            (LastLost::Fail, "dead"),
+        ] {
+            let wanted = same_but([(0, to), (1, "live 1"), (6, "disconnecting 1")]);
+            assert!(goes(wanted, |state| {
+                let (before, copy) = (name(state), *state);
+                let (lost, end) = state.lose(ERROR, last);
+                let left = match copy {
+                    SessionState::Live(open) => Lost::Left(open - 1),
+                    _ => Lost::Wanted,
+                };
+                assert!(lost == left);
+                let ends = match before {
+                    "live 1" if last == LastLost::End => Some(Reason::TimedOut),
+                    "disconnecting 1" => Some(Reason::Requested),
+                    _ => None,
+                };
+                assert!(end == ends);
+            }));
+        }
+    }
+
+    #[test]
+    fn errors_have_their_reasons() {
+        for (error, reason) in [
+            (LinkError::Receive(ReceiveError::Closed), Reason::Lost),
+            (LinkError::Send(EPIPE), Reason::Lost),
+            (LinkError::TimedOut, Reason::TimedOut),
+            (LinkError::ShuttingDown, Reason::ShuttingDown),
+        ] {
+            assert!(SessionState::Live(1).lose(error, LastLost::End).1 == Some(reason));
+        }
+    }
+
+    #[test]
+    fn reconnects() {
+        let wanted = same_but([
+            (0, "live 2"),
+            (1, "live 3"),
+            (2, "live 1"),
+            (3, "live 1"),
+            (4, "live 1"),
+        ]);
+        assert!(goes(wanted, SessionState::reconnect));
+        for (name, state) in states() {
+            let takes = !name.starts_with("disconnecting") && !name.starts_with("end");
+            assert_eq!(state.takes_links(), takes);
+        }
+    }
+
+    #[test]
+    fn disconnects() {
+        let wanted = same_but([(0, "disconnecting 1"), (1, "disconnecting 2")]);
+        assert!(goes(wanted, |state| {
+            let before = name(state);
+            let at_once = state.start_disconnect(Instant::now());
+            let none = ["waiting", "waiting since", "dead"].contains(&before);
+            assert_eq!(at_once, none);
+        }));
+    }
+
+    #[test]
+    fn ends_once() {
+        let mut wanted = ["ending by this"; 9];
+        for (slot, same) in wanted.iter_mut().zip(SAME).skip(7) {
+            *slot = same;
+        }
+        assert!(goes(wanted, |state| {
+            let begins = !state.is_ending();
+            assert_eq!(state.begin_end(Reason::Interrupted), begins);
+        }));
+        assert!(goes(same_but([(7, "ended")]), |state| {
+            let ending = name(state) == "ending";
+            assert!(state.end() == ending.then_some(Reason::Requested));
+        }));
+        for (name, state) in states() {
+            assert_eq!(state.ended().is_some(), name == "ended");
+            assert_eq!(state.ending().is_some(), name == "ending");
+        }
+    }
+
+    #[test]
+    fn gives_up() {
+        assert!(goes(same_but([(2, "dead"), (3, "dead")]), |state| {
+            let waits = name(state).starts_with("waiting");
+            assert_eq!(state.give_up(), waits);
+        }));
+    }
 }

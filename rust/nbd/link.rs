@@ -1,39 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One socket of a connection, from the time it was given to its loss.
+//! A link: one socket of a connection, from the time it was given to its end.
 
 use crate::{
     device::Disk,
     kernel::{
-        net::socket::Socket,
+        net::socket::{BlockSocket, Socket},
         task::Process,
         time::{jiffies, jiffies_since},
-        workqueue::OwnedQueue, //
     },
-    life::Loss,
     receive::Receiver,
+    send::SendSide,
+    workers::Workers,
 };
+use core::cell::Cell;
 use kernel::{
     new_mutex,
+    new_spinlock,
     new_work,
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Relaxed},
-        Arc, Mutex,
+        atomic::{Atomic, Full, Relaxed},
+        Arc, Mutex, SpinLock,
     },
-    time::Jiffies,
-    workqueue::{impl_has_work, Work, WorkItem}, //
+    time::{Instant, Jiffies, Monotonic},
+    workqueue::{impl_has_work, Work}, //
 };
-
-/// A socket whose peer sees the end of the stream when it is dropped, whoever else has it open.
-struct Stream(Socket);
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.0.shutdown();
-    }
-}
 
 /// What went over a link. Only whoever sends writes what concerns sending, and only the receiver
 /// what concerns receiving.
@@ -107,41 +100,59 @@ impl Traffic {
     }
 }
 
-/// A socket that serves requests, with its receiver. The connection that it belongs to gets another
-/// one when it is lost.
-#[pin_data]
+/// A socket that serves requests, with its sender and its receiver. The connection that it belongs
+/// to gets another one when it is lost.
+#[pin_data(PinnedDrop)]
 pub(crate) struct Link {
     /// Never used twice for a device: what tells this link from those before and after it.
     generation: u64,
     disk: ARef<Disk>,
-    socket: Stream,
-    giver: Process,
+    socket: BlockSocket,
+    made: Instant<Monotonic>,
+    /// The process that gave the socket.
+    added_by: Process,
     traffic: Traffic,
+    /// Tasks that want to know when a request of the link has finished.
+    watchers: Atomic<u32>,
+    workers: Arc<Workers>,
+    #[pin]
+    pub(crate) send_side: SpinLock<SendSide>,
     /// The receiver's work has it for as long as it runs; nobody else wants it.
     #[pin]
-    receiver: Mutex<Receiver>,
+    pub(crate) receiver: Mutex<Receiver>,
     #[pin]
-    receive_work: Work<Link>,
+    receive_work: Work<Link, 0>,
+    #[pin]
+    send_work: Work<Link, 1>,
+    #[pin]
+    shutdown_work: Work<Link, 2>,
 }
 
 impl_has_work! {
-    impl HasWork<Link> for Link { self.receive_work }
+    impl HasWork<Link, 0> for Link { self.receive_work }
+    impl HasWork<Link, 1> for Link { self.send_work }
+    impl HasWork<Link, 2> for Link { self.shutdown_work }
 }
 
 impl Link {
-    /// Makes a link of a socket that the current process gave. Sleeps.
-    pub(crate) fn new(disk: &Disk, socket: Socket) -> Result<Arc<Self>> {
-        socket.set_block_io();
-        let socket = Stream(socket);
+    /// Makes a link of a socket that the current process gave. May sleep.
+    pub(crate) fn new(disk: &Disk, workers: &Arc<Workers>, socket: Socket) -> Result<Arc<Self>> {
+        let send_side = SendSide::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 generation: disk.data().new_generation(),
                 disk: disk.into(),
-                socket,
-                giver: Process::current(),
+                socket: BlockSocket::new(socket),
+                made: Instant::now(),
+                added_by: Process::current(),
                 traffic: Traffic::new(),
+                watchers: Atomic::new(0),
+                workers: workers.clone(),
+                send_side <- new_spinlock!(send_side),
                 receiver <- new_mutex!(Receiver::new()),
                 receive_work <- new_work!("nbd_receive"),
+                send_work <- new_work!("nbd_send"),
+                shutdown_work <- new_work!("nbd_shutdown"),
             }),
             GFP_KERNEL,
         )
@@ -151,13 +162,26 @@ impl Link {
         self.generation
     }
 
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.generation == other.generation
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     pub(crate) fn socket(&self) -> &Socket {
-        &self.socket.0
+        &self.socket
+    }
+
+    /// When the link was made.
+    pub(crate) fn made(&self) -> Instant<Monotonic> {
+        self.made
     }
 
     /// The process that gave the socket.
-    pub(crate) fn giver(&self) -> &Process {
-        &self.giver
+    pub(crate) fn added_by(&self) -> &Process {
+        &self.added_by
     }
 
     pub(crate) fn traffic(&self) -> &Traffic {
@@ -165,27 +189,62 @@ impl Link {
     }
 
     /// Starts the receiver. Does not sleep.
-    pub(crate) fn launch(self: &Arc<Self>, receivers: &OwnedQueue) {
+    pub(crate) fn launch(self: &Arc<Self>) {
         // If it is queued already, a reconnect has come between the start of the session and this.
-        let _ = receivers.enqueue(self.clone());
+        let _ = self.workers.receivers.enqueue::<Arc<Self>, 0>(self.clone());
     }
 
-    /// Has the session replay the link's requests elsewhere, or end.
-    pub(crate) fn lose(&self, loss: Loss) {
-        match self.disk.data().session() {
-            Some(session) => session.lost(self, loss),
-            // The end of the session sees to everything.
-            None => self.socket().shutdown(),
-        }
+    /// Has a worker go on sending. Does not sleep.
+    pub(crate) fn send_later(self: &Arc<Self>) {
+        // If it is queued already, it will find the sender.
+        let _ = self.workers.senders.enqueue::<Arc<Self>, 1>(self.clone());
+    }
+
+    /// Has a worker shut the socket down, which ends the receiver: that takes the socket's lock, and
+    /// whoever else has the socket may have that for long. Does not sleep.
+    pub(crate) fn shut_down(self: &Arc<Self>) {
+        // If it is queued already, it does all that this would.
+        let _ = self.workers.senders.enqueue::<Arc<Self>, 2>(self.clone());
+    }
+
+    /// How many requests are in flight. May sleep.
+    pub(crate) fn in_flight(&self) -> u32 {
+        let in_flight = Cell::new(0);
+        self.disk.for_each_started(|rq| {
+            if rq.published(|data| data.is_on(self)) == Some(true) {
+                in_flight.set(in_flight.get() + 1);
+            }
+        });
+        in_flight.get()
+    }
+
+    /// Whether any request is in flight. May sleep.
+    pub(crate) fn has_requests(&self) -> bool {
+        self.in_flight() > 0
+    }
+
+    /// From now on the receiver says when a request has finished, until [`Self::unwatch`]. Whoever
+    /// looks for requests in flight after this hears of the end of any that is found.
+    pub(crate) fn watch(&self) {
+        // Fully ordered, as is the change of a request's phase before the receiver looks.
+        self.watchers.fetch_add(1, Full);
+    }
+
+    pub(crate) fn unwatch(&self) {
+        self.watchers.fetch_sub(1, Full);
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watchers.load(Relaxed) > 0
     }
 }
 
-impl WorkItem for Link {
-    type Pointer = Arc<Self>;
-
-    /// Receives until the link ends.
-    fn run(this: Arc<Self>) {
-        let error = this.receiver.lock().run(&this.disk, &this);
-        this.lose(Loss::Receive(error));
+#[pinned_drop]
+impl PinnedDrop for Link {
+    /// The peer sees the end of the stream, whoever else has the socket.
+    fn drop(self: Pin<&mut Self>) {
+        if !self.is_shut() {
+            self.socket.shutdown();
+        }
     }
 }

@@ -36,6 +36,7 @@ mod send;
 mod session;
 mod state;
 mod sysfs;
+mod work;
 mod workers;
 
 use self::kernel::{block::Major, net::netlink::Registration};

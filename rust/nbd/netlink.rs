@@ -105,7 +105,7 @@ pub(crate) fn register(devices: Arc<Devices>) -> Result<Registration<Nbd>> {
 }
 
 /// Tells who listens that a connection of device `index` was lost. Sleeps.
-pub(crate) fn tell_link_dead(index: u32) {
+pub(crate) fn notify_link_dead(index: u32) {
     // Nobody can be told that there is no memory to tell them.
     let _ = Message::new_multicast(&FAMILY, LINK_DEAD, attr_size(4)).and_then(|message| {
         message.put_u32(INDEX, index)?;

@@ -23,6 +23,9 @@ const CMD_WRITE_ZEROES: u32 = 6;
 const CMD_FLAG_FUA: u32 = 1 << 16;
 const CMD_FLAG_NO_HOLE: u32 = 1 << 17;
 
+/// The protocol's number for a server that is shutting down.
+const ESHUTDOWN: u32 = 108;
+
 /// Length of a request's header in bytes.
 pub(crate) const REQUEST_LEN: usize = 28;
 /// Length of a reply's header in bytes.
@@ -217,7 +220,17 @@ impl Cookie {
 pub(crate) struct Reply {
     pub(crate) cookie: Cookie,
     /// `Ok` means that a read's payload follows.
-    pub(crate) result: Result<(), BlkStatus>,
+    pub(crate) result: Result<(), Failure>,
+}
+
+/// What a server said instead of doing what it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// `NBD_ESHUTDOWN`: the server is going away. It wants the connection to be left, and says
+    /// nothing of the request.
+    ShuttingDown,
+    /// The request has failed.
+    Status(BlkStatus),
 }
 
 impl Reply {
@@ -231,7 +244,8 @@ impl Reply {
             cookie: Cookie::from_wire(u64::from_be_bytes(cookie)),
             result: match u32::from_be_bytes([e0, e1, e2, e3]) {
                 0 => Ok(()),
-                error => Err(status_of(error)),
+                ESHUTDOWN => Err(Failure::ShuttingDown),
+                error => Err(Failure::Status(status_of(error))),
             },
         })
     }
@@ -244,7 +258,6 @@ fn status_of(error: u32) -> BlkStatus {
         22 => BlkStatus::from_error(EINVAL),
         28 => BlkStatus::from_error(ENOSPC),
         95 => BlkStatus::from_error(EOPNOTSUPP),
-        108 => BlkStatus::from_error(ENODEV),
         // EPERM, EIO and EOVERFLOW have no status of their own.
         _ => BlkStatus::IOERR,
     }
@@ -405,19 +418,23 @@ mod tests {
             let decoded = Reply::decode(&reply(REPLY_MAGIC, error, 1));
             let status = match decoded.map(|reply| reply.result) {
                 Ok(Ok(())) => BlkStatus::OK,
-                Ok(Err(status)) => status,
+                Ok(Err(Failure::ShuttingDown)) => {
+                    assert_eq!(error, 108);
+                    continue;
+                }
+                Ok(Err(Failure::Status(status))) => status,
                 Err(_) => {
                     assert!(error == 0 && error != 0);
                     return;
                 }
             };
+            assert!(error != 108);
             let wanted = match error {
                 0 => BlkStatus::OK,
                 12 => BlkStatus::from_error(ENOMEM),
                 22 => BlkStatus::from_error(EINVAL),
                 28 => BlkStatus::from_error(ENOSPC),
                 95 => BlkStatus::NOTSUPP,
-                108 => BlkStatus::from_error(ENODEV),
                 _ => BlkStatus::IOERR,
             };
             assert!(status == wanted);

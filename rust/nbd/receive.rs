@@ -3,7 +3,6 @@
 //! Turning bytes from a socket into finished requests.
 
 use crate::{
-    device::Disk,
     kernel::{
         block::{
             mq::{Claim, Op},
@@ -15,7 +14,7 @@ use crate::{
     },
     life::ReceiveError,
     link::Link,
-    protocol::{Reply, REPLY_LEN},
+    protocol::{Failure, Reply, REPLY_LEN},
     queue::Queue,
 };
 use kernel::prelude::*;
@@ -36,6 +35,17 @@ const MAX_WAITING: usize = 128 << 10;
 /// A payload longer than this is received without reading ahead behind it.
 const LONG_PAYLOAD: usize = 32 << 10;
 
+/// What a receiver has to tell.
+pub(crate) enum Event {
+    /// A request of a link that is watched has finished.
+    Finished,
+    /// The server refused a request because it is shutting down: the link is to be left, and the
+    /// request to be requeued after that.
+    Refused(Claim<Queue>),
+    /// The link cannot be read any further.
+    Broken(ReceiveError),
+}
+
 /// The one who reads a link's socket. It must not be on the stack, see [`BvecDest::push_bytes`].
 pub(crate) struct Receiver {
     ahead: [u8; READ_AHEAD],
@@ -53,21 +63,25 @@ impl Receiver {
         }
     }
 
-    /// Serves replies until the link ends, and says why it did. Sleeps.
-    pub(crate) fn run(&mut self, disk: &Disk, link: &Link) -> ReceiveError {
+    /// Serves replies until there is something to tell. May sleep, and waits for the peer.
+    pub(crate) fn run(&mut self, link: &Link) -> Event {
         loop {
-            if let Err(error) = self.serve(disk, link) {
-                return error;
+            match self.serve(link) {
+                Ok(Some(refused)) => return Event::Refused(refused),
+                Ok(None) if link.is_watched() => return Event::Finished,
+                Ok(None) => {}
+                Err(error) => return Event::Broken(error),
             }
         }
     }
 
-    /// Serves one reply.
-    fn serve(&mut self, disk: &Disk, link: &Link) -> Result<(), ReceiveError> {
+    /// Serves one reply. Returns the request if the server refused it because it is shutting down,
+    /// and the link does not know that yet.
+    fn serve(&mut self, link: &Link) -> Result<Option<Claim<Queue>>, ReceiveError> {
         let header = self.header(link)?;
         let reply = Reply::decode(&header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
-        let claim = disk.hold_requests().and_then(|requests| {
+        let claim = link.disk().hold_requests().and_then(|requests| {
             requests
                 .request(cookie.tag)?
                 .claim(Some(cookie.attempt), |data| data.is_on(link))
@@ -78,9 +92,17 @@ impl Receiver {
         link.traffic().add_reply();
         trace::nbd_header_received(&claim, || cookie.into_wire());
         let status = match reply.result {
+            // Somebody else may do better than a server that is going away.
+            Err(_) if link.is_draining() => {
+                claim.requeue();
+                return Ok(None);
+            }
+            Err(Failure::ShuttingDown) => return Ok(Some(claim)),
             // The block layer takes a flush that is not supported for one that is done.
-            Err(BlkStatus::NOTSUPP) if claim.op() == Op::Flush => BlkStatus::IOERR,
-            Err(status) => status,
+            Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => {
+                BlkStatus::IOERR
+            }
+            Err(Failure::Status(status)) => status,
             Ok(()) => {
                 if claim.op() == Op::Read {
                     if let Err(error) = self.payload(link, &mut claim) {
@@ -97,7 +119,7 @@ impl Receiver {
         } else {
             claim.end(status);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn buffered(&self) -> &[u8] {

@@ -3,85 +3,173 @@
 //! What happens when connections of a session are lost, and when new ones come.
 
 use crate::{
-    connection::Channel,
+    connection::PushError,
+    ending::DISCONNECT_MS,
     kernel::{block::mq::OwnedRequest, net::socket::Socket},
-    life::{Life, Loss, Reason},
+    life::{LastLost, LinkError, Lost, Reason, SessionState},
     link::Link,
     messages::Topic,
     queue::Queue,
+    send::Sent,
     session::{Origin, Session}, //
 };
 use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
-    time::{msecs_to_jiffies, Delta, Instant, Monotonic},
-    workqueue::WorkItem, //
+    time::{msecs_to_jiffies, Instant, Jiffies, Monotonic}, //
 };
 
-/// The longest single wait for a connection, in milliseconds.
-const MAX_WAIT_MS: u32 = 60_000;
+/// The longest single wait of the clock, in milliseconds: jiffies may be as short as 32 bits.
+const MAX_WAIT_MS: i64 = 60_000;
 
 impl Session {
-    /// Closes `link`, if it is open: its requests go to another connection, or wait for one, or the
-    /// session ends. Sleeps only for the socket's lock.
-    pub(crate) fn lost(self: &Arc<Self>, link: &Link, loss: Loss) {
-        let device = self.disk.data();
-        let (connection, _channel, lost) = {
+    /// `link` is broken, if it was not given up already: its requests go to another connection, or
+    /// wait for one, or the session ends.
+    ///
+    /// Context: may sleep, but neither for a peer nor for the lock of a socket.
+    pub(crate) fn link_failed(self: &Arc<Self>, link: &Arc<Link>, error: LinkError) {
+        let lost = {
             let mut life = self.life.lock();
-            let closed = self
-                .connections
-                .iter()
-                .find_map(|connection| Some((connection, connection.close(link)?)));
-            // Otherwise it was closed already, or belongs to an earlier session, whose end has seen
+            let connection = self.connections().iter().find(|one| one.lose(link, error));
+            // Otherwise it was given up already, or belongs to an earlier session, whose end has seen
             // to everything but what its receiver has let go since.
-            let Some((connection, channel)) = closed else {
-                drop(life);
-                return self.replay(link, || ());
-            };
-            // What is left, unless the session ends as somebody wants.
-            let lost = match *life {
-                Life::Live(open) => {
-                    let left = open.saturating_sub(1);
-                    match left {
-                        0 => self.none_left(&mut life, &loss),
-                        _ => *life = Life::Live(left),
-                    }
-                    self.deaths.fetch_add(1, Relaxed);
-                    // If it is queued already, it will find this one, too.
-                    let _ = device.workers().enqueue::<Arc<Self>, 2>(self.clone());
-                    Some(left)
+            connection.map(|one| {
+                let (lost, end) = life.state.lose(error, self.last_lost());
+                if let Some(reason) = end {
+                    self.begin_end(&mut life, reason);
                 }
-                Life::Goodbye(open) => {
-                    let left = open.saturating_sub(1);
-                    match left {
-                        0 => self.end(&mut life, Reason::Requested),
-                        _ => *life = Life::Goodbye(left),
-                    }
-                    None
-                }
-                Life::Waiting(_) | Life::Dead | Life::Ending(_) | Life::Ended(_) => None,
-            };
-            connection.record(loss);
-            (connection, channel, lost)
+                (one, lost)
+            })
         };
-        link.socket().shutdown();
+        let outbox = link.close();
+        link.shut_down();
         match lost {
-            Some(left) if device.may_log(Topic::Connection) => dev_info!(
-                self.disk.device(),
-                "connection {} lost: {}; {} of {} left\n",
-                connection.index(),
-                loss,
-                left,
-                self.connections.len()
-            ),
-            _ => {}
+            Some((connection, lost)) => {
+                if let Lost::Left(left) = lost {
+                    self.link_dead(1);
+                    self.log_loss(connection.index(), error, left);
+                }
+                self.replay(link, || connection.count_replay());
+            }
+            None => {
+                self.replay(link, || ());
+                for connection in self.connections() {
+                    connection.left(link);
+                }
+            }
         }
-        self.replay(link, || connection.count_replay());
+        // What it holds was published until here.
+        drop(outbox);
+        self.changed.wake_all();
+    }
+
+    /// The server of `link` is shutting down, so that the link is to be left: it gets no more
+    /// requests, and those that are queued on it go elsewhere. What is in flight may be answered
+    /// still, for as long as the clock allows.
+    ///
+    /// Context: may sleep, but neither for a peer nor for the lock of a socket.
+    pub(crate) fn leave(self: &Arc<Self>, link: &Arc<Link>) {
+        let error = LinkError::ShuttingDown;
+        let (connection, left, lost) = {
+            let mut life = self.life.lock();
+            // A session that ends tells its servers by itself.
+            let SessionState::Live(_) = life.state else {
+                return;
+            };
+            let left = self
+                .connections()
+                .iter()
+                .find_map(|one| Some((one, one.leave(link)?)));
+            let Some((connection, left)) = left else {
+                return;
+            };
+            // Before the session can end, so that the requests on it are those of a link that is
+            // being left.
+            link.watch();
+            link.drain(|| connection.count_replay());
+            let (lost, end) = life.state.lose(error, self.last_lost());
+            if let Some(reason) = end {
+                self.begin_end(&mut life, reason);
+            }
+            (connection, left, lost)
+        };
+        // For the request that was refused.
+        connection.count_replay();
+        self.start_clock();
+        self.link_dead(left.notify);
+        if let Lost::Left(left) = lost {
+            self.log_loss(connection.index(), error, left);
+        }
+        if let Some(earlier) = left.earlier {
+            self.link_failed(&earlier, error);
+        }
+    }
+
+    /// A request of a link that is watched has finished. May sleep, but not for a peer.
+    pub(crate) fn request_finished(self: &Arc<Self>, link: &Arc<Link>) {
+        if link.is_draining() {
+            match link.disconnect_if_drained() {
+                Ok(_) => {}
+                Err(broken) => {
+                    self.link_failed(link, LinkError::Send(broken.error));
+                    drop(broken);
+                }
+            }
+        }
+        self.changed.wake_all();
+    }
+
+    /// Sees to what a connection said of a push or a flush; hands a request back that it did not
+    /// take.
+    pub(crate) fn pushed(
+        self: &Arc<Self>,
+        result: Result<Sent, PushError>,
+    ) -> Result<(), OwnedRequest<Queue>> {
+        match result {
+            Ok(Sent::Requests) => Ok(()),
+            Ok(Sent::Disconnect) => {
+                self.changed.wake_all();
+                Ok(())
+            }
+            Err(PushError::Closed(rq)) => Err(rq),
+            Err(PushError::Broken(link, broken)) => {
+                self.link_failed(&link, LinkError::Send(broken.error));
+                // What the sender holds was published until here.
+                drop(broken);
+                Ok(())
+            }
+        }
+    }
+
+    fn log_loss(&self, connection: u32, error: LinkError, left: u32) {
+        if self.disk().data().may_log(Topic::Connection) {
+            dev_info!(
+                self.disk().device(),
+                "connection {} lost: {}; {} of {} left\n",
+                connection,
+                error,
+                left,
+                self.connections().len()
+            );
+        }
+    }
+
+    /// Has those who listen told that so many links are lost. Does not sleep.
+    pub(crate) fn link_dead(self: &Arc<Self>, count: u32) {
+        if count > 0 {
+            self.pending_link_dead.fetch_add(count, Relaxed);
+            // If it is queued already, it will find this, too.
+            let _ = self
+                .disk()
+                .data()
+                .workers()
+                .enqueue::<Arc<Self>, 2>(self.clone());
+        }
     }
 
     /// Has the requests of a closed link come again, and calls `f` for each.
     fn replay(&self, link: &Link, f: impl Fn()) {
-        self.disk.for_each_started(|rq| {
+        self.disk().for_each_started(|rq| {
             if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
                 f();
                 claim.requeue();
@@ -89,57 +177,55 @@ impl Session {
         });
     }
 
-    /// The last connection was lost.
-    fn none_left(self: &Arc<Self>, life: &mut Life, loss: &Loss) {
+    /// What is done when the last connection is lost.
+    fn last_lost(&self) -> LastLost {
         match self.origin {
-            Origin::Ioctl => {
-                let reason = match loss {
-                    Loss::TimedOut => Reason::TimedOut,
-                    Loss::Receive(_) | Loss::Send(_) => Reason::Lost,
-                };
-                self.end(life, reason);
-            }
-            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
-                *life = Life::Waiting(None);
-            }
-            Origin::Netlink { .. } => *life = Life::Dead,
+            Origin::Ioctl { .. } => LastLost::End,
+            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => LastLost::Wait,
+            Origin::Netlink { .. } => LastLost::Fail,
         }
     }
 
-    /// Gives sockets to connections that are closed. Returns how many were used; the others are
-    /// dropped. Sleeps.
+    /// Whether a link of this generation is being left.
+    pub(crate) fn is_leaving(&self, generation: u64) -> bool {
+        self.connections()
+            .iter()
+            .any(|one| one.is_leaving(generation))
+    }
+
+    /// Gives sockets to connections that have none. Returns how many were used; the others are
+    /// dropped.
     ///
     /// Fails with `ENODEV` if the session ends, and with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub(crate) fn reconnect(self: &Arc<Self>, sockets: KVec<Socket>) -> Result<u32> {
         let mut used = 0;
         for socket in sockets {
-            if !self.connections.iter().any(|c| c.link().is_none()) {
+            if !self.connections().iter().any(|one| one.is_vacant()) {
                 break;
             }
-            let mut channel = Channel::new(Link::new(&self.disk, socket)?);
-            let link = channel.link().clone();
+            let mut link = Link::new(self.disk(), self.workers(), socket)?;
             let opened = {
                 let mut life = self.life.lock();
-                let open = match &*life {
-                    Life::Live(open) => *open,
-                    Life::Waiting(_) | Life::Dead => 0,
-                    Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => return Err(ENODEV),
-                };
+                if !life.state.takes_links() {
+                    return Err(ENODEV);
+                }
                 let mut opened = None;
-                for connection in &self.connections {
-                    match connection.open(channel) {
+                for connection in self.connections() {
+                    match connection.open(link.clone()) {
                         Ok(()) => {
                             opened = Some(connection);
                             break;
                         }
-                        Err(back) => channel = back,
+                        Err(back) => link = back,
                     }
                 }
                 if opened.is_some() {
-                    *life = Life::Live(open + 1);
+                    life.state.reconnect();
                     // Whoever ends the session waits for the receivers that were started under the
                     // lock.
-                    link.launch(&self.workers.receivers);
+                    link.launch();
                 }
                 opened
             };
@@ -147,11 +233,11 @@ impl Session {
                 break;
             };
             used += 1;
-            self.changed.notify_all();
-            self.disk.kick_requeued();
-            if self.disk.data().may_log(Topic::Connection) {
+            self.changed.wake_all();
+            self.disk().kick_requeued();
+            if self.disk().data().may_log(Topic::Connection) {
                 dev_info!(
-                    self.disk.device(),
+                    self.disk().device(),
                     "connection {} has a new socket\n",
                     connection.index()
                 );
@@ -161,7 +247,7 @@ impl Session {
     }
 
     /// Has a request wait for a connection, of which there is none `since` then. It comes again after
-    /// that.
+    /// that. The caller holds the lock of the session's life. Does not sleep.
     pub(crate) fn park(
         self: &Arc<Self>,
         since: &mut Option<Instant<Monotonic>>,
@@ -169,56 +255,74 @@ impl Session {
     ) {
         if since.is_none() {
             *since = Some(Instant::now());
-            // If it is queued already, it will see that the session waits again.
-            let _ = self.workers.receivers.enqueue::<Arc<Self>, 1>(self.clone());
+            self.start_clock();
         }
         rq.requeue_later();
     }
 
     /// Whether requests have a connection.
     pub(crate) fn is_live(&self) -> bool {
-        matches!(&*self.life.lock(), Life::Live(_))
+        matches!(self.life.lock().state, SessionState::Live(_))
     }
-}
 
-impl WorkItem<1> for Session {
-    type Pointer = Arc<Self>;
+    /// Has [`Self::run_clock`] run while anything has its time. Does not sleep.
+    pub(crate) fn start_clock(self: &Arc<Self>) {
+        // If it is queued already, it will find this, too.
+        let _ = self
+            .workers()
+            .receivers
+            .enqueue::<Arc<Self>, 1>(self.clone());
+        self.changed.wake_all();
+    }
 
-    /// Waits until a connection is opened, the session ends, or it has waited for long enough.
-    fn run(this: Arc<Self>) {
-        let mut life = this.life.lock();
-        while let Life::Waiting(Some(since)) = &*life {
-            let limit = Delta::from_secs(this.dead_conn_timeout.load(Relaxed).into());
-            let left = limit.as_millis() - since.elapsed().as_millis();
-            if left <= 0 {
-                *life = Life::Dead;
-                drop(life);
-                if this.disk.data().may_log(Topic::Connection) {
-                    dev_warn!(
-                        this.disk.device(),
-                        "no new connection in time: requests fail until there is one\n"
-                    );
-                }
-                this.disk.kick_requeued();
-                return;
+    /// Does what is due now: ends the wait for a connection, ends a session whose servers were told
+    /// so, closes links that were left, tells about losses. Returns in how many jiffies something is
+    /// due next, if anything is. May sleep, but neither for a peer nor for the lock of a socket.
+    pub(crate) fn tick(self: &Arc<Self>) -> Option<Jiffies> {
+        let mut next = None;
+        let mut wait = |left: i64| {
+            if left > 0 {
+                next = Some(next.map_or(left, |next: i64| next.min(left)));
             }
-            // In parts, since jiffies may be as short as 32 bits.
-            let left = u32::try_from(left).unwrap_or(u32::MAX).min(MAX_WAIT_MS);
-            // Workers get no signals; and whatever woke it, it looks again.
-            let _ = this
-                .changed
-                .wait_interruptible_timeout(&mut life, msecs_to_jiffies(left));
+            left > 0
+        };
+        let gave_up = {
+            let mut life = self.life.lock();
+            match life.state {
+                SessionState::Waiting(Some(since)) => {
+                    let limit = i64::from(self.dead_conn_timeout.load(Relaxed)) * 1000;
+                    !wait(limit - since.elapsed().as_millis()) && life.state.give_up()
+                }
+                SessionState::Disconnecting(_, since) => {
+                    if !wait(i64::from(DISCONNECT_MS) - since.elapsed().as_millis()) {
+                        self.begin_end(&mut life, Reason::Requested);
+                    }
+                    false
+                }
+                _ => false,
+            }
+        };
+        if gave_up {
+            if self.disk().data().may_log(Topic::Connection) {
+                dev_warn!(
+                    self.disk().device(),
+                    "no new connection in time: requests fail until there is one\n"
+                );
+            }
+            self.disk().kick_requeued();
         }
-    }
-}
-
-impl WorkItem<2> for Session {
-    type Pointer = Arc<Self>;
-
-    /// Tells who listens which device has lost a connection, once for each.
-    fn run(this: Arc<Self>) {
-        for _ in 0..this.deaths.xchg(0, Relaxed) {
-            crate::netlink::tell_link_dead(this.disk.data().index());
+        for connection in self.connections() {
+            let due = connection.due();
+            if let Some(left) = due.next {
+                wait(left);
+            }
+            self.link_dead(due.notify.into());
+            // Its server hears that nothing follows before its receiver finds the end of the stream.
+            if let Some(link) = due.link {
+                link.shut_down();
+            }
         }
+        let next = u32::try_from(next?.min(MAX_WAIT_MS)).unwrap_or(u32::MAX);
+        Some(msecs_to_jiffies(next).max(1))
     }
 }

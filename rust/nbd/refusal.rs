@@ -40,6 +40,10 @@ pub(crate) enum Refusal {
     Dead,
     /// Requests are in flight for too long.
     InFlight,
+    /// The session is ending, which waits for a call of this connection's socket.
+    Ending {
+        connection: Option<u32>,
+    },
 }
 
 impl Refusal {
@@ -55,7 +59,8 @@ impl Refusal {
             | Self::PreviousSession { .. }
             | Self::Leaving
             | Self::Dead
-            | Self::InFlight => EBUSY,
+            | Self::InFlight
+            | Self::Ending { .. } => EBUSY,
         }
     }
 }
@@ -93,6 +98,16 @@ impl fmt::Display for Refusal {
                 f.write_str("the backend identifier is not the session's; give that")
             }
             Self::InFlight => f.write_str("requests wait for the server; try again later"),
+            Self::Ending { connection: None } => {
+                f.write_str("the session is ending, which takes long; try again later")
+            }
+            Self::Ending {
+                connection: Some(index),
+            } => write!(
+                f,
+                "the session is ending, but waits for connection {index}, whose socket another \
+                 process keeps locked; end that process"
+            ),
             Self::Dead => f.write_str("no connection is open; give sockets first"),
         }
     }

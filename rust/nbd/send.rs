@@ -4,15 +4,16 @@
 
 use crate::{
     kernel::{
-        block::mq::RequestList,
+        block::mq::{OwnedRequest, RequestList},
         bvec::{BvecSource, Headers},
         net::socket::Wait,
         trace, //
     },
     link::Link,
-    protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
+    protocol::{encode_disconnect, encode_request, wire_len, Cookie, REQUEST_LEN},
     queue::Queue,
 };
+use core::mem;
 use kernel::{prelude::*, sync::Arc};
 
 /// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
@@ -21,6 +22,9 @@ const MAX_PIECES: usize = 40;
 /// Bytes that one send may wait for room for: only when it returns can be seen that they move, and
 /// sockets of some kinds wait anew for room for each few of them.
 const MAX_WAITING: usize = 64 << 10;
+
+/// Sends that a task makes for others before it hands them to the worker.
+const MAX_ROUNDS: u32 = 8;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]
@@ -72,58 +76,37 @@ impl Position {
 /// The one who writes to a link's socket. There is one for each link, so that a request that was
 /// sent in part is always continued where it stopped.
 pub(crate) struct Sender {
-    link: Arc<Link>,
-    /// Made for the first send: there may never be one.
-    headers: Option<Headers>,
+    headers: Headers,
     batch: RequestList<Queue>,
-    /// What of the batch's first request is sent.
+    /// What of the batch's first request is sent; of the message that ends the connection when there
+    /// is none.
     sent: Position,
 }
 
 impl Sender {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self {
-            link,
-            headers: None,
+    /// May sleep. Fails with `ENOMEM`.
+    fn new() -> Result<Self> {
+        Ok(Self {
+            headers: Headers::new()?,
             batch: RequestList::new(),
             sent: Position::default(),
-        }
-    }
-
-    pub(crate) fn link(&self) -> &Link {
-        &self.link
-    }
-
-    pub(crate) fn is_for(&self, link: &Link) -> bool {
-        self.link.generation() == link.generation()
-    }
-
-    pub(crate) fn is_idle(&self) -> bool {
-        self.batch.is_empty()
-    }
-
-    /// Gives an idle sender requests to send.
-    pub(crate) fn load(&mut self, batch: RequestList<Queue>) {
-        self.batch = batch;
-        self.sent = Position::default();
+        })
     }
 
     /// Sends what was loaded. Several requests go out in one call of the socket, each with its
-    /// header and payload. Sleeps; waits for the peer only as `wait` says.
+    /// header and payload. May sleep; waits for the peer only as `wait` says.
     ///
     /// After an error nothing more can be sent on the socket.
-    pub(crate) fn send(&mut self, wait: Wait) -> Result<Progress> {
+    fn send(&mut self, link: &Link, wait: Wait) -> Result<Progress> {
+        let mut calls = 0;
         while !self.batch.is_empty() {
-            let headers = match &mut self.headers {
-                Some(headers) => headers,
-                none => none.insert(Headers::new()?),
-            };
+            Self::check_open(link, &mut calls)?;
             let limit = match wait {
                 Wait::No => usize::MAX,
                 Wait::Some | Wait::All => MAX_WAITING,
             };
             let mut source = BvecSource::<MAX_PIECES>::new(limit);
-            let mut slots = headers.slots();
+            let mut slots = self.headers.slots();
             let mut from = self.sent;
             for rq in self.batch.iter() {
                 if !source.push_header(&mut slots, rq.header(), from.in_header())
@@ -133,30 +116,58 @@ impl Sender {
                 }
                 from = Position::default();
             }
-            match self.link.socket().send(&source, wait) {
-                Ok(bytes) => self.advance(bytes),
-                Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => {
-                    return Ok(Progress::Blocked)
-                }
-                // Not even a byte: wait on.
-                Err(EAGAIN) => {}
-                Err(error) => return Err(error),
+            let result = link.socket().send(&source, wait);
+            match Self::progress(result, wait)? {
+                Some(bytes) => self.advance(link, bytes),
+                None => return Ok(Progress::Blocked),
             }
         }
         Ok(Progress::Done)
     }
 
     /// Sends the message that ends a connection, after all requests, and ends the stream: some
-    /// servers close their end only then. Does not wait for the peer: one without room for the
-    /// message learns from the end of the stream.
-    pub(crate) fn send_disconnect(&self) {
-        let socket = self.link.socket();
-        let _ = socket.send_bytes(&encode_disconnect(), Wait::No);
-        socket.shutdown_send();
+    /// servers close their end only then. May sleep; waits for the peer only as `wait` says.
+    fn send_disconnect(&mut self, link: &Link, wait: Wait) -> Result<Progress> {
+        let message = encode_disconnect();
+        let mut calls = 0;
+        while let Some(rest @ [_, ..]) = message.get(self.sent.in_header()..) {
+            Self::check_open(link, &mut calls)?;
+            match Self::progress(link.socket().send_bytes(rest, wait), wait)? {
+                Some(bytes) => self.sent.advance(bytes),
+                None => return Ok(Progress::Blocked),
+            }
+        }
+        // An upper layer protocol may hold back what it has taken, which the end of the stream would
+        // cut off: the server closes its end, or the session does after the usual time.
+        if !link.socket().has_ulp() {
+            link.socket().shutdown_send();
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Fails if the link was closed since the call before this one: another user of the socket may
+    /// have connected it anew.
+    fn check_open(link: &Link, calls: &mut u32) -> Result {
+        if *calls > 0 && link.is_closed() {
+            return Err(EPIPE);
+        }
+        *calls += 1;
+        Ok(())
+    }
+
+    /// How many bytes a call of the socket has sent; `None` if the caller does not want to wait.
+    fn progress(result: Result<usize>, wait: Wait) -> Result<Option<usize>> {
+        match result {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => Ok(None),
+            // Not even a byte: wait on.
+            Err(EAGAIN) => Ok(Some(0)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
-    fn advance(&mut self, bytes: usize) {
+    fn advance(&mut self, link: &Link, bytes: usize) {
         let mut before = self.sent;
         self.sent.advance(bytes);
         let mut whole = 0;
@@ -174,8 +185,391 @@ impl Sender {
             self.batch.pop_front();
             whole += 1;
         }
-        self.link.traffic().add_sent(bytes);
-        self.link.traffic().add_requests(whole);
+        link.traffic().add_sent(bytes);
+        link.traffic().add_requests(whole);
+    }
+}
+
+/// What a call has sent.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// Requests, or nothing.
+    Requests,
+    /// The message that ends the connection, too.
+    Disconnect,
+}
+
+/// A link that nothing can be sent on any more. What the sender holds stays published for as long
+/// as the value lives.
+pub(crate) struct Broken {
+    pub(crate) error: Error,
+    _sender: Sender,
+}
+
+/// Where the sender is.
+enum SenderState {
+    /// Nobody sends.
+    Idle(Sender),
+    /// The task that took it sends, and looks for more when it is done.
+    Busy,
+    /// The socket had no room: it waits for the worker.
+    Deferred(Sender),
+}
+
+/// Whether more requests are taken, and what follows the last one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// No request is taken. The server is told that nothing follows when none is in flight.
+    Draining,
+    /// No request is taken. The server is told that nothing follows behind those that are queued.
+    Closing,
+}
+
+/// The sending side of a link: what is queued, and who sends it.
+pub(crate) enum SendSide {
+    Active(Outbox),
+    /// The server was told that nothing follows.
+    Disconnected,
+    /// Nothing is sent any more. The socket is to be shut down.
+    Closed,
+    /// The socket is shut down.
+    Shut,
+}
+
+/// Requests on their way out.
+pub(crate) struct Outbox {
+    stage: Stage,
+    queue: RequestList<Queue>,
+    sender: SenderState,
+}
+
+impl Outbox {
+    fn take_idle(&mut self) -> Option<Sender> {
+        match mem::replace(&mut self.sender, SenderState::Busy) {
+            SenderState::Idle(sender) => Some(sender),
+            other => {
+                self.sender = other;
+                None
+            }
+        }
+    }
+}
+
+impl SendSide {
+    /// Takes requests. May sleep. Fails with `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self::Active(Outbox {
+            stage: Stage::Open,
+            queue: RequestList::new(),
+            sender: SenderState::Idle(Sender::new()?),
+        }))
+    }
+}
+
+/// What a sender does next.
+enum Next {
+    Send(Sender),
+    SendDisconnect(Sender),
+    /// Nothing: the sender was given back, or the link is closed.
+    Stop,
+    /// Nothing: the sender was given back, and a draining link may have no request in flight any
+    /// more.
+    Drained,
+}
+
+/// The sending side. Its lock is a spinlock; all of these may be called in any context that may
+/// sleep, and do so themselves only where that is said.
+impl Link {
+    /// Whether requests are taken, for now.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(
+            &*self.send_side.lock(),
+            SendSide::Active(Outbox {
+                stage: Stage::Open,
+                ..
+            })
+        )
+    }
+
+    /// Whether requests are taken and the server has nothing to do, as far as one can tell.
+    pub(crate) fn is_idle(&self) -> bool {
+        match &*self.send_side.lock() {
+            SendSide::Active(outbox) => {
+                outbox.stage == Stage::Open
+                    && outbox.queue.is_empty()
+                    && matches!(outbox.sender, SenderState::Idle(_))
+                    && self.traffic().all_replied()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the link is being left: no request is taken, and those that were may still be
+    /// answered.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(
+            &*self.send_side.lock(),
+            SendSide::Active(Outbox {
+                stage: Stage::Draining,
+                ..
+            })
+        )
+    }
+
+    /// Whether the server was told that nothing follows, or cannot be.
+    pub(crate) fn is_disconnected(&self) -> bool {
+        !matches!(&*self.send_side.lock(), SendSide::Active(_))
+    }
+
+    /// Whether nothing is to be sent any more.
+    fn is_closed(&self) -> bool {
+        matches!(&*self.send_side.lock(), SendSide::Closed | SendSide::Shut)
+    }
+
+    /// Whether the socket was shut down.
+    pub(crate) fn is_shut(&self) -> bool {
+        matches!(&*self.send_side.lock(), SendSide::Shut)
+    }
+
+    /// How far the link is, for people to read.
+    pub(crate) fn describe(&self) -> &'static str {
+        match &*self.send_side.lock() {
+            SendSide::Active(Outbox {
+                stage: Stage::Open, ..
+            }) => "open",
+            SendSide::Active(_) | SendSide::Disconnected => "closing",
+            SendSide::Closed | SendSide::Shut => "closed",
+        }
+    }
+
+    /// Queues a request. With `last`, the caller gets the sender, if nobody has it, to
+    /// [`Self::run`] with. Hands the request back if none is taken. Does not sleep.
+    pub(crate) fn queue(
+        &self,
+        mut rq: OwnedRequest<Queue>,
+        cookie: u32,
+        last: bool,
+    ) -> Result<Option<Sender>, OwnedRequest<Queue>> {
+        let mut header = encode_request(&rq, cookie);
+        match &mut *self.send_side.lock() {
+            SendSide::Active(outbox) if outbox.stage == Stage::Open => {
+                rq.data().set_link(self);
+                trace::nbd_send_request(&mut header, || rq.disk().data().index(), &rq);
+                rq.set_header(header);
+                outbox.queue.push_back(rq.publish(cookie));
+                Ok(if last { outbox.take_idle() } else { None })
+            }
+            _ => Err(rq),
+        }
+    }
+
+    /// The sender, if there is something to send and nobody has it, to [`Self::run`] with. Does not
+    /// sleep.
+    pub(crate) fn take_sender(&self) -> Option<Sender> {
+        match &mut *self.send_side.lock() {
+            SendSide::Active(outbox)
+                if outbox.stage == Stage::Open && outbox.queue.is_empty() =>
+            {
+                None
+            }
+            SendSide::Active(outbox) => outbox.take_idle(),
+            _ => None,
+        }
+    }
+
+    /// Takes no more requests, and has those that are queued come again for other links. The server
+    /// is told that nothing follows by [`Self::disconnect_if_drained`]. Calls `f` for each that
+    /// comes again. Does not sleep.
+    pub(crate) fn drain(&self, f: impl Fn()) {
+        let queue = match &mut *self.send_side.lock() {
+            SendSide::Active(outbox) if outbox.stage == Stage::Open => {
+                outbox.stage = Stage::Draining;
+                outbox.queue.take()
+            }
+            _ => return,
+        };
+        for rq in queue.iter() {
+            if let Some(claim) = rq.claim(None, |_| true) {
+                f();
+                claim.requeue();
+            }
+        }
+    }
+
+    /// Takes no more requests, and tells the server so after those that are queued. May sleep, but
+    /// never for the peer.
+    pub(crate) fn disconnect(self: &Arc<Self>) -> Result<Sent, Broken> {
+        let sender = match &mut *self.send_side.lock() {
+            SendSide::Active(outbox) => {
+                outbox.stage = Stage::Closing;
+                outbox.take_idle()
+            }
+            _ => None,
+        };
+        match sender {
+            Some(sender) => self.run(sender, Wait::No),
+            None => Ok(Sent::Requests),
+        }
+    }
+
+    /// Tells the server that nothing follows, if the link is draining and no request is in flight.
+    /// Whoever finishes one calls this. May sleep, but never for the peer.
+    pub(crate) fn disconnect_if_drained(self: &Arc<Self>) -> Result<Sent, Broken> {
+        if self.has_requests() {
+            return Ok(Sent::Requests);
+        }
+        self.disconnect()
+    }
+
+    /// Sends nothing any more. Returns what was to be sent, to be dropped by the caller once it has
+    /// seen to the requests. The caller has the socket shut down, which ends the receiver. Does not
+    /// sleep.
+    pub(crate) fn close(&self) -> Option<Outbox> {
+        let mut side = self.send_side.lock();
+        match &*side {
+            SendSide::Active(_) | SendSide::Disconnected => {}
+            SendSide::Closed | SendSide::Shut => return None,
+        }
+        match mem::replace(&mut *side, SendSide::Closed) {
+            SendSide::Active(outbox) => Some(outbox),
+            _ => None,
+        }
+    }
+
+    /// Shuts the socket down, for the work that [`Self::shut_down`] queues. A link that is draining,
+    /// and in the middle of no request, tells its server first that nothing follows. Sleeps for the
+    /// socket's lock.
+    pub(crate) fn finish(&self) {
+        let sender = match &mut *self.send_side.lock() {
+            SendSide::Active(outbox) => outbox.take_idle(),
+            _ => None,
+        };
+        if let Some(mut sender) = sender {
+            // A server that does not take it learns from the end of the stream.
+            let _ = sender.send_disconnect(self, Wait::No);
+        }
+        let outbox = self.close();
+        self.socket().shutdown();
+        *self.send_side.lock() = SendSide::Shut;
+        drop(outbox);
+    }
+
+    /// Goes on sending where a task found no room, for the work that [`Self::send_later`] queues.
+    /// May sleep, and waits for the peer, until the link is closed.
+    pub(crate) fn run_deferred(self: &Arc<Self>) -> Result<Sent, Broken> {
+        let sender = match &mut *self.send_side.lock() {
+            SendSide::Active(outbox) => {
+                match mem::replace(&mut outbox.sender, SenderState::Busy) {
+                    SenderState::Deferred(sender) => Some(sender),
+                    other => {
+                        outbox.sender = other;
+                        None
+                    }
+                }
+            }
+            _ => None,
+        };
+        match sender {
+            Some(sender) => self.run(sender, Wait::Some),
+            None => Ok(Sent::Requests),
+        }
+    }
+
+    /// Sends with `sender` until there is nothing more to send, the socket has no room, or the link
+    /// is closed. May sleep; waits for the peer only as `wait` says.
+    pub(crate) fn run(self: &Arc<Self>, sender: Sender, wait: Wait) -> Result<Sent, Broken> {
+        let mut rounds = 0;
+        let mut next = self.next(sender, wait, rounds);
+        loop {
+            let (mut sender, done) = match next {
+                Next::Send(sender) => (sender, Sent::Requests),
+                Next::SendDisconnect(sender) => (sender, Sent::Disconnect),
+                Next::Stop => return Ok(Sent::Requests),
+                Next::Drained => return self.disconnect_if_drained(),
+            };
+            let result = match done {
+                Sent::Requests => sender.send(self, wait),
+                Sent::Disconnect => sender.send_disconnect(self, wait),
+            };
+            match (result, done) {
+                (Ok(Progress::Done), Sent::Requests) => {}
+                (Ok(Progress::Done), Sent::Disconnect) => {
+                    self.disconnected();
+                    return Ok(Sent::Disconnect);
+                }
+                (Ok(Progress::Blocked), _) => {
+                    self.defer(sender);
+                    return Ok(Sent::Requests);
+                }
+                (Err(error), _) => {
+                    return Err(Broken {
+                        error,
+                        _sender: sender,
+                    });
+                }
+            }
+            rounds += 1;
+            next = self.next(sender, wait, rounds);
+        }
+    }
+
+    /// Finds out what `sender` does next, and gives it back when that is nothing.
+    fn next(self: &Arc<Self>, mut sender: Sender, wait: Wait, rounds: u32) -> Next {
+        let mut side = self.send_side.lock();
+        let SendSide::Active(outbox) = &mut *side else {
+            drop(side);
+            drop(sender);
+            return Next::Stop;
+        };
+        if sender.batch.is_empty() {
+            if outbox.queue.is_empty() {
+                if outbox.stage == Stage::Closing {
+                    return Next::SendDisconnect(sender);
+                }
+                outbox.sender = SenderState::Idle(sender);
+                return match outbox.stage {
+                    Stage::Draining => Next::Drained,
+                    Stage::Open | Stage::Closing => Next::Stop,
+                };
+            }
+            sender.batch = outbox.queue.take();
+            sender.sent = Position::default();
+        }
+        if wait == Wait::No && rounds >= MAX_ROUNDS {
+            outbox.sender = SenderState::Deferred(sender);
+            self.send_later();
+            return Next::Stop;
+        }
+        Next::Send(sender)
+    }
+
+    /// Leaves `sender` to the worker, who may wait.
+    fn defer(self: &Arc<Self>, sender: Sender) {
+        let mut side = self.send_side.lock();
+        match &mut *side {
+            SendSide::Active(outbox) => {
+                outbox.sender = SenderState::Deferred(sender);
+                // Under the lock, so that no work is queued once the link is closed.
+                self.send_later();
+            }
+            _ => {
+                drop(side);
+                drop(sender);
+            }
+        }
+    }
+
+    /// The server was told that nothing follows.
+    fn disconnected(&self) {
+        let outbox = {
+            let mut side = self.send_side.lock();
+            match &*side {
+                SendSide::Active(_) => Some(mem::replace(&mut *side, SendSide::Disconnected)),
+                _ => None,
+            }
+        };
+        drop(outbox);
     }
 }
 

@@ -7,7 +7,7 @@
 //! [`ending`](crate::ending).
 
 use crate::{
-    connection::{Channel, Connection},
+    connection::Connection,
     device::{Disk, Setup},
     disk_ops::DiskOps,
     kernel::{
@@ -16,9 +16,11 @@ use crate::{
             timeout_in_jiffies,
             BlkStatus, //
         },
-        module::ModuleRef, //
+        module::ModuleRef,
+        sync::wait::{new_wait_queue, WaitQueue},
+        task::Thread, //
     },
-    life::{Life, Loss},
+    life::{LinkError, SessionState},
     link::Link,
     messages::Topic,
     params::Params,
@@ -30,14 +32,13 @@ use crate::{
     NbdModule,
 };
 use kernel::{
-    new_condvar,
     new_mutex,
     new_work,
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
-        Arc, CondVar, Mutex,
+        Arc, Mutex,
     },
     task::Pid,
     time::Jiffies,
@@ -46,8 +47,8 @@ use kernel::{
 
 /// Who made a session.
 pub(crate) enum Origin {
-    /// `NBD_DO_IT`: the session ends when all connections are lost.
-    Ioctl,
+    /// `NBD_DO_IT`: the session ends when all connections are lost, and with the thread.
+    Ioctl { thread: Arc<Thread> },
     /// A netlink message: the session lasts until a disconnect, since a reconnect may bring new
     /// connections.
     Netlink {
@@ -62,6 +63,21 @@ pub(crate) struct Files {
     _backend: Option<AttributeFile<DiskOps, Backend>>,
 }
 
+/// Whether the task in `NBD_DO_IT` is there.
+pub(crate) enum Attendance {
+    Present,
+    /// It had to leave the kernel for a while, and comes back or exits.
+    Away,
+    /// The session has ended.
+    Over,
+}
+
+/// How far a session is.
+pub(crate) struct Life {
+    pub(crate) state: SessionState,
+    pub(crate) attendance: Attendance,
+}
+
 /// A session.
 #[pin_data]
 pub(crate) struct Session {
@@ -73,17 +89,18 @@ pub(crate) struct Session {
     timeout: Atomic<u32>,
     /// In seconds; how long requests wait when no connection is open.
     pub(crate) dead_conn_timeout: Atomic<u32>,
-    pub(crate) connections: KVec<Arc<Connection>>,
-    pub(crate) workers: Arc<Workers>,
+    connections: KVec<Arc<Connection>>,
+    workers: Arc<Workers>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
-    /// Connections that were lost and not yet told about.
-    pub(crate) deaths: Atomic<u32>,
+    /// Links that were lost and not yet told about.
+    pub(crate) pending_link_dead: Atomic<u32>,
     #[pin]
     pub(crate) life: Mutex<Life>,
+    /// The state has changed, or what somebody waits for in it.
     #[pin]
-    pub(crate) changed: CondVar,
+    pub(crate) changed: WaitQueue,
     #[pin]
     pub(crate) published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
     /// The parameters that the disk has, held while they are changed.
@@ -91,20 +108,24 @@ pub(crate) struct Session {
     pub(crate) applied: Mutex<Params>,
     #[pin]
     end_work: Work<Session, 0>,
-    /// Ends the time in which requests wait for a connection.
+    /// Runs while anything has its time.
     #[pin]
-    watch_work: Work<Session, 1>,
-    /// Tells about lost connections.
+    clock_work: Work<Session, 1>,
+    /// Tells about lost links.
     #[pin]
-    tell_work: Work<Session, 2>,
+    notify_work: Work<Session, 2>,
+    /// Runs while the task in `NBD_DO_IT` is away.
+    #[pin]
+    absence_work: Work<Session, 3>,
     /// Last: when the device is gone, so may be the module.
-    pub(crate) disk: ARef<Disk>,
+    disk: ARef<Disk>,
 }
 
 impl_has_work! {
     impl HasWork<Session, 0> for Session { self.end_work }
-    impl HasWork<Session, 1> for Session { self.watch_work }
-    impl HasWork<Session, 2> for Session { self.tell_work }
+    impl HasWork<Session, 1> for Session { self.clock_work }
+    impl HasWork<Session, 2> for Session { self.notify_work }
+    impl HasWork<Session, 3> for Session { self.absence_work }
 }
 
 impl Session {
@@ -132,9 +153,8 @@ impl Session {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
-            let channel = Channel::new(Link::new(disk, socket)?);
-            let connection = Connection::new(index, &workers, channel)?;
-            connections.push(connection, GFP_KERNEL)?;
+            let link = Link::new(disk, &workers, socket)?;
+            connections.push(Connection::new(index, link)?, GFP_KERNEL)?;
         }
 
         let hw_queues = disk.set_hw_queues(count);
@@ -151,14 +171,18 @@ impl Session {
                 workers,
                 fallback: Atomic::new(0),
                 hw_queues,
-                deaths: Atomic::new(0),
-                life <- new_mutex!(Life::Live(count)),
-                changed <- new_condvar!(),
+                pending_link_dead: Atomic::new(0),
+                life <- new_mutex!(Life {
+                    state: SessionState::Live(count),
+                    attendance: Attendance::Present,
+                }),
+                changed <- new_wait_queue!("nbd_session"),
                 published <- new_mutex!(None),
                 applied <- new_mutex!(params),
                 end_work <- new_work!("nbd_end"),
-                watch_work <- new_work!("nbd_watch"),
-                tell_work <- new_work!("nbd_tell"),
+                clock_work <- new_work!("nbd_clock"),
+                notify_work <- new_work!("nbd_notify"),
+                absence_work <- new_work!("nbd_absence"),
             }),
             GFP_KERNEL,
         )?;
@@ -171,7 +195,7 @@ impl Session {
         let module = ModuleRef::try_get().ok_or(ENODEV)?;
         let pid = AttributeFile::create(&self.disk)?;
         let backend = match self.origin {
-            Origin::Ioctl => None,
+            Origin::Ioctl { .. } => None,
             Origin::Netlink { .. } => Some(AttributeFile::create(&self.disk)?),
         };
         let files = Files {
@@ -187,7 +211,7 @@ impl Session {
     pub(crate) fn begin(&self, f: impl FnOnce()) -> Result {
         // Whoever makes the end holds it, and sees the session running.
         let _applied = self.applied.lock();
-        if matches!(&*self.life.lock(), Life::Ending(_) | Life::Ended(_)) {
+        if self.life.lock().state.is_ending() {
             return Err(EPIPE);
         }
         f();
@@ -199,14 +223,11 @@ impl Session {
         {
             // Whoever ends the session waits for the receivers that were started under the lock.
             let life = self.life.lock();
-            match &*life {
-                Life::Live(_) | Life::Waiting(_) | Life::Dead => {}
-                Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => return,
+            if !life.state.takes_links() {
+                return;
             }
-            for connection in &self.connections {
-                if let Some(link) = connection.link() {
-                    link.launch(&self.workers.receivers);
-                }
+            for link in self.connections.iter().filter_map(|one| one.link()) {
+                link.launch();
             }
         }
         {
@@ -234,6 +255,14 @@ impl Session {
         self.pid
     }
 
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub(crate) fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
     pub(crate) fn connections(&self) -> &[Arc<Connection>] {
         &self.connections
     }
@@ -247,7 +276,7 @@ impl Session {
     pub(crate) fn backend(&self) -> Option<&[u8]> {
         match &self.origin {
             Origin::Netlink { backend } => backend.as_deref(),
-            Origin::Ioctl => None,
+            Origin::Ioctl { .. } => None,
         }
     }
 
@@ -275,7 +304,7 @@ impl Session {
             let pushed = match chosen {
                 Some(connection) => {
                     let cookie = self.disk.data().new_cookie();
-                    connection.push(rq, cookie, last && own == 1)
+                    self.pushed(connection.push(rq, cookie, last && own == 1))
                 }
                 None => Err(rq),
             };
@@ -294,18 +323,21 @@ impl Session {
         let turn = self.fallback.fetch_add(1, Relaxed);
         for connection in route::in_turn(&self.connections, turn, |c| c.is_open()) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
-            match connection.push(rq, self.disk.data().new_cookie(), true) {
+            match self.pushed(connection.push(rq, self.disk.data().new_cookie(), true)) {
                 Ok(()) => return,
                 Err(back) => rq = back,
             }
         }
         let mut life = self.life.lock();
-        match &mut *life {
+        match &mut life.state {
             // Under the lock: whoever ends the wait has the request come again afterwards.
-            Life::Waiting(since) => self.park(since, rq),
+            SessionState::Waiting(since) => self.park(since, rq),
             // A connection was opened just now.
-            Life::Live(_) => rq.requeue(),
-            Life::Dead | Life::Goodbye(_) | Life::Ending(_) | Life::Ended(_) => {
+            SessionState::Live(_) => rq.requeue(),
+            SessionState::Dead
+            | SessionState::Disconnecting(..)
+            | SessionState::Ending(_)
+            | SessionState::Ended(_) => {
                 drop(life);
                 rq.end(BlkStatus::IOERR);
             }
@@ -313,25 +345,20 @@ impl Session {
     }
 
     /// Sends what [`Self::submit`] queued without `last`.
-    pub(crate) fn flush(&self, hctx: u32) {
+    pub(crate) fn flush(self: &Arc<Self>, hctx: u32) {
         for connection in self.of_queue(hctx) {
-            connection.flush();
+            // A flush has no request that it could hand back.
+            let _ = self.pushed(connection.flush());
         }
     }
 
     /// How far the session is, for people to read.
     pub(crate) fn describe(&self) -> &'static str {
-        match &*self.life.lock() {
-            Life::Live(_) => "running",
-            Life::Waiting(_) => "waiting for a connection",
-            Life::Dead => "without connection",
-            Life::Goodbye(_) => "disconnecting",
-            Life::Ending(_) | Life::Ended(_) => "ending",
-        }
+        self.life.lock().state.describe()
     }
 
     /// A request took longer than the timeout.
-    pub(crate) fn timed_out(&self, rq: &Request<Queue>) -> TimeoutAction {
+    pub(crate) fn timed_out(self: &Arc<Self>, rq: &Request<Queue>) -> TimeoutAction {
         let Some(generation) = rq.published(|data| data.generation()) else {
             return TimeoutAction::Rearm;
         };
@@ -361,12 +388,12 @@ impl Session {
             return TimeoutAction::RearmFor(limit - taken);
         }
         // It may be half received: the receiver gives it up when the socket is shut down.
-        link.lose(Loss::TimedOut);
+        self.link_failed(&link, LinkError::TimedOut);
         TimeoutAction::Done
     }
 
     fn is_ended(&self) -> bool {
-        matches!(&*self.life.lock(), Life::Ended(_))
+        self.life.lock().state.ended().is_some()
     }
 
     /// Gives the disk the parameters that were changed while the session runs. Sleeps; for another
@@ -403,7 +430,7 @@ impl Session {
             let _life = self.life.lock();
             self.dead_conn_timeout
                 .store(new.dead_conn_timeout(), Relaxed);
-            self.changed.notify_all();
+            self.changed.wake_all();
         }
         if old.block_size() != new.block_size() {
             new.apply_limits(&self.disk).inspect_err(|_| {

@@ -11,7 +11,7 @@ use crate::kernel::{
     mm::NoReclaim,
     net::addr::SocketAddr, //
 };
-use core::ptr::NonNull;
+use core::{mem::MaybeUninit, ops::Deref, ptr::NonNull};
 use kernel::{
     bindings,
     error::to_result,
@@ -76,15 +76,11 @@ impl Socket {
         unsafe { bindings::sock_from_file(self.file.as_ptr()) }
     }
 
-    /// Prepares the socket to carry block I/O: it may use memory reserves, and never waits for
-    /// memory that only block I/O can free, and its locks get classes of their own. With lockdep it
-    /// keeps the module loaded from then on. Takes back what users can set that would keep it from
-    /// taking a reply as soon as that is there, or from waiting for one.
-    pub(crate) fn set_block_io(&self) {
-        // SAFETY: By the type invariant.
-        unsafe { helpers::sock_set_block_io(self.as_raw()) };
-        self.set_send_timeout();
-        self.set_receive_timeout(FOR_EVER);
+    /// Whether what is sent goes through an upper layer protocol, such as TLS, which may come at any
+    /// time. Does not sleep.
+    pub(crate) fn has_ulp(&self) -> bool {
+        // SAFETY: By the type invariant; the function reads a word.
+        unsafe { helpers::inet_csk_has_ulp(self.as_raw()) }
     }
 
     /// Takes back what a user may have set: whoever sends again is to wait, not to come back at once.
@@ -142,8 +138,26 @@ impl Socket {
         source: &BvecSource<'_, N>,
         wait: Wait,
     ) -> Result<usize> {
+        if self.has_ulp() {
+            return self.send_through_ulp(source, wait);
+        }
         // SAFETY: `source` is borrowed for longer than the call.
         unsafe { self.send_iter(source.iter(), wait) }
+    }
+
+    /// Sends the pieces at the beginning of `source` that are all of pages that the protocol may
+    /// keep references to, or all of others, of which it gets a copy: a page that has no references
+    /// may be somebody else's when the protocol gives back one that it has not taken.
+    // Not inlined, for its vector would be on the stack of every send.
+    #[inline(never)]
+    fn send_through_ulp<const N: usize>(
+        &self,
+        source: &BvecSource<'_, N>,
+        wait: Wait,
+    ) -> Result<usize> {
+        let mut copied = [const { MaybeUninit::uninit() }; N];
+        // SAFETY: `source` and `copied` are borrowed for longer than the call.
+        unsafe { self.send_iter(source.refcounted_iter(&mut copied), wait) }
     }
 
     /// As [`Self::send`], but from `bytes`, wherever they are.
@@ -189,7 +203,7 @@ impl Socket {
     /// Sleeps.
     ///
     /// Fails with `EAGAIN` when nothing came without waiting, or in a moment, or within a timeout that
-    /// a user has set since [`Self::set_block_io`] and that is forgotten with this; and with `EINTR`
+    /// a user has set since [`BlockSocket::new`] and that is forgotten with this; and with `EINTR`
     /// or `ERESTARTSYS` when a signal has ended the wait.
     pub(crate) fn receive<const N: usize>(
         &self,
@@ -224,5 +238,57 @@ impl Socket {
             Wait::Some => 0,
             Wait::All => bindings::MSG_WAITALL,
         }
+    }
+}
+
+/// A socket that carries block I/O: it may use memory reserves, never waits for memory that only
+/// block I/O can free, and its locks have classes of their own. With lockdep it keeps the module
+/// loaded for as long as anybody has the socket.
+///
+/// A user who keeps the socket has it back without that when the value is dropped, which sleeps for
+/// the socket's lock.
+///
+/// # Invariants
+///
+/// `allocation` and `memalloc` are what `sock_set_block_io` said of the socket, once.
+pub(crate) struct BlockSocket {
+    socket: Socket,
+    allocation: bindings::gfp_t,
+    memalloc: bool,
+}
+
+impl BlockSocket {
+    /// Prepares `socket`. Takes back what its user may have set that would keep it from taking a
+    /// reply as soon as that is there, from waiting for one, or from being closed at once. Sleeps for
+    /// the socket's lock.
+    pub(crate) fn new(socket: Socket) -> Self {
+        let mut allocation = 0;
+        // SAFETY: The socket is valid, and `allocation` can be written.
+        let memalloc = unsafe { helpers::sock_set_block_io(socket.as_raw(), &mut allocation) };
+        socket.set_send_timeout();
+        socket.set_receive_timeout(FOR_EVER);
+        // INVARIANT: Said just above.
+        Self {
+            socket,
+            allocation,
+            memalloc,
+        }
+    }
+}
+
+impl Deref for BlockSocket {
+    type Target = Socket;
+
+    fn deref(&self) -> &Socket {
+        &self.socket
+    }
+}
+
+impl Drop for BlockSocket {
+    fn drop(&mut self) {
+        // SAFETY: The socket is valid; by the type invariant this takes back what was done once.
+        unsafe {
+            helpers::sock_clear_block_io(self.socket.as_raw(), self.allocation, self.memalloc)
+        };
     }
 }

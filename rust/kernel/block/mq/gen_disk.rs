@@ -39,6 +39,10 @@ pub(crate) trait DiskOperations: Sized + 'static {
     /// Somebody who had opened the disk has closed it. May sleep; `disk->open_mutex` is held.
     fn release(disk: &GenDisk<Self>);
 
+    /// The last reference to the disk is gone, and nobody uses its data any more. Does not sleep: any
+    /// context may give up the last reference.
+    fn free(data: Arc<Self::Data>);
+
     /// An ioctl that the block layer does not know, from a native or a compat task. May sleep.
     fn ioctl(disk: &GenDisk<Self>, cmd: u32, arg: usize) -> Result<i32>;
 }

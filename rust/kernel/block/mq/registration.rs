@@ -152,9 +152,10 @@ impl DiskBuilder<'_> {
 }
 
 /// Frees what [`DiskBuilder::alloc_tag_set`] made.
-fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) {
+fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) -> Arc<T::Data> {
     // SAFETY: The tag set was allocated, and no queue uses it any more.
     unsafe { bindings::blk_mq_free_tag_set(private.tag_set.get()) };
+    KBox::into_inner(private).data
 }
 
 /// A disk that user space can see; dropping it takes it away. That sleeps until requests in flight
@@ -231,6 +232,7 @@ impl<T: DiskOperations> Vtable<T> {
     /// See [`Self::open`]; the last reference to the disk is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
         // SAFETY: `build` put the box there; nobody can use it any more.
-        free_private(unsafe { KBox::from_raw((*disk).private_data.cast::<DiskData<T>>()) });
+        let data = free_private(unsafe { KBox::from_raw((*disk).private_data.cast::<DiskData<T>>()) });
+        T::free(data);
     }
 }

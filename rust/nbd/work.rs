@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The bodies of work items, which reach from a link up to its session.
+
+use crate::{
+    device::Device,
+    kernel::sync::wait::WaitMode,
+    life::LinkError,
+    link::Link,
+    receive::Event,
+    send::{Broken, Sent},
+    session::Session, //
+};
+use kernel::{
+    sync::{atomic::Relaxed, Arc},
+    workqueue::WorkItem, //
+};
+
+/// The session of a link. Without one, its end has seen to everything but the link's socket.
+fn session_of(link: &Link) -> Option<Arc<Session>> {
+    link.disk().data().session()
+}
+
+fn link_failed(link: &Arc<Link>, error: LinkError) {
+    match session_of(link) {
+        Some(session) => session.link_failed(link, error),
+        None => {
+            drop(link.close());
+            link.shut_down();
+        }
+    }
+}
+
+impl WorkItem<0> for Link {
+    type Pointer = Arc<Self>;
+
+    /// Receives until the link ends.
+    fn run(this: Arc<Self>) {
+        let error = {
+            let mut receiver = this.receiver.lock();
+            loop {
+                match receiver.run(&this) {
+                    Event::Broken(error) => break error,
+                    Event::Finished => {}
+                    Event::Refused(claim) => {
+                        if let Some(session) = session_of(&this) {
+                            session.leave(&this);
+                        }
+                        // Not before it can go elsewhere.
+                        claim.requeue();
+                    }
+                }
+                if let Some(session) = session_of(&this) {
+                    session.request_finished(&this);
+                }
+            }
+        };
+        link_failed(&this, LinkError::Receive(error));
+    }
+}
+
+impl WorkItem<1> for Link {
+    type Pointer = Arc<Self>;
+
+    /// Goes on sending where a task found no room.
+    fn run(this: Arc<Self>) {
+        match this.run_deferred() {
+            Ok(Sent::Requests) => {}
+            Ok(Sent::Disconnect) => {
+                if let Some(session) = session_of(&this) {
+                    session.changed.wake_all();
+                }
+            }
+            Err(broken) => send_failed(&this, broken),
+        }
+    }
+}
+
+fn send_failed(link: &Arc<Link>, broken: Broken) {
+    link_failed(link, LinkError::Send(broken.error));
+    // What the sender holds was published until here.
+    drop(broken);
+}
+
+impl WorkItem<2> for Link {
+    type Pointer = Arc<Self>;
+
+    /// Shuts the socket down.
+    fn run(this: Arc<Self>) {
+        this.finish();
+    }
+}
+
+impl WorkItem<0> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Makes the end.
+    fn run(this: Arc<Self>) {
+        this.make_end();
+    }
+}
+
+impl WorkItem<1> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Does what is due, until nothing has its time any more.
+    fn run(this: Arc<Self>) {
+        // A look that finds something due looks again at once.
+        this.changed.wait_while(WaitMode::Idle, || this.tick());
+    }
+}
+
+impl WorkItem<2> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Tells who listens which device has lost a link, once for each.
+    fn run(this: Arc<Self>) {
+        for _ in 0..this.pending_link_dead.xchg(0, Relaxed) {
+            crate::netlink::notify_link_dead(this.disk().data().index());
+        }
+    }
+}
+
+impl WorkItem<3> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Waits for a task that is away to come back or to exit.
+    fn run(this: Arc<Self>) {
+        this.watch_absence();
+    }
+}
+
+impl WorkItem<0> for Device {
+    type Pointer = Arc<Self>;
+
+    /// Removes the device.
+    fn run(this: Arc<Self>) {
+        this.remove();
+    }
+}
+
+impl WorkItem<1> for Device {
+    type Pointer = Arc<Self>;
+
+    /// Drops the last of what a disk held.
+    fn run(this: Arc<Self>) {
+        drop(this);
+    }
+}
