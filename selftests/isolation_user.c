@@ -570,7 +570,7 @@ TEST_F_TIMEOUT(quiet, thousands_of_files_read, 200)
 static int thousand_errors(struct peer_session *s)
 {
 	static const uint32_t errors[] = {
-		EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN, 255, 0xffffffff,
+		EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ENODEV, 255, 0xffffffff,
 	};
 	static unsigned char buf[4096] __aligned(4096);
 	int fd = open(s->dev.path, O_RDONLY | O_DIRECT), max = scaled_down(1000), i, n = 0;

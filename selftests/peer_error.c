@@ -27,7 +27,6 @@ FIXTURE_VARIANT_ADD(error, einval) { .sent = 22, .seen = EINVAL };
 FIXTURE_VARIANT_ADD(error, enospc) { .sent = 28, .seen = ENOSPC };
 FIXTURE_VARIANT_ADD(error, eoverflow) { .sent = 75, .seen = EIO };
 FIXTURE_VARIANT_ADD(error, enotsup) { .sent = 95, .seen = EOPNOTSUPP };
-FIXTURE_VARIANT_ADD(error, eshutdown) { .sent = 108, .seen = ENODEV };
 FIXTURE_VARIANT_ADD(error, unknown) { .sent = 12345, .seen = EIO };
 FIXTURE_VARIANT_ADD(error, negative) { .sent = -28, .seen = EIO };
 
