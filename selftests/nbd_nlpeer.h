@@ -41,6 +41,11 @@ static inline int nl_peer(struct peer_session *s, int n)
 	sh->unread[n] = 0;
 	sh->acted[n] = 0;
 	sh->eof[n] = 0;
+	sh->disc[n] = 0;
+	sh->left[n] = 0;
+	sh->refused[n] = 0;
+	sh->refused_at[n] = 0;
+	sh->disc_at[n] = 0;
 	s->fd[n] = pair[0];
 	s->peer[n] = fork_quiet();
 	if (!s->peer[n]) {
@@ -133,19 +138,25 @@ static inline int nl_connect(struct nl_session *ns)
 	return ret ?: WAIT_UNTIL(nbd_running(&ns->s.dev), BOUNDED) ? 0 : -ENODEV;
 }
 
-/* A new server in place n. */
-static inline int nl_reconnect(struct nl_session *ns, int n)
+/* A new server of this kind for the first place that has none; it is number n here. */
+static inline int nl_reconnect_as(struct nl_session *ns, int n, enum peer_kind kind)
 {
 	struct nl_msg m;
 	int ret = nl_peer(&ns->s, n);
 
 	if (ret)
 		return ret;
+	ns->s.sh->kind[n] = kind;
 	nl_begin(&m, NBD_CMD_RECONFIGURE, ns->s.dev.index);
 	if (ns->backend)
 		nl_str(&m, NBD_ATTR_BACKEND_IDENTIFIER, ns->backend);
 	nl_socks(&m, &ns->s.fd[n], 1);
 	return nl_finish(ns, &m);
+}
+
+static inline int nl_reconnect(struct nl_session *ns, int n)
+{
+	return nl_reconnect_as(ns, n, PEER_GOOD);
 }
 
 /* RECONFIGURE with one number. */

@@ -34,6 +34,18 @@ enum peer_kind {
 	PEER_BAD_MAGIC,		/* a reply with the wrong magic */
 	PEER_BAD_COOKIE,	/* a reply to a request that was never sent */
 	PEER_TWICE,		/* two replies to one request, then nothing */
+	/*
+	 * These say to one request that they shut down, if "go" is 1. What is left they answer, if
+	 * it is 2, and keep their end open until they see the driver's.
+	 */
+	PEER_LEAVES,		/* well; refuses what comes then */
+	PEER_LEAVES_EIO,	/* with EIO */
+	PEER_LEAVES_ALL,	/* all with the same words, as nbdkit does */
+	PEER_LEAVES_MUTE,	/* not at all */
+	PEER_LEAVES_HALF,	/* one of the reads with half of its payload */
+	PEER_LEAVES_DEAF,	/* not at all, and reads nothing more */
+	PEER_LEAVES_CLOSE,	/* closes at once */
+	PEER_LEAVES_COOKIE,	/* says so to a request that was never sent */
 };
 
 /*
@@ -52,6 +64,11 @@ struct peer_shared {
 	_Atomic long long unread_since[PEER_MAX];
 	_Atomic int acted[PEER_MAX];	/* it has misbehaved */
 	_Atomic int eof[PEER_MAX];	/* it saw the connection's end */
+	_Atomic int disc[PEER_MAX];	/* and before that, so many NBD_CMD_DISC */
+	_Atomic int left[PEER_MAX];	/* after that the stream has ended, as it must */
+	_Atomic int refused[PEER_MAX];	/* requests that were told that it shuts down */
+	_Atomic long long refused_at[PEER_MAX];	/* the first of them, and when DISC came */
+	_Atomic long long disc_at[PEER_MAX];
 
 	_Atomic int client_stage;	/* 1: set up, in DO_IT; 2: DO_IT has returned */
 	_Atomic int client_errno;	/* of the setup or of DO_IT */
@@ -169,8 +186,11 @@ static bool peer_read(struct peer_state *p)
 	r->len = be32toh(h.len);
 	r->from = be64toh(h.from) % PEER_SIZE;
 	r->cookie = h.cookie;
-	if ((r->type & 0xffff) == NBD_CMD_DISC)
+	if ((r->type & 0xffff) == NBD_CMD_DISC) {
+		p->sh->disc_at[p->n] = now_ms();
+		p->sh->disc[p->n]++;
 		return false;
+	}
 	if ((r->type & 0xffff) < NBD_CMD_DISC && r->len > PEER_SIZE - r->from)
 		return false;
 	if ((r->type & 0xffff) == NBD_CMD_WRITE && !peer_data(p, r, true))
@@ -215,6 +235,99 @@ static void peer_answer_late(struct peer_state *p)
 		p->held[i].from ^= HOLDER_CHUNK;
 	peer_flush(p);
 	p->sh->acted[p->n] = 1;
+}
+
+/* Answer a request with an error. What is refused is not written, either. */
+static void peer_refuse(struct peer_state *p, int i, uint32_t error)
+{
+	struct nbd_reply reply = { .magic = htobe32(NBD_REPLY_MAGIC), .error = htobe32(error) };
+	struct peer_request r = p->held[i];
+
+	reply.cookie = r.cookie;
+	if (p->sh->kind[p->n] == PEER_LEAVES_COOKIE)
+		reply.cookie ^= htobe64(0x5a5a5a5a00000000ULL);
+	else
+		p->held[i] = p->held[--p->nheld];
+	if (error == ESHUTDOWN && r.type == NBD_CMD_WRITE)
+		memset(p->sh->data + r.from, 0xee, r.len);
+	p->sh->held_reads[p->n] -= r.type == NBD_CMD_READ;
+	p->sh->held[p->n] = p->nheld;
+	if (error == ESHUTDOWN) {
+		if (!p->sh->refused_at[p->n])
+			p->sh->refused_at[p->n] = now_ms();
+		p->sh->refused[p->n]++;
+	}
+	write_full(p->fd, &reply, sizeof(reply));
+}
+
+/* It has read nothing yet, and reads a single request, to have one that it can refuse. */
+static void peer_refuse_deaf(struct peer_state *p)
+{
+	struct nbd_request h;
+
+	if (p->sh->acted[p->n] || !read_full(p->fd, &h, sizeof(h)))
+		return;
+	p->held[p->nheld++] = (struct peer_request) { .cookie = h.cookie };
+	peer_refuse(p, 0, ESHUTDOWN);
+	p->sh->acted[p->n] = 1;
+}
+
+/* Half of an answer to a read. */
+static void peer_half(struct peer_state *p)
+{
+	struct nbd_reply reply = { .magic = htobe32(NBD_REPLY_MAGIC) };
+	int i;
+
+	for (i = 0; i < p->nheld && p->held[i].type != NBD_CMD_READ; i++)
+		;
+	if (i == p->nheld)
+		return;
+	reply.cookie = p->held[i].cookie;
+	write_full(p->fd, &reply, sizeof(reply));
+	write_full(p->fd, p->sh->data + p->held[i].from, p->held[i].len / 2);
+}
+
+/* The server goes away; false: it has. */
+static bool peer_leave(struct peer_state *p, int go)
+{
+	enum peer_kind kind = p->sh->kind[p->n];
+	int i, acted = p->sh->acted[p->n];
+	bool ok = true;
+
+	if (!acted && p->nheld) {
+		/* What will never be answered has not been written. */
+		for (i = 0; kind != PEER_LEAVES && i < p->nheld; i++)
+			if (p->held[i].type == NBD_CMD_WRITE)
+				memset(p->sh->data + p->held[i].from, 0xee, p->held[i].len);
+		peer_refuse(p, 0, ESHUTDOWN);
+		p->sh->acted[p->n] = 1;
+		acted = 1;
+	}
+	if (!acted || kind == PEER_LEAVES_CLOSE)
+		return !acted;
+	if (go < 2 && kind != PEER_LEAVES_ALL)
+		return true;
+	if (acted == 1) {
+		if (kind == PEER_LEAVES)
+			ok = peer_flush(p);
+		else if (kind == PEER_LEAVES_EIO)
+			while (p->nheld)
+				peer_refuse(p, 0, EIO);
+		else if (kind == PEER_LEAVES_HALF)
+			peer_half(p);
+		p->sh->acted[p->n] = 2;
+	}
+	while (p->nheld && kind <= PEER_LEAVES_ALL)
+		peer_refuse(p, 0, ESHUTDOWN);
+	return ok;
+}
+
+/* It was told to disconnect. The stream has to end then, with nothing else in it. */
+static void peer_goodbye(struct peer_state *p)
+{
+	char c;
+
+	p->sh->left[p->n] = recv(p->fd, &c, 1, 0) > 0 ? -1 : 1;
 }
 
 /* Do to one request what this kind of peer does; false: close. */
@@ -266,9 +379,9 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 	*p = (struct peer_state) { .sh = sh, .n = n, .fd = fd };
 	srandom(n + 1);
 	while (more && !sh->close[n]) {
-		bool deaf = sh->kind[n] == PEER_DEAF, go;
+		bool deaf = sh->kind[n] == PEER_DEAF || sh->kind[n] == PEER_LEAVES_DEAF;
+		int unread = 0, go;
 		enum peer_kind kind;
-		int unread = 0;
 
 		sh->deaf[n] = deaf;
 		pfd.events = POLLRDHUP | (deaf ? 0 : POLLIN);
@@ -279,6 +392,8 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 			sh->unread[n] = unread;
 		}
 		if (deaf) {
+			if (sh->go[n] && sh->kind[n] == PEER_LEAVES_DEAF)
+				peer_refuse_deaf(p);
 			more = !(pfd.revents & (POLLRDHUP | POLLHUP | POLLERR));
 			if (!more)
 				sh->eof[n] = 1;
@@ -287,6 +402,8 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 		if (pfd.revents & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) {
 			more = peer_read(p);
 			if (!more) {
+				if (sh->kind[n] >= PEER_LEAVES && sh->disc[n])
+					peer_goodbye(p);
 				sh->eof[n] = 1;
 				if (sh->kind[n] == PEER_LATE)
 					peer_answer_late(p);
@@ -311,6 +428,16 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 			 */
 			if (!(pfd.revents & POLLIN) || p->nheld >= 64)
 				more = peer_flush(p);
+			break;
+		case PEER_LEAVES:
+		case PEER_LEAVES_EIO:
+		case PEER_LEAVES_ALL:
+		case PEER_LEAVES_MUTE:
+		case PEER_LEAVES_HALF:
+		case PEER_LEAVES_CLOSE:
+		case PEER_LEAVES_COOKIE:
+			if (go)
+				more = peer_leave(p, go);
 			break;
 		default:
 			if (go && !sh->acted[n] && p->nheld) {
