@@ -121,7 +121,7 @@ static void allow_error(struct liar *l, struct held *h)
 static enum outcome odd_error(struct liar *l, struct conn *c, struct held *h)
 {
 	static const uint32_t error[] = {
-		1, 2, 4, 5, 11, 12, 22, 28, 75, 95, 108, 110, 512, 4095, 4096, 0x7fffffff,
+		1, 2, 4, 5, 11, 12, 22, 28, 75, 95, 107, 109, 110, 512, 4095, 4096, 0x7fffffff,
 		0x80000000, 0xfffffffb, 0xffffffff,
 	};
 
@@ -129,6 +129,27 @@ static enum outcome odd_error(struct liar *l, struct conn *c, struct held *h)
 	put_reply(l, c, h->cookie, error[pick(l, ARRAY_SIZE(error))]);
 	conn_forget(c, h);
 	return HARMLESS;
+}
+
+/*
+ * That is no lie. It says so to all that it has, or to some and then no more: in either case the
+ * driver leaves, and nothing fails.
+ */
+static enum outcome shuts_down(struct liar *l, struct conn *c, struct held *h)
+{
+	bool all = pick(l, 4);
+
+	/* Those that the driver gives a second take up room. */
+	if (conns_in(l, CONN_DOOMED) >= CONN_MAX)
+		return NOT_NOW;
+	put_reply(l, c, h->cookie, ESHUTDOWN);
+	conn_forget(c, h);
+	while (c->nheld && (all || !pick(l, 4))) {
+		put_reply(l, c, c->held[0].cookie, ESHUTDOWN);
+		conn_forget(c, &c->held[0]);
+	}
+	l->eio = true;
+	return LEAVE;
 }
 
 static enum outcome error_with_data(struct liar *l, struct conn *c, struct held *h)
@@ -408,6 +429,7 @@ static const struct lie lies[] = {
 	{ .name = "other_connection", .tell = other_connection, .conns = 2 },
 	LIE(twice),
 	LIE(odd_error),
+	LIE(shuts_down),
 	LIE(error_with_data),
 	LIE(short_data_close),
 	LIE(short_data_stall),
@@ -490,6 +512,7 @@ FIXTURE_VARIANT_ADD(lies, cookie_before_replay) { .lie = "cookie_before_replay" 
 FIXTURE_VARIANT_ADD(lies, other_connection) { .lie = "other_connection" };
 FIXTURE_VARIANT_ADD(lies, twice) { .lie = "twice" };
 FIXTURE_VARIANT_ADD(lies, odd_error) { .lie = "odd_error" };
+FIXTURE_VARIANT_ADD(lies, shuts_down) { .lie = "shuts_down" };
 FIXTURE_VARIANT_ADD(lies, error_with_data) { .lie = "error_with_data" };
 FIXTURE_VARIANT_ADD(lies, short_data_close) { .lie = "short_data_close" };
 FIXTURE_VARIANT_ADD(lies, short_data_stall) { .lie = "short_data_stall" };

@@ -30,6 +30,7 @@ enum outcome {
 	NOT_NOW,	/* it needs something that is not there */
 	HARMLESS,	/* the connection stays */
 	DOOM,		/* the driver must close the connection at once */
+	LEAVE,		/* the same, after a second at most */
 	PERHAPS,	/* the driver may close it */
 	STALL,		/* nothing more comes, until the server closes it */
 	DEAF,		/* the same, and the server reads nothing more */
@@ -105,6 +106,7 @@ struct liar {
 	aio_context_t aio;
 	int io, config;			/* descriptors of the device */
 	bool running, ending, may_fail, over;
+	bool eio;			/* DO_IT may say so */
 	int busy, told;
 	long long lenient;		/* until then any I/O may fail */
 	long long crowd;		/* since when there are too many open connections */
@@ -274,8 +276,9 @@ static inline void lie_told(struct liar *l, struct conn *c, const struct lie *li
 	fuzz_doing("served on after the lie %s, the session's %d.", lie->name, l->told);
 	switch (what) {
 	case DOOM:
+	case LEAVE:
 		c->state = CONN_DOOMED;
-		c->until = now_ms() + scaled(1000);
+		c->until = now_ms() + scaled(1000) + (what == LEAVE ? 1000 : 0);
 		break;
 	case PERHAPS:
 		c->excused = true;
@@ -781,6 +784,7 @@ static inline bool lies_start(struct liar *l)
 	l->ending = false;
 	l->over = false;
 	l->may_fail = false;
+	l->eio = false;
 	l->lenient = 0;
 	l->told = 0;
 	l->ios_after = 0;
@@ -872,6 +876,7 @@ static inline void lies_finish(struct liar *l)
 	if (l->end_ret && !(l->plan.ioctl && l->end_ret == -EBUSY))
 		fuzz_fail("the end (%d) is %s", l->plan.end, strerror(-l->end_ret));
 	if (l->plan.ioctl && l->do_it_ret && l->do_it_ret != -EINTR &&
+	    !(l->eio && l->do_it_ret == -EIO) &&
 	    !(l->plan.timeout && l->do_it_ret == -ETIMEDOUT))
 		fuzz_fail("DO_IT: %s", strerror(-l->do_it_ret));
 	if (l->io >= 0)
