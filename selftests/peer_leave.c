@@ -478,6 +478,28 @@ TEST_F(leave, reconnect_while_it_drains_in_vain)
 	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 100)) TH_LOG("two for one");
 }
 
+/* The new one leaves as well, while the old one's time is not over. */
+TEST_F(leave, two_in_one_place)
+{
+	struct nl_session *ns = &self->ns;
+	struct peer_session *s = &ns->s;
+	struct peer_shared *sh = s->sh;
+
+	begin(_metadata, ns, PEER_LEAVES_MUTE);
+	grow_old(_metadata);
+	leave(_metadata, s, 0, PEER_LEAVES_MUTE, 1);
+	ASSERT_TRUE(death(&self->events, s->dev.index, SOON));
+	ASSERT_EQ(0, nl_reconnect_as(ns, 1, PEER_LEAVES_MUTE));
+	sh->go[1] = 1;
+	ASSERT_TRUE(WAIT_UNTIL(sh->refused[1], SOON));
+	ASSERT_EQ(0, nl_reconnect(ns, 2));
+	holder_expect(_metadata, s, 0);
+	EXPECT_TRUE(WAIT_UNTIL(sh->eof[0], SOON));
+	expect_left(_metadata, s, 1);
+	EXPECT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 200)) TH_LOG("more than two");
+}
+
 /* Who does not read cannot be told to disconnect, but sees the end. */
 TEST_F(leave, without_reading)
 {
