@@ -66,6 +66,11 @@ __rust_helper bool rust_helper_inet_csk_has_ulp(struct socket *sock)
 	return inet_csk_has_ulp(sock->sk);
 }
 
+__rust_helper bool rust_helper_sock_owned_by_user_nocheck(struct socket *sock)
+{
+	return sock_owned_by_user_nocheck(sock->sk);
+}
+
 __rust_helper bool rust_helper_sendpage_ok(struct page *page)
 {
 	return sendpage_ok(page);

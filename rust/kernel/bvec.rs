@@ -113,9 +113,7 @@ unsafe fn bvec_iter(
 ) -> bindings::iov_iter {
     let mut iter = bindings::iov_iter::default();
     // SAFETY: The pieces are initialised; the caller promises that they stay.
-    unsafe {
-        bindings::iov_iter_bvec(&mut iter, direction, pieces.as_ptr(), pieces.len(), len)
-    };
+    unsafe { bindings::iov_iter_bvec(&mut iter, direction, pieces.as_ptr(), pieces.len(), len) };
     iter
 }
 
@@ -285,7 +283,13 @@ impl<'a, const N: usize> BvecSource<'a, N> {
             (count + 1, len + piece.bv_len as usize)
         });
         // SAFETY: By the caller's promise; the data lives as long as `self`.
-        unsafe { bvec_iter(bindings::ITER_SOURCE, pieces.get(..count).unwrap_or(pieces), len) }
+        unsafe {
+            bvec_iter(
+                bindings::ITER_SOURCE,
+                pieces.get(..count).unwrap_or(pieces),
+                len,
+            )
+        }
     }
 }
 
@@ -418,13 +422,19 @@ mod tests {
         assert!(source.pieces.push(piece_of(&mut small)));
         assert!(source.pieces.push(piece_of(&mut large)));
         assert!(source.push_header(&mut slots, &[2u8; LEN], 0));
-        let kinds = source.pieces.as_slice().iter().map(|p| uncounted(p).is_some());
+        let kinds = source
+            .pieces
+            .as_slice()
+            .iter()
+            .map(|p| uncounted(p).is_some());
         assert!(kinds.eq([false, true, true, false]));
         // What a socket would take in its calls, one after the other.
         let mut copied = [const { MaybeUninit::uninit() }; 8];
-        for (drop_first, copy, len) in
-            [(0, false, LEN), (1, true, 512 + 4 * PAGE_SIZE), (3, false, LEN)]
-        {
+        for (drop_first, copy, len) in [
+            (0, false, LEN),
+            (1, true, 512 + 4 * PAGE_SIZE),
+            (3, false, LEN),
+        ] {
             let mut rest = BvecSource::<8>::new(usize::MAX);
             for piece in source.pieces.as_slice().iter().skip(drop_first) {
                 assert!(rest.pieces.push(*piece));
@@ -432,9 +442,12 @@ mod tests {
             // SAFETY: The iterator does not outlive `rest` and `copied`.
             let iter = unsafe { rest.refcounted_iter(&mut copied) };
             let kind = u32::from(iter.iter_type);
-            assert_eq!(kind == bindings::iter_type_ITER_KVEC, copy);
+            assert!((kind == bindings::iter_type_ITER_KVEC) == copy);
             // SAFETY: Every iterator over vectors has a count.
-            assert_eq!(unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.count }, len);
+            assert_eq!(
+                unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.as_ref() }.count,
+                len
+            );
         }
         Ok(())
     }

@@ -111,9 +111,8 @@ impl Thread {
     ///
     /// Context: may sleep; for kernel threads.
     pub(crate) fn wait_for_exit(&self, mut enough: impl FnMut() -> bool) -> bool {
-        self.exits().wait_until(WaitMode::Idle, FOR_EVER, || {
-            self.has_exited() || enough()
-        });
+        self.exits()
+            .wait_until(WaitMode::Idle, FOR_EVER, || self.has_exited() || enough());
         self.has_exited()
     }
 

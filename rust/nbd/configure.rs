@@ -184,10 +184,7 @@ impl Device {
                     Err(refused) => refused,
                 }
             };
-            if !matches!(
-                refusal,
-                Refusal::Starting | Refusal::PreviousSession { .. }
-            ) {
+            if !matches!(refusal, Refusal::Starting | Refusal::PreviousSession { .. }) {
                 return Err((refusal, setup));
             }
             let left = msecs_to_jiffies(PATIENCE_MS).saturating_sub(jiffies_since(start));

@@ -160,7 +160,9 @@ impl Connection {
             return (link.describe(), Some(link.clone()));
         }
         match &links.leaving {
-            Some(Leaving { link: Some(link), .. }) => ("leaving", Some(link.clone())),
+            Some(Leaving {
+                link: Some(link), ..
+            }) => ("leaving", Some(link.clone())),
             _ => ("closed", None),
         }
     }
@@ -283,7 +285,9 @@ impl Connection {
     /// Whether a link of this generation is being left.
     pub(crate) fn is_leaving(&self, generation: u64) -> bool {
         match &self.links.lock().leaving {
-            Some(Leaving { link: Some(link), .. }) => link.generation() == generation,
+            Some(Leaving {
+                link: Some(link), ..
+            }) => link.generation() == generation,
             _ => false,
         }
     }

@@ -12,11 +12,13 @@
 //!    anything waits for requests
 //! 6. `Session::life`, how far a session is; taken on the way of a request only when a connection
 //!    is lost or none is open, so that nothing is allocated under it
-//! 7. `Connection::tx`, the sending side of a connection; a spinlock
-//! 8. [`Device::session`], the published session; a spinlock, held for a clone
+//! 7. `Connection::links`, which link a connection has; a spinlock
+//! 8. `Link::send_side`, the sending side of a link; a spinlock
+//! 9. [`Device::session`], the published session; a spinlock, held for a clone
 //!
-//! Under these nothing else is locked: the mutexes `Session::published`, its files, and
-//! `Spares::queues`; the spinlocks `Alive::count`, `Connection::last_loss` and `Link::receiver`.
+//! `Link::receiver` is outside of `Session::life`: the receiver's work alone takes it, and holds it
+//! while it runs. Under these nothing else is locked: the mutexes `Session::published`, its files,
+//! and `Spares::queues`; the spinlocks `Alive::count` and `Connection::last_error`.
 //!
 //! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
 //! one atomic word.
@@ -139,7 +141,6 @@ impl Config {
 
 /// The longest time for which programs that look at every device hold it, in milliseconds.
 const MOMENT_MS: u32 = 1000;
-
 
 /// A device.
 #[pin_data]
@@ -426,7 +427,9 @@ impl Device {
             if leaves {
                 // Under the lock: whoever sees a device leave waits for the worker. It cannot be
                 // queued already: a device begins to leave once.
-                let _ = self.workers().enqueue::<Arc<Self>, 0>(Arc::from(disk.data()));
+                let _ = self
+                    .workers()
+                    .enqueue::<Arc<Self>, 0>(Arc::from(disk.data()));
             }
             leaves
         };

@@ -35,6 +35,9 @@ impl DiskOperations for DiskOps {
 
     fn release(disk: &Disk) {
         let device = disk.data();
+        if let Some(session) = device.configured() {
+            session.closed();
+        }
         let todo = {
             let mut config = device.config.lock();
             config.openers = config.openers.saturating_sub(1);

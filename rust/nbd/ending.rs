@@ -13,6 +13,7 @@ use crate::{
         task::{must_act_on_signal, Thread},
     },
     life::{LinkError, Reason, SessionState},
+    link::Link,
     messages::Topic,
     refusal::Refusal,
     session::{Attendance, Life, Origin, Session},
@@ -37,7 +38,11 @@ impl Session {
             return;
         }
         // It cannot be queued already: a session begins to end once.
-        let _ = self.disk().data().ends().enqueue::<Arc<Self>, 0>(self.clone());
+        let _ = self
+            .disk()
+            .data()
+            .ends()
+            .enqueue::<Arc<Self>, 0>(self.clone());
         if let (Origin::Ioctl { thread }, Attendance::Away) = (&self.origin, &life.attendance) {
             thread.wake();
         }
@@ -101,7 +106,8 @@ impl Session {
 
     /// Tells the servers that nothing follows, and returns when they have been told and nothing is
     /// in flight, or the session has ended, or the servers take too long. The rest goes on without
-    /// the caller. May sleep, for little more than a second.
+    /// the caller. May sleep, for little more than a second, and for another two if a socket is
+    /// kept from it.
     pub(crate) fn disconnect(self: &Arc<Self>) -> Result<(), Refusal> {
         self.start_disconnect();
         // Before this looks, so that whoever finishes a request says so. No link comes any more.
@@ -110,25 +116,52 @@ impl Session {
         let waited = self.changed.wait_until(
             WaitMode::Uninterruptible,
             msecs_to_jiffies(DISCONNECT_MS),
-            || match self.life.lock().state {
-                SessionState::Ended(_) => true,
-                SessionState::Ending(_) => false,
-                _ => self.is_quiet(),
+            || {
+                let state = self.life.lock().state;
+                match state {
+                    SessionState::Ended(_) => true,
+                    SessionState::Ending(_) => false,
+                    _ => self.is_quiet(),
+                }
             },
         );
         self.watch(false);
-        match waited {
-            Waited::Done => Ok(()),
-            _ => self.stop(Reason::Requested).map(|_| ()),
+        if waited != Waited::Done {
+            return self.stop(Reason::Requested).map(|_| ());
         }
+        // What an upper layer protocol holds back would be cut off.
+        let cut = |link: Arc<Link>| link.socket().has_ulp();
+        if !self
+            .connections()
+            .iter()
+            .filter_map(|one| one.link())
+            .any(cut)
+        {
+            self.begin_end(&mut self.life.lock(), Reason::Requested);
+        }
+        Ok(())
     }
 
     /// As [`Self::disconnect`], but returns when the session has ended.
     pub(crate) fn disconnect_whole(self: &Arc<Self>) -> Result<(), Refusal> {
-        self.start_disconnect();
+        self.disconnect()?;
         match self.wait_for_end(msecs_to_jiffies(DISCONNECT_MS)) {
             Ok(_) => Ok(()),
             Err(_) => self.stop(Reason::Requested).map(|_| ()),
+        }
+    }
+
+    /// The current thread closes the device. One that has left [`Self::attend`] for a while does not
+    /// come back then. Does not sleep for long.
+    pub(crate) fn closed(self: &Arc<Self>) {
+        let Origin::Ioctl { thread } = &self.origin else {
+            return;
+        };
+        if thread.is_current() {
+            let mut life = self.life.lock();
+            if matches!(life.attendance, Attendance::Away) {
+                self.begin_end(&mut life, Reason::Interrupted);
+            }
         }
     }
 
@@ -168,7 +201,9 @@ impl Session {
             return match self.stop(Reason::Interrupted) {
                 Ok(reason) => reason.result(),
                 Err(refusal) => {
-                    self.disk().data().refuse(self.disk(), "a quick end", &refusal);
+                    self.disk()
+                        .data()
+                        .refuse(self.disk(), "a quick end", &refusal);
                     Reason::Interrupted.result()
                 }
             };
@@ -210,9 +245,8 @@ impl Session {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
         };
-        let is_away = |life: &Life| {
-            matches!(life.attendance, Attendance::Away) && !life.state.is_ending()
-        };
+        let is_away =
+            |life: &Life| matches!(life.attendance, Attendance::Away) && !life.state.is_ending();
         if thread.wait_for_exit(|| !is_away(&self.life.lock())) {
             let mut life = self.life.lock();
             if is_away(&life) {

@@ -301,10 +301,13 @@ mod tests {
 
     /// Every state, in the order of [`states`], goes to the state of this name by `event`.
     fn goes(wanted: [&str; 9], event: impl Fn(&mut SessionState)) -> bool {
-        states().into_iter().zip(wanted).all(|((_, mut state), to)| {
-            event(&mut state);
-            name(&state) == to
-        })
+        states()
+            .into_iter()
+            .zip(wanted)
+            .all(|((_, mut state), to)| {
+                event(&mut state);
+                name(&state) == to
+            })
     }
 
     /// Nothing happens in the last of the states.

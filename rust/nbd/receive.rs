@@ -99,9 +99,7 @@ impl Receiver {
             }
             Err(Failure::ShuttingDown) => return Ok(Some(claim)),
             // The block layer takes a flush that is not supported for one that is done.
-            Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => {
-                BlkStatus::IOERR
-            }
+            Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => BlkStatus::IOERR,
             Err(Failure::Status(status)) => status,
             Ok(()) => {
                 if claim.op() == Op::Read {

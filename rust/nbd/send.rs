@@ -35,6 +35,15 @@ pub(crate) enum Progress {
     Blocked,
 }
 
+/// What a call of the socket has come to.
+enum Call {
+    Sent(usize),
+    /// Not even a byte has gone out in a moment: wait on.
+    Nothing,
+    /// There is no room, and the caller does not want to wait.
+    NoRoom,
+}
+
 /// A place in a batch of requests: so many bytes behind the beginning of its first one.
 #[derive(Clone, Copy, Default)]
 struct Position(usize);
@@ -117,9 +126,10 @@ impl Sender {
                 from = Position::default();
             }
             let result = link.socket().send(&source, wait);
-            match Self::progress(result, wait)? {
-                Some(bytes) => self.advance(link, bytes),
-                None => return Ok(Progress::Blocked),
+            match Self::call(result, wait)? {
+                Call::Sent(bytes) => self.advance(link, bytes),
+                Call::Nothing => {}
+                Call::NoRoom => return Ok(Progress::Blocked),
             }
         }
         Ok(Progress::Done)
@@ -132,9 +142,10 @@ impl Sender {
         let mut calls = 0;
         while let Some(rest @ [_, ..]) = message.get(self.sent.in_header()..) {
             Self::check_open(link, &mut calls)?;
-            match Self::progress(link.socket().send_bytes(rest, wait), wait)? {
-                Some(bytes) => self.sent.advance(bytes),
-                None => return Ok(Progress::Blocked),
+            match Self::call(link.socket().send_bytes(rest, wait), wait)? {
+                Call::Sent(bytes) => self.sent.advance(bytes),
+                Call::Nothing => {}
+                Call::NoRoom => return Ok(Progress::Blocked),
             }
         }
         // An upper layer protocol may hold back what it has taken, which the end of the stream would
@@ -155,13 +166,12 @@ impl Sender {
         Ok(())
     }
 
-    /// How many bytes a call of the socket has sent; `None` if the caller does not want to wait.
-    fn progress(result: Result<usize>, wait: Wait) -> Result<Option<usize>> {
+    /// What a call of the socket has come to.
+    fn call(result: Result<usize>, wait: Wait) -> Result<Call> {
         match result {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => Ok(None),
-            // Not even a byte: wait on.
-            Err(EAGAIN) => Ok(Some(0)),
+            Ok(bytes) => Ok(Call::Sent(bytes)),
+            Err(EAGAIN | EINTR | ERESTARTSYS) if wait == Wait::No => Ok(Call::NoRoom),
+            Err(EAGAIN) => Ok(Call::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -368,9 +378,7 @@ impl Link {
     /// sleep.
     pub(crate) fn take_sender(&self) -> Option<Sender> {
         match &mut *self.send_side.lock() {
-            SendSide::Active(outbox)
-                if outbox.stage == Stage::Open && outbox.queue.is_empty() =>
-            {
+            SendSide::Active(outbox) if outbox.stage == Stage::Open && outbox.queue.is_empty() => {
                 None
             }
             SendSide::Active(outbox) => outbox.take_idle(),
@@ -459,15 +467,13 @@ impl Link {
     /// May sleep, and waits for the peer, until the link is closed.
     pub(crate) fn run_deferred(self: &Arc<Self>) -> Result<Sent, Broken> {
         let sender = match &mut *self.send_side.lock() {
-            SendSide::Active(outbox) => {
-                match mem::replace(&mut outbox.sender, SenderState::Busy) {
-                    SenderState::Deferred(sender) => Some(sender),
-                    other => {
-                        outbox.sender = other;
-                        None
-                    }
+            SendSide::Active(outbox) => match mem::replace(&mut outbox.sender, SenderState::Busy) {
+                SenderState::Deferred(sender) => Some(sender),
+                other => {
+                    outbox.sender = other;
+                    None
                 }
-            }
+            },
             _ => None,
         };
         match sender {

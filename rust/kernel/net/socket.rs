@@ -24,7 +24,7 @@ use kernel::{
 /// Whether a call may wait for the peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Take what there is, or fail with `EAGAIN`.
+    /// Take what there is, or fail with `EAGAIN`; also, most often, if somebody has the socket's lock.
     No,
     /// Wait for some: when sending, only for a moment.
     Some,
@@ -179,6 +179,12 @@ impl Socket {
     ///
     /// What `msg_iter` goes through must be readable during the call.
     unsafe fn send_iter(&self, msg_iter: bindings::iov_iter, wait: Wait) -> Result<usize> {
+        // Whoever has the socket's lock may fault while it copies, and be kept for as long as a user
+        // likes.
+        // SAFETY: By the type invariant; the function reads a word.
+        if wait == Wait::No && unsafe { helpers::sock_owned_by_user_nocheck(self.as_raw()) } {
+            return Err(EAGAIN);
+        }
         let _noreclaim = NoReclaim::enter();
         let mut msg = bindings::msghdr {
             msg_iter,

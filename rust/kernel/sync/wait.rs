@@ -85,10 +85,7 @@ unsafe impl Sync for WaitQueue {}
 
 impl WaitQueue {
     /// An empty queue.
-    pub(crate) fn new(
-        name: &'static CStr,
-        key: Pin<&'static LockClassKey>,
-    ) -> impl PinInit<Self> {
+    pub(crate) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: `slot` is valid while the closure is called, and both `name` and `key` live
             // for ever.
@@ -104,9 +101,7 @@ impl WaitQueue {
     /// # Safety
     ///
     /// `head` must be initialised, and stay so for `'a`.
-    pub(in crate::kernel) unsafe fn from_raw<'a>(
-        head: *mut bindings::wait_queue_head,
-    ) -> &'a Self {
+    pub(in crate::kernel) unsafe fn from_raw<'a>(head: *mut bindings::wait_queue_head) -> &'a Self {
         // SAFETY: The type is transparent over an `Opaque`, and the caller promises the rest.
         unsafe { &*head.cast() }
     }

@@ -232,7 +232,7 @@ impl<T: DiskOperations> Vtable<T> {
     /// See [`Self::open`]; the last reference to the disk is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
         // SAFETY: `build` put the box there; nobody can use it any more.
-        let data = free_private(unsafe { KBox::from_raw((*disk).private_data.cast::<DiskData<T>>()) });
-        T::free(data);
+        let private = unsafe { KBox::from_raw((*disk).private_data.cast::<DiskData<T>>()) };
+        T::free(free_private(private));
     }
 }
