@@ -25,7 +25,8 @@ check-debug:
 
 test:
 	@[ -n "$(T)$(GROUP)" ] || { echo "error: say which: make test T=<program> or GROUP=<group>" >&2; exit 2; }
-	@scripts/check --driver $(DRIVER) --kernel $(KERNEL) $(if $(GROUP),--group $(GROUP)) $(T)
+	@scripts/check --driver $(DRIVER) --kernel $(KERNEL) $(if $(GROUP),--group $(GROUP)) \
+		$(if $(APPEND),--append '$(APPEND)') $(T)
 
 lint:
 	@scripts/lint
@@ -54,7 +55,8 @@ help:
 	@echo 'make check         run every selftest in a virtual machine; DRIVER=c: with the C driver'
 	@echo 'make check-debug   the same on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo 'make check KERNEL=kcsan   on one with a detector of data races, built when first asked for'
-	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above'
+	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above;'
+	@echo '                   APPEND="numa=fake=16": more parameters for the kernel'
 	@echo 'make lint          format, lints and style of all sources'
 	@echo 'make ways          another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
 	@echo 'make install       install nbd.ko for the running kernel so that modprobe finds it before its own'

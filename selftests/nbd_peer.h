@@ -24,6 +24,7 @@ enum peer_kind {
 	PEER_GOOD,		/* answers everything at once */
 	PEER_HELD,		/* answers everything, but not before it is told to */
 	PEER_LATE,		/* the same, and with other data once the connection has ended */
+	PEER_PATIENT,		/* the same, after it was told to disconnect, too; never closes */
 	PEER_SHUFFLE,		/* answers a batch of requests in random order */
 	PEER_DEAF,		/* reads nothing */
 	PEER_MUTE,		/* reads everything, answers nothing */
@@ -46,6 +47,13 @@ enum peer_kind {
 	PEER_LEAVES_DEAF,	/* not at all, and reads nothing more */
 	PEER_LEAVES_CLOSE,	/* closes at once */
 	PEER_LEAVES_COOKIE,	/* says so to a request that was never sent */
+};
+
+enum client_stop {
+	CLIENT_WAIT,
+	CLIENT_CLEAR,		/* CLEAR_SOCK, for a driver that left requests behind, and exit */
+	CLIENT_EXIT,		/* exit only */
+	CLIENT_CLOSE,		/* close the device and wait to be told to exit */
 };
 
 /*
@@ -72,7 +80,7 @@ struct peer_shared {
 
 	_Atomic int client_stage;	/* 1: set up, in DO_IT; 2: DO_IT has returned */
 	_Atomic int client_errno;	/* of the setup or of DO_IT */
-	_Atomic int client_stop;	/* after DO_IT: close and exit */
+	_Atomic int client_stop;	/* what to do after DO_IT, enum client_stop */
 
 	_Atomic int holder_open;
 	_Atomic int io_go;		/* the holder may begin */
@@ -102,6 +110,9 @@ struct peer_session {
 	bool hasty;			/* its sockets have timeouts, of nothing */
 	bool keep;			/* the test has them open, too */
 	bool tls;			/* the kernel encrypts what goes over TCP */
+	int sa_flags;			/* of the handler that the client has for SIGTERM */
+	bool no_handler;		/* it has none */
+	int room;			/* in the buffers of the sockets, 0: 64 KiB */
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */
@@ -330,6 +341,17 @@ static void peer_goodbye(struct peer_state *p)
 	p->sh->left[p->n] = recv(p->fd, &c, 1, 0) > 0 ? -1 : 1;
 }
 
+/* It was told to disconnect, and takes its time for that. */
+static void peer_stay(struct peer_state *p)
+{
+	while (!p->sh->go[p->n] && !p->sh->close[p->n])
+		usleep(2000);
+	peer_flush(p);
+	p->sh->acted[p->n] = 1;
+	while (!p->sh->close[p->n])
+		usleep(2000);
+}
+
 /* Do to one request what this kind of peer does; false: close. */
 static bool peer_misbehave(struct peer_state *p)
 {
@@ -407,6 +429,8 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 				sh->eof[n] = 1;
 				if (sh->kind[n] == PEER_LATE)
 					peer_answer_late(p);
+				if (sh->kind[n] == PEER_PATIENT && sh->disc[n])
+					peer_stay(p);
 				break;
 			}
 		}
@@ -419,6 +443,7 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 			break;
 		case PEER_HELD:
 		case PEER_LATE:
+		case PEER_PATIENT:
 			if (go)
 				more = peer_flush(p);
 			break;
@@ -462,13 +487,20 @@ static void client_signal(int sig __maybe_unused)
 
 static void client_main(struct peer_session *s)
 {
-	struct sigaction sa = { .sa_handler = client_signal };
+	struct sigaction sa = { .sa_handler = client_signal, .sa_flags = s->sa_flags };
 	unsigned long flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA;
 	struct peer_shared *sh = s->sh;
+	sigset_t blocked;
 	int fd, i;
 
-	sigaction(SIGTERM, &sa, NULL);
+	if (!s->no_handler)
+		sigaction(SIGTERM, &sa, NULL);
 	sigaction(SIGINT, &sa, NULL);
+	/* One that is ignored, and one that is blocked. */
+	signal(SIGUSR1, SIG_IGN);
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
 	if (s->npeers > 1)
 		flags |= NBD_FLAG_CAN_MULTI_CONN;
 	fd = open(s->dev.path, O_RDWR | O_CLOEXEC);
@@ -488,8 +520,12 @@ static void client_main(struct peer_session *s)
 	sh->client_stage = 2;
 	while (!sh->client_stop)
 		usleep(2000);
-	/* For a driver that left requests behind. */
-	ioctl(fd, NBD_CLEAR_SOCK);
+	if (sh->client_stop == CLIENT_CLOSE)
+		close(fd);
+	while (sh->client_stop == CLIENT_CLOSE)
+		usleep(2000);
+	if (sh->client_stop == CLIENT_CLEAR)
+		ioctl(fd, NBD_CLEAR_SOCK);
 	_exit(0);
 failed:
 	sh->client_errno = errno;
@@ -664,7 +700,7 @@ static inline int peer_tls(int fd)
 /* A connection with buffers that a few requests fill: [0] is for the driver. */
 static inline int peer_pair(struct peer_session *s, int pair[2])
 {
-	int size = 65536, one = 1;
+	int size = s->room ?: 65536, one = 1;
 
 	if (make_pair(s->tcp ? KIND_TCP : KIND_UNIX, pair))
 		return -1;
@@ -845,7 +881,7 @@ static inline bool peer_end(struct peer_session *s)
 	if (!s->sh)
 		return true;
 	s->sh->holder_stop = 1;
-	s->sh->client_stop = 1;
+	s->sh->client_stop = CLIENT_CLEAR;
 	for (i = 0; i < s->npeers; i++) {
 		s->sh->close[i] = 1;
 		all[n++] = s->peer[i];

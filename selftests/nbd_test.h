@@ -387,6 +387,18 @@ static inline bool reap(pid_t pid, int ms)
 	return true;
 }
 
+/* The letter for the state of a process, or 0 if there is none. */
+static inline char proc_state(pid_t pid)
+{
+	char path[64], text[512], *p;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	if (read_file(path, text, sizeof(text)) <= 0)
+		return 0;
+	p = strrchr(text, ')');
+	return p && p[1] == ' ' ? p[2] : 0;
+}
+
 /* Agents */
 
 struct agent {

@@ -99,11 +99,6 @@ static int short_read(struct peer_session *s)
 	return pump(s, false, 1, LEN / 4);
 }
 
-static int pump_reads(struct peer_session *s)
-{
-	return pump(s, false, REQUESTS, LEN);
-}
-
 static int pump_read(struct peer_session *s)
 {
 	return pump(s, false, 1, LEN);
@@ -278,48 +273,6 @@ TEST_F(options, replies_arrive)
 	usleep(1000000);
 	EXPECT_GT(before + 60, system_time());
 	EXPECT_EQ(1, s->sh->client_stage);
-}
-
-FIXTURE(tls)
-{
-	struct peer_session s;
-};
-
-FIXTURE_SETUP(tls)
-{
-	const char *why = peer_init(&self->s, 1, PEER_GOOD);
-
-	if (why)
-		SKIP(return, "%s", why);
-	self->s.tcp = true;
-	self->s.tls = true;
-	if (peer_start(&self->s)) {
-		ASSERT_EQ(ENOENT, errno) TH_LOG("%s", strerror(errno));
-		SKIP(return, "this kernel has no TLS");
-	}
-}
-
-FIXTURE_TEARDOWN(tls)
-{
-	EXPECT_TRUE(peer_cleanup(&self->s));
-}
-
-/*
- * A socket that encrypts takes references to the pages that it is to send, and gives them back:
- * a page that had none would go to whoever needs memory next, and the next reply would find the
- * request in it overwritten.
- */
-TEST_F_TIMEOUT(tls, every_byte_arrives, 120)
-{
-	struct peer_session *s = &self->s;
-	int i;
-
-	for (i = 0; i < 10; i++) {
-		ASSERT_EQ(0, other_wait(other_run(s, pump_writes), scaled(20000))) TH_LOG("%d", i);
-		ASSERT_EQ(0, other_wait(other_run(s, pump_reads), scaled(20000))) TH_LOG("%d", i);
-	}
-	EXPECT_EQ(1, s->sh->client_stage);
-	EXPECT_EQ(0, s->sh->eof[0]);
 }
 
 TEST_HARNESS_MAIN
