@@ -370,16 +370,20 @@ step kill -9 "${IO_PID:-}"
 step io_server sock memory 16M
 step new_sockets 2
 step kill -STOP "${IO_PID:-}"
+# A request in flight: without any, the session ends as soon as the servers are told.
 begin_disconnect() {
+	dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none 2>/dev/null &
+	nbd_defer kill -9 $!
+	wait_until 5 io_busy 0 || return
 	"$NBD_DIR/helper_genl" disconnect "$NBD_INDEX" &
 	disconnect=$!
 }
-# Only for the second that a server has to close its end: on a slow kernel no process is as quick.
+# Only for the second that a server has to answer: on a slow kernel no process is as quick.
 disconnecting() {
 	local state lines=()
 	read -r state <"$DIR/state" && mapfile -t lines <"$DIR/connections" || return
 	[[ "${lines[*]}" =~ ^0:\ closing\ .*\ 1:\ closing\  ]] || { echo "connections: ${lines[*]}"; return 1; }
-	is state "$state" "disconnecting, session of task $pid, 0 opener(s)"
+	is state "$state" "disconnecting, session of task $pid, 1 opener(s)"
 }
 step begin_disconnect
 ours "disconnecting" wait_until 5 disconnecting
