@@ -200,20 +200,6 @@ TEST_F(tls, disconnect_with_many_records)
 	one_request(_metadata, &self->s, write_much, 256 << 10);
 }
 
-/* Several requests; which of them are sent when it comes depends on the driver. */
-TEST_F(tls, disconnect_with_requests)
-{
-	struct peer_session *s = &self->s;
-	int i;
-
-	s->kind = PEER_DEAF;
-	ASSERT_EQ(0, holder_start(s));
-	slow_disconnect(_metadata, s, 0);
-	EXPECT_TRUE(WAIT_UNTIL(s->sh->io_done == HOLDER_THREADS, HOLDER_END_MS));
-	for (i = 0; i < HOLDER_THREADS; i++)
-		EXPECT_EQ(0, s->sh->io_errno[i]) TH_LOG("request %d", i);
-}
-
 /* Nothing is in flight: the message is all there is, and a server that never reads gets none. */
 TEST_F(tls, disconnect_while_idle)
 {
