@@ -27,6 +27,7 @@ enum peer_kind {
 	PEER_PATIENT,		/* the same, after it was told to disconnect, too; never closes */
 	PEER_SHUFFLE,		/* answers a batch of requests in random order */
 	PEER_DEAF,		/* reads nothing */
+	PEER_AWAY,		/* the same, and does not notice the connection's end, either */
 	PEER_MUTE,		/* reads everything, answers nothing */
 	PEER_HALF_HEADER,	/* half a reply header, then nothing */
 	PEER_HALF_PAYLOAD,	/* a header and half of the payload, then nothing */
@@ -401,12 +402,13 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 	*p = (struct peer_state) { .sh = sh, .n = n, .fd = fd };
 	srandom(n + 1);
 	while (more && !sh->close[n]) {
-		bool deaf = sh->kind[n] == PEER_DEAF || sh->kind[n] == PEER_LEAVES_DEAF;
+		bool away = sh->kind[n] == PEER_AWAY;
+		bool deaf = away || sh->kind[n] == PEER_DEAF || sh->kind[n] == PEER_LEAVES_DEAF;
 		int unread = 0, go;
 		enum peer_kind kind;
 
 		sh->deaf[n] = deaf;
-		pfd.events = POLLRDHUP | (deaf ? 0 : POLLIN);
+		pfd.events = away ? 0 : POLLRDHUP | (deaf ? 0 : POLLIN);
 		if (poll(&pfd, 1, 2) < 0)
 			break;
 		if (!ioctl(fd, FIONREAD, &unread) && unread != sh->unread[n]) {
@@ -416,7 +418,8 @@ static void peer_main(struct peer_shared *sh, int n, int fd)
 		if (deaf) {
 			if (sh->go[n] && sh->kind[n] == PEER_LEAVES_DEAF)
 				peer_refuse_deaf(p);
-			more = !(pfd.revents & (POLLRDHUP | POLLHUP | POLLERR));
+			more = sh->kind[n] == PEER_AWAY ||
+			       !(pfd.revents & (POLLRDHUP | POLLHUP | POLLERR));
 			if (!more)
 				sh->eof[n] = 1;
 			continue;
