@@ -55,6 +55,7 @@ enum client_stop {
 	CLIENT_CLEAR,		/* CLEAR_SOCK, for a driver that left requests behind, and exit */
 	CLIENT_EXIT,		/* exit only */
 	CLIENT_CLOSE,		/* close the device and wait to be told to exit */
+	CLIENT_AGAIN,		/* another session, with a server that does nothing */
 };
 
 /*
@@ -527,6 +528,9 @@ static void client_main(struct peer_session *s)
 		close(fd);
 	while (sh->client_stop == CLIENT_CLOSE)
 		usleep(2000);
+	if (sh->client_stop == CLIENT_AGAIN && !make_pair(KIND_UNIX, s->fd) &&
+	    !ioctl(fd, NBD_SET_SOCK, s->fd[0]))
+		ioctl(fd, NBD_DO_IT);
 	if (sh->client_stop == CLIENT_CLEAR)
 		ioctl(fd, NBD_CLEAR_SOCK);
 	_exit(0);

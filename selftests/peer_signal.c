@@ -575,6 +575,31 @@ TEST_F(held, handled_signal_that_is_to_restart_calls)
 	HANDLED_MEANWHILE(CLIENT_EXIT);
 }
 
+/* How its session has ended the task has never asked: that is not what another one says. */
+TEST_F(held, handled_signal_after_the_end_then_another_session)
+{
+	struct peer_session *s = &self->s;
+
+	HELD_BEGIN();
+	ASSERT_TRUE(nl_kill_peer(s, 0));
+	expect_over(_metadata, s, END_MS);
+	kill(s->client, SIGTERM);
+	LET_GO(s->client);
+	expect_result(_metadata, s, EINTR);
+	/* Others must not find themselves on another disk. */
+	s->sh->holder_stop = 1;
+	ASSERT_TRUE(reap(s->holder, END_MS));
+	s->holder = 0;
+	s->sh->client_stop = CLIENT_AGAIN;
+	EXPECT_TRUE(WAIT_UNTIL(nbd_sys_exists(&s->dev, "pid"), BOUNDED))
+		TH_LOG("there is no session, exited: %d", exited(s->client));
+	EXPECT_FALSE(WAIT_UNTIL(exited(s->client), 300));
+	/* Whoever opened the device now would wait for the partition table. */
+	kill(s->client, SIGKILL);
+	EXPECT_TRUE(WAIT_UNTIL(exited(s->client), END_MS));
+	expect_works_again(_metadata, s);
+}
+
 TEST_F(held, deadly_signal)
 {
 	struct peer_session *s = &self->s;

@@ -306,7 +306,8 @@ impl Device {
             }
         }
         match &config.unclaimed {
-            Some((thread, reason)) if thread.is_current() => {
+            // Set up anew since, the device has nothing to say of that session any more.
+            Some((thread, reason)) if config.state.is_stopped() && thread.is_current() => {
                 let reason = *reason;
                 let thread = config.unclaimed.take();
                 drop(config);
