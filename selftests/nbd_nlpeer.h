@@ -125,17 +125,21 @@ static inline int nl_peers(struct nl_session *ns)
 	return ret;
 }
 
-/* Connect the device to new servers: 0 or -errno. */
-static inline int nl_connect(struct nl_session *ns)
+/* Connect the device to the servers that there are: 0 or -errno. */
+static inline int nl_connect_peers(struct nl_session *ns)
 {
 	struct nl_msg m;
-	int ret = nl_peers(ns);
+	int ret;
 
-	if (ret)
-		return ret;
 	nl_begin_connect(&m, ns, ns->s.dev.index, ns->s.fd, ns->s.npeers);
 	ret = nl_finish(ns, &m);
 	return ret ?: WAIT_UNTIL(nbd_running(&ns->s.dev), BOUNDED) ? 0 : -ENODEV;
+}
+
+/* The same with new servers. */
+static inline int nl_connect(struct nl_session *ns)
+{
+	return nl_peers(ns) ?: nl_connect_peers(ns);
 }
 
 /* A new server of this kind for the first place that has none; it is number n here. */

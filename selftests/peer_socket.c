@@ -51,15 +51,12 @@ static bool socket_listed(unsigned long inode)
 /* Connect by netlink, but keep a descriptor of the first socket. */
 static int connect_and_keep(struct nl_session *ns, int *kept)
 {
-	struct nl_msg m;
 	int ret = nl_peers(ns);
 
 	if (ret)
 		return ret;
 	*kept = fcntl(ns->s.fd[0], F_DUPFD_CLOEXEC, 0);
-	nl_begin_connect(&m, ns, ns->s.dev.index, ns->s.fd, ns->s.npeers);
-	ret = nl_finish(ns, &m);
-	return ret ?: WAIT_UNTIL(nbd_running(&ns->s.dev), BOUNDED) ? 0 : -ENODEV;
+	return nl_connect_peers(ns);
 }
 
 /*

@@ -48,8 +48,16 @@ pub(crate) struct Due {
     pub(crate) link: Option<Arc<Link>>,
     /// User space is to be told about the loss of a link.
     pub(crate) notify: bool,
-    /// When something is due next, in milliseconds.
-    pub(crate) next: Option<i64>,
+}
+
+/// Whether what has its time of `limit` milliseconds from `since` on has still some left, which makes
+/// it the `next` that is due if nothing is earlier.
+pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i64) -> bool {
+    let left = limit - since.elapsed().as_millis();
+    if left > 0 {
+        *next = Some(next.map_or(left, |next| next.min(left)));
+    }
+    left > 0
 }
 
 /// The links of a connection.
@@ -292,24 +300,18 @@ impl Connection {
         }
     }
 
-    /// What is due now, and when something is next. Does not sleep.
-    pub(crate) fn due(&self) -> Due {
+    /// What is due now; `next` is when something is, in milliseconds. Does not sleep.
+    pub(crate) fn due(&self, next: &mut Option<i64>) -> Due {
         let mut due = Due::default();
         let mut links = self.links.lock();
         let Some(leaving) = &mut links.leaving else {
             return due;
         };
-        let mut wait = |left: i64| {
-            if left > 0 {
-                due.next = Some(due.next.map_or(left, |next| next.min(left)));
-            }
-            left > 0
-        };
-        if leaving.link.is_some() && !wait(LEAVE_MS - leaving.since.elapsed().as_millis()) {
+        if leaving.link.is_some() && !waits(next, leaving.since, LEAVE_MS) {
             due.link = leaving.link.take();
         }
         if let Some(made) = leaving.untold {
-            if !wait(YOUNG_MS - made.elapsed().as_millis()) {
+            if !waits(next, made, YOUNG_MS) {
                 leaving.untold = None;
                 due.notify = true;
             }

@@ -12,7 +12,7 @@ use crate::{
         sync::wait::{WaitMode, Waited, FOR_EVER},
         task::{must_act_on_signal, Thread},
     },
-    life::{LinkError, Reason, SessionState},
+    life::{Reason, SessionState},
     link::Link,
     messages::Topic,
     refusal::Refusal,
@@ -98,7 +98,7 @@ impl Session {
         for connection in self.connections() {
             if let Some(link) = connection.link() {
                 if let Err(broken) = link.disconnect() {
-                    self.link_failed(&link, LinkError::Send(broken.error));
+                    self.send_failed(&link, broken);
                 }
             }
         }

@@ -3,14 +3,14 @@
 //! What happens when connections of a session are lost, and when new ones come.
 
 use crate::{
-    connection::PushError,
+    connection::{waits, PushError},
     ending::DISCONNECT_MS,
     kernel::{block::mq::OwnedRequest, net::socket::Socket},
     life::{LastLost, LinkError, Lost, Reason, SessionState},
     link::Link,
     messages::Topic,
     queue::Queue,
-    send::Sent,
+    send::{Broken, Sent},
     session::{Origin, Session}, //
 };
 use kernel::{
@@ -105,15 +105,18 @@ impl Session {
         }
     }
 
+    /// Nothing can be sent on `link` any more. May sleep, as [`Self::link_failed`].
+    pub(crate) fn send_failed(self: &Arc<Self>, link: &Arc<Link>, broken: Broken) {
+        self.link_failed(link, LinkError::Send(broken.error));
+        // What the sender holds was published until here.
+        drop(broken);
+    }
+
     /// A request of a link that is watched has finished. May sleep, but not for a peer.
     pub(crate) fn request_finished(self: &Arc<Self>, link: &Arc<Link>) {
         if link.is_draining() {
-            match link.disconnect_if_drained() {
-                Ok(_) => {}
-                Err(broken) => {
-                    self.link_failed(link, LinkError::Send(broken.error));
-                    drop(broken);
-                }
+            if let Err(broken) = link.disconnect_if_drained() {
+                self.send_failed(link, broken);
             }
         }
         self.changed.wake_all();
@@ -133,9 +136,7 @@ impl Session {
             }
             Err(PushError::Closed(rq)) => Err(rq),
             Err(PushError::Broken(link, broken)) => {
-                self.link_failed(&link, LinkError::Send(broken.error));
-                // What the sender holds was published until here.
-                drop(broken);
+                self.send_failed(&link, broken);
                 Ok(())
             }
         }
@@ -265,7 +266,7 @@ impl Session {
         matches!(self.life.lock().state, SessionState::Live(_))
     }
 
-    /// Has [`Self::run_clock`] run while anything has its time. Does not sleep.
+    /// Has [`Self::tick`] called while anything has its time. Does not sleep.
     pub(crate) fn start_clock(self: &Arc<Self>) {
         // If it is queued already, it will find this, too.
         let _ = self
@@ -280,21 +281,15 @@ impl Session {
     /// due next, if anything is. May sleep, but neither for a peer nor for the lock of a socket.
     pub(crate) fn tick(self: &Arc<Self>) -> Option<Jiffies> {
         let mut next = None;
-        let mut wait = |left: i64| {
-            if left > 0 {
-                next = Some(next.map_or(left, |next: i64| next.min(left)));
-            }
-            left > 0
-        };
         let gave_up = {
             let mut life = self.life.lock();
             match life.state {
                 SessionState::Waiting(Some(since)) => {
                     let limit = i64::from(self.dead_conn_timeout.load(Relaxed)) * 1000;
-                    !wait(limit - since.elapsed().as_millis()) && life.state.give_up()
+                    !waits(&mut next, since, limit) && life.state.give_up()
                 }
                 SessionState::Disconnecting(_, since) => {
-                    if !wait(i64::from(DISCONNECT_MS) - since.elapsed().as_millis()) {
+                    if !waits(&mut next, since, DISCONNECT_MS.into()) {
                         self.begin_end(&mut life, Reason::Requested);
                     }
                     false
@@ -312,10 +307,7 @@ impl Session {
             self.disk().kick_requeued();
         }
         for connection in self.connections() {
-            let due = connection.due();
-            if let Some(left) = due.next {
-                wait(left);
-            }
+            let due = connection.due(&mut next);
             self.link_dead(due.notify.into());
             // Its server hears that nothing follows before its receiver finds the end of the stream.
             if let Some(link) = due.link {

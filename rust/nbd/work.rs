@@ -8,7 +8,7 @@ use crate::{
     life::LinkError,
     link::Link,
     receive::Event,
-    send::{Broken, Sent},
+    send::Sent,
     session::Session, //
 };
 use kernel::{
@@ -16,19 +16,15 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// The session of a link. Without one, its end has seen to everything but the link's socket.
+/// The session of a link. Without one, its end has seen to everything but what [`give_up`] does.
 fn session_of(link: &Link) -> Option<Arc<Session>> {
     link.disk().data().session()
 }
 
-fn link_failed(link: &Arc<Link>, error: LinkError) {
-    match session_of(link) {
-        Some(session) => session.link_failed(link, error),
-        None => {
-            drop(link.close());
-            link.shut_down();
-        }
-    }
+/// Sends nothing on a link any more, and shuts its socket down.
+fn give_up(link: &Arc<Link>) {
+    drop(link.close());
+    link.shut_down();
 }
 
 impl WorkItem<0> for Link {
@@ -55,7 +51,10 @@ impl WorkItem<0> for Link {
                 }
             }
         };
-        link_failed(&this, LinkError::Receive(error));
+        match session_of(&this) {
+            Some(session) => session.link_failed(&this, LinkError::Receive(error)),
+            None => give_up(&this),
+        }
     }
 }
 
@@ -71,15 +70,12 @@ impl WorkItem<1> for Link {
                     session.changed.wake_all();
                 }
             }
-            Err(broken) => send_failed(&this, broken),
+            Err(broken) => match session_of(&this) {
+                Some(session) => session.send_failed(&this, broken),
+                None => give_up(&this),
+            },
         }
     }
-}
-
-fn send_failed(link: &Arc<Link>, broken: Broken) {
-    link_failed(link, LinkError::Send(broken.error));
-    // What the sender holds was published until here.
-    drop(broken);
 }
 
 impl WorkItem<2> for Link {
