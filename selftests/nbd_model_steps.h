@@ -196,8 +196,12 @@ static int take_disconnect(struct step *s)
 	if (f < 0 || (devs[s->dev].mute && s->arg % 64))
 		return LEFT_OUT;
 	want(do_ioctl(s, f, NBD_DISCONNECT, 0), 0, "DISCONNECT");
-	if (devs[s->dev].state == RUNNING)
+	if (devs[s->dev].state == RUNNING) {
+		/* It returns when the servers were told; the end goes on without the caller. */
+		if (!WAIT_UNTIL(status_of(s->dev) != 1, 2000))
+			fuzz_fail("nbd%d: the session goes on", devs[s->dev].dev.index);
 		end_on_request(s->dev);
+	}
 	return TAKEN;
 }
 
