@@ -137,7 +137,6 @@ impl_has_work! {
 impl Link {
     /// Makes a link of a socket that the current process gave. May sleep.
     pub(crate) fn new(disk: &Disk, workers: &Arc<Workers>, socket: Socket) -> Result<Arc<Self>> {
-        let send_side = SendSide::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 generation: disk.data().new_generation(),
@@ -148,7 +147,7 @@ impl Link {
                 traffic: Traffic::new(),
                 watchers: Atomic::new(0),
                 workers: workers.clone(),
-                send_side <- new_spinlock!(send_side),
+                send_side <- new_spinlock!(SendSide::new()),
                 receiver <- new_mutex!(Receiver::new()),
                 receive_work <- new_work!("nbd_receive"),
                 send_work <- new_work!("nbd_send"),

@@ -5,7 +5,7 @@
 use crate::{
     kernel::{
         block::mq::{OwnedRequest, RequestList},
-        bvec::{BvecSource, Headers},
+        bvec::{BvecSource, HeaderSlots, Headers},
         net::socket::Wait,
         trace, //
     },
@@ -85,7 +85,8 @@ impl Position {
 /// The one who writes to a link's socket. There is one for each link, so that a request that was
 /// sent in part is always continued where it stopped.
 pub(crate) struct Sender {
-    headers: Headers,
+    /// Made for the first send that finds memory for it.
+    headers: Option<Headers>,
     batch: RequestList<Queue>,
     /// What of the batch's first request is sent; of the message that ends the connection when there
     /// is none.
@@ -93,13 +94,12 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// May sleep. Fails with `ENOMEM`.
-    fn new() -> Result<Self> {
-        Ok(Self {
-            headers: Headers::new()?,
+    fn new() -> Self {
+        Self {
+            headers: None,
             batch: RequestList::new(),
             sent: Position::default(),
-        })
+        }
     }
 
     /// Sends what was loaded. Several requests go out in one call of the socket, each with its
@@ -114,18 +114,15 @@ impl Sender {
                 Wait::No => usize::MAX,
                 Wait::Some | Wait::All => MAX_WAITING,
             };
-            let mut source = BvecSource::<MAX_PIECES>::new(limit);
-            let mut slots = self.headers.slots();
-            let mut from = self.sent;
-            for rq in self.batch.iter() {
-                if !source.push_header(&mut slots, rq.header(), from.in_header())
-                    || !source.push_request(rq, from.in_payload())
-                {
-                    break;
-                }
-                from = Position::default();
+            if self.headers.is_none() {
+                self.headers = Headers::new().ok();
             }
-            let result = link.socket().send(&source, wait);
+            let result = match &mut self.headers {
+                Some(headers) => {
+                    Self::send_batch(headers.slots(), &self.batch, self.sent, link, limit, wait)
+                }
+                None => self.send_part(link, limit, wait),
+            };
             match Self::call(result, wait)? {
                 Call::Sent(bytes) => self.advance(link, bytes),
                 Call::Nothing => {}
@@ -133,6 +130,41 @@ impl Sender {
             }
         }
         Ok(Progress::Done)
+    }
+
+    /// Sends as much of `batch` from the place `from` on as one call of the socket takes.
+    fn send_batch<'a>(
+        mut slots: HeaderSlots<'a>,
+        batch: &'a RequestList<Queue>,
+        mut from: Position,
+        link: &Link,
+        limit: usize,
+        wait: Wait,
+    ) -> Result<usize> {
+        let mut source = BvecSource::<MAX_PIECES>::new(limit);
+        for rq in batch.iter() {
+            if !source.push_header(&mut slots, rq.header(), from.in_header())
+                || !source.push_request(rq, from.in_payload())
+            {
+                break;
+            }
+            from = Position::default();
+        }
+        link.socket().send(&source, wait)
+    }
+
+    /// Sends what is left of the first request's header, or of its payload: without room for headers
+    /// the two cannot go out in one call.
+    fn send_part(&self, link: &Link, limit: usize, wait: Wait) -> Result<usize> {
+        let Some(rq) = self.batch.front() else {
+            return Ok(0);
+        };
+        if let Some(rest @ [_, ..]) = rq.header().as_bytes().get(self.sent.in_header()..) {
+            return link.socket().send_bytes(rest, wait);
+        }
+        let mut source = BvecSource::<MAX_PIECES>::new(limit);
+        source.push_request(rq, self.sent.in_payload());
+        link.socket().send(&source, wait)
     }
 
     /// Sends the message that ends a connection, after all requests, and ends the stream: some
@@ -267,13 +299,13 @@ impl Outbox {
 }
 
 impl SendSide {
-    /// Takes requests. May sleep. Fails with `ENOMEM`.
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self::Active(Outbox {
+    /// Takes requests.
+    pub(crate) fn new() -> Self {
+        Self::Active(Outbox {
             stage: Stage::Open,
             queue: RequestList::new(),
-            sender: SenderState::Idle(Sender::new()?),
-        }))
+            sender: SenderState::Idle(Sender::new()),
+        })
     }
 }
 
