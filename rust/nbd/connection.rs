@@ -356,10 +356,13 @@ impl Connection {
         links.last.as_ref().is_some_and(|link| !link.is_shut())
     }
 
-    /// Lets go of the link that the session ended with. Does not sleep.
+    /// Lets go of the link that the session ended with, and gives its socket back. Sleeps for the
+    /// socket's lock.
     pub(crate) fn forget(&self) {
         let last = self.links.lock().last.take();
-        drop(last);
+        if let Some(link) = last {
+            link.socket().give_back();
+        }
     }
 }
 

@@ -107,6 +107,7 @@ pub(crate) struct Link {
     /// Never used twice for a device: what tells this link from those before and after it.
     generation: u64,
     disk: ARef<Disk>,
+    #[pin]
     socket: BlockSocket,
     made: Instant<Monotonic>,
     /// The process that gave the socket.
@@ -126,22 +127,25 @@ pub(crate) struct Link {
     send_work: Work<Link, 1>,
     #[pin]
     shutdown_work: Work<Link, 2>,
+    #[pin]
+    give_back_work: Work<Link, 3>,
 }
 
 impl_has_work! {
     impl HasWork<Link, 0> for Link { self.receive_work }
     impl HasWork<Link, 1> for Link { self.send_work }
     impl HasWork<Link, 2> for Link { self.shutdown_work }
+    impl HasWork<Link, 3> for Link { self.give_back_work }
 }
 
 impl Link {
     /// Makes a link of a socket that the current process gave. May sleep.
     pub(crate) fn new(disk: &Disk, workers: &Arc<Workers>, socket: Socket) -> Result<Arc<Self>> {
         Arc::pin_init(
-            pin_init!(Self {
+            try_pin_init!(Self {
                 generation: disk.data().new_generation(),
                 disk: disk.into(),
-                socket: BlockSocket::new(socket),
+                socket <- BlockSocket::new(socket),
                 made: Instant::now(),
                 added_by: Process::current(),
                 traffic: Traffic::new(),
@@ -152,6 +156,7 @@ impl Link {
                 receive_work <- new_work!("nbd_receive"),
                 send_work <- new_work!("nbd_send"),
                 shutdown_work <- new_work!("nbd_shutdown"),
+                give_back_work <- new_work!("nbd_give_back"),
             }),
             GFP_KERNEL,
         )
@@ -169,7 +174,7 @@ impl Link {
         &self.disk
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
+    pub(crate) fn socket(&self) -> &BlockSocket {
         &self.socket
     }
 
@@ -206,6 +211,17 @@ impl Link {
         let _ = self.workers.senders.enqueue::<Arc<Self>, 2>(self.clone());
     }
 
+    /// Has a worker give the socket back, once it is shut down. No request waits for that worker, as
+    /// it may for those of the session, and whoever drops the link finds that done. Does not sleep.
+    pub(crate) fn give_back_later(self: &Arc<Self>) {
+        // If it is queued already, it does all that this would.
+        let _ = self
+            .disk()
+            .data()
+            .ends()
+            .enqueue::<Arc<Self>, 3>(self.clone());
+    }
+
     /// How many requests are in flight. May sleep.
     pub(crate) fn in_flight(&self) -> u32 {
         let in_flight = Cell::new(0);
@@ -240,7 +256,8 @@ impl Link {
 
 #[pinned_drop]
 impl PinnedDrop for Link {
-    /// The peer sees the end of the stream, whoever else has the socket.
+    /// The peer sees the end of the stream, whoever else has the socket. One that was in use is shut
+    /// by now; another is dropped by the task that made it.
     fn drop(self: Pin<&mut Self>) {
         if !self.is_shut() {
             self.socket.shutdown();

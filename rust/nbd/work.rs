@@ -84,6 +84,16 @@ impl WorkItem<2> for Link {
     /// Shuts the socket down.
     fn run(this: Arc<Self>) {
         this.finish();
+        this.give_back_later();
+    }
+}
+
+impl WorkItem<3> for Link {
+    type Pointer = Arc<Self>;
+
+    /// Gives the socket back.
+    fn run(this: Arc<Self>) {
+        this.socket().give_back();
     }
 }
 

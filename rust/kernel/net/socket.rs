@@ -17,8 +17,9 @@ use kernel::{
     error::to_result,
     ffi,
     fs::file::{File, LocalFile},
+    new_mutex,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{aref::ARef, Mutex}, //
 };
 
 /// Whether a call may wait for the peer.
@@ -251,14 +252,23 @@ impl Socket {
 /// block I/O can free, and its locks have classes of their own. With lockdep it keeps the module
 /// loaded for as long as anybody has the socket.
 ///
-/// A user who keeps the socket has it back without that when the value is dropped, which sleeps for
-/// the socket's lock.
+/// A user who keeps the socket has it back without that after [`Self::give_back`], or when the value
+/// is dropped, which must not be where the former must not be called.
+#[pin_data(PinnedDrop)]
+pub(crate) struct BlockSocket {
+    socket: Socket,
+    /// `None` once the socket is given back.
+    #[pin]
+    before: Mutex<Option<Before>>,
+}
+
+/// What a socket had before it carried block I/O.
 ///
 /// # Invariants
 ///
-/// `allocation` and `memalloc` are what `sock_set_block_io` said of the socket, once.
-pub(crate) struct BlockSocket {
-    socket: Socket,
+/// Both are what `sock_set_block_io` said of the socket that the value is kept with, and nobody else
+/// has them.
+struct Before {
     allocation: bindings::gfp_t,
     memalloc: bool,
 }
@@ -267,17 +277,43 @@ impl BlockSocket {
     /// Prepares `socket`. Takes back what its user may have set that would keep it from taking a
     /// reply as soon as that is there, from waiting for one, or from being closed at once. Sleeps for
     /// the socket's lock.
-    pub(crate) fn new(socket: Socket) -> Self {
-        let mut allocation = 0;
-        // SAFETY: The socket is valid, and `allocation` can be written.
-        let memalloc = unsafe { helpers::sock_set_block_io(socket.as_raw(), &mut allocation) };
-        socket.set_send_timeout();
-        socket.set_receive_timeout(FOR_EVER);
-        // INVARIANT: Said just above.
-        Self {
+    pub(crate) fn new(socket: Socket) -> impl PinInit<Self, Error> {
+        let this = try_pin_init!(Self {
             socket,
-            allocation,
-            memalloc,
+            before <- new_mutex!(None),
+        });
+        this.pin_chain(|this| {
+            let mut allocation = 0;
+            // SAFETY: The socket is valid, and `allocation` can be written.
+            let memalloc =
+                unsafe { helpers::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
+            this.socket.set_send_timeout();
+            this.socket.set_receive_timeout(FOR_EVER);
+            // INVARIANT: Said just above, of the socket beside it.
+            *this.before.lock() = Some(Before {
+                allocation,
+                memalloc,
+            });
+            Ok(())
+        })
+    }
+
+    /// Gives the socket back to its user, or returns once whoever does has done so.
+    ///
+    /// Context: sleeps for the socket's lock and for the lock of processors that come and go, inside
+    /// of which memory is allocated: nobody whom block I/O waits for may call this.
+    pub(crate) fn give_back(&self) {
+        let mut before = self.before.lock();
+        if let Some(before) = before.take() {
+            // SAFETY: The socket is valid. By the type invariant of `before` this takes back what was
+            // done to it, and nobody does so again.
+            unsafe {
+                helpers::sock_clear_block_io(
+                    self.socket.as_raw(),
+                    before.allocation,
+                    before.memalloc,
+                )
+            };
         }
     }
 }
@@ -290,11 +326,9 @@ impl Deref for BlockSocket {
     }
 }
 
-impl Drop for BlockSocket {
-    fn drop(&mut self) {
-        // SAFETY: The socket is valid; by the type invariant this takes back what was done once.
-        unsafe {
-            helpers::sock_clear_block_io(self.socket.as_raw(), self.allocation, self.memalloc)
-        };
+#[pinned_drop]
+impl PinnedDrop for BlockSocket {
+    fn drop(self: Pin<&mut Self>) {
+        self.give_back();
     }
 }
