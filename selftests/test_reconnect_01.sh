@@ -18,7 +18,7 @@ load() {
 	fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw \
 		--bs=16k --size=8m --ioengine=libaio --iodepth=16 --direct=1 --time_based \
 		--runtime=$((60 * NBD_TIME_SCALE)) --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-		--verify_backlog=64 --randseed="$1" &
+		--verify_backlog=64 --serialize_overlap=1 --randseed="$1" &
 	load=$!
 	nbd_defer kill -9 $load
 	wait_until 10 io_busy 0

@@ -19,7 +19,7 @@ nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 load() {
 	io_load 0 fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k \
 		--size=8m --ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=60 \
-		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 \
+		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --serialize_overlap=1 \
 		--continue_on_error=none
 }
 now() { echo $((${EPOCHREALTIME/./} / 1000)); }

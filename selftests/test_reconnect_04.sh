@@ -25,10 +25,11 @@ stop() {
 	kill -TERM "$IO_PID"
 	wait_until 5 nbd_exited "$IO_PID" || { echo "the server does not exit"; return 1; }
 }
-# Until it is told to end, or fails.
+# Until it is told to end, or fails. It comes to the same block again, and must not have two writes of one in flight.
 FIO=(fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k --size=8m
 	--ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=$((90 * NBD_TIME_SCALE))
-	--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --continue_on_error=none)
+	--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --serialize_overlap=1
+	--continue_on_error=none)
 load() {
 	"${FIO[@]}" &
 	load=$!
