@@ -4,6 +4,7 @@
  */
 
 #include <linux/blk-mq.h>
+#include <linux/eventpoll.h>
 #include <linux/moduleparam.h>
 #include <linux/nbd.h>
 #include <trace/events/nbd.h>
@@ -13,3 +14,8 @@ const blk_status_t RUST_CONST_HELPER_BLK_STS_NOTSUPP = BLK_STS_NOTSUPP;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_IOERR = BLK_STS_IOERR;
 const blk_features_t RUST_CONST_HELPER_BLK_FEAT_WRITE_CACHE = BLK_FEAT_WRITE_CACHE;
 const blk_features_t RUST_CONST_HELPER_BLK_FEAT_FUA = BLK_FEAT_FUA;
+
+const __poll_t RUST_CONST_HELPER_EPOLLIN = EPOLLIN;
+const __poll_t RUST_CONST_HELPER_EPOLLERR = EPOLLERR;
+const __poll_t RUST_CONST_HELPER_EPOLLHUP = EPOLLHUP;
+const __poll_t RUST_CONST_HELPER_EPOLLRDHUP = EPOLLRDHUP;

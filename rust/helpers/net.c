@@ -125,6 +125,8 @@ __rust_helper void rust_helper_sock_clear_block_io(struct socket *sock, gfp_t al
 
 	lock_sock(sk);
 	sock_reset_flag(sk, SOCK_LINGER);
+	WRITE_ONCE(sk->sk_rcvtimeo, MAX_SCHEDULE_TIMEOUT);
+	WRITE_ONCE(sk->sk_sndtimeo, MAX_SCHEDULE_TIMEOUT);
 	if (memalloc) {
 		sock_reset_flag(sk, SOCK_MEMALLOC);
 		/* An upper layer protocol may have come and have its own since. */

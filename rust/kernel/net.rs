@@ -4,4 +4,5 @@
 
 pub(crate) mod addr;
 pub(crate) mod netlink;
+pub(crate) mod ready;
 pub(crate) mod socket;

@@ -285,8 +285,10 @@ impl Session {
         self.fail_requests(|generation| self.is_leaving(generation));
         self.workers().senders.flush();
         self.workers().receivers.flush();
-        // What a receiver has queued last, to shut a socket down.
+        // A link that was left and has had its time is shut down only now, and its receiver looks
+        // once more then.
         self.workers().senders.flush();
+        self.workers().receivers.flush();
         let session = device.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
         disk.quiesced(|| self.fail_requests(|_| false));

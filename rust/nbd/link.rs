@@ -5,7 +5,10 @@
 use crate::{
     device::Disk,
     kernel::{
-        net::socket::{BlockSocket, Socket},
+        net::{
+            ready::ReadyHook,
+            socket::{BlockSocket, Socket}, //
+        },
         task::Process,
         time::{jiffies, jiffies_since},
     },
@@ -118,9 +121,13 @@ pub(crate) struct Link {
     workers: Arc<Workers>,
     #[pin]
     pub(crate) send_side: SpinLock<SendSide>,
-    /// The receiver's work has it for as long as it runs; nobody else wants it.
+    /// The receiver's work has it for as long as it runs; nobody else wants it. `None` once it is
+    /// over.
     #[pin]
-    pub(crate) receiver: Mutex<Receiver>,
+    pub(crate) receiver: Mutex<Option<Receiver>>,
+    /// Queues the receiver's work when there is something to receive.
+    #[pin]
+    ready: ReadyHook<Link>,
     #[pin]
     receive_work: Work<Link, 0>,
     #[pin]
@@ -152,7 +159,8 @@ impl Link {
                 watchers: Atomic::new(0),
                 workers: workers.clone(),
                 send_side <- new_spinlock!(SendSide::new()),
-                receiver <- new_mutex!(Receiver::new()),
+                receiver <- new_mutex!(Some(Receiver::new())),
+                ready <- ReadyHook::new(),
                 receive_work <- new_work!("nbd_receive"),
                 send_work <- new_work!("nbd_send"),
                 shutdown_work <- new_work!("nbd_shutdown"),
@@ -192,10 +200,27 @@ impl Link {
         &self.traffic
     }
 
-    /// Starts the receiver. Does not sleep.
+    /// Starts the receiver. May sleep.
     pub(crate) fn launch(self: &Arc<Self>) {
-        // If it is queued already, a reconnect has come between the start of the session and this.
+        self.ready.attach(&self.socket, self.clone());
+        // Whoever has shut the socket down meanwhile may have found nothing attached.
+        if self.is_shut() {
+            self.ready.detach();
+        }
+        // For what came before.
+        self.receive_later();
+    }
+
+    /// Has a worker receive. Context: any.
+    pub(crate) fn receive_later(self: &Arc<Self>) {
+        // If it is queued already, it will find what there is.
         let _ = self.workers.receivers.enqueue::<Arc<Self>, 0>(self.clone());
+    }
+
+    /// Has the receiver told of the socket no more: it looks once more. May sleep.
+    pub(crate) fn receive_last(self: &Arc<Self>) {
+        self.ready.detach();
+        self.receive_later();
     }
 
     /// Has a worker go on sending. Does not sleep.

@@ -10,14 +10,15 @@ use crate::{
         },
         bvec::BvecDest,
         net::socket::Wait,
+        time::{jiffies, jiffies_since},
         trace, //
     },
-    life::ReceiveError,
+    life::{LinkError, ReceiveError},
     link::Link,
-    protocol::{Failure, Reply, REPLY_LEN},
+    protocol::{Cookie, Failure, Reply, REPLY_LEN},
     queue::Queue,
 };
-use kernel::prelude::*;
+use kernel::{prelude::*, time::msecs_to_jiffies};
 
 /// Pieces of one receive, on the stack: 128 KiB of scattered pages and what is read ahead, and some
 /// more.
@@ -35,15 +36,45 @@ const MAX_WAITING: usize = 128 << 10;
 /// A payload longer than this is received without reading ahead behind it.
 const LONG_PAYLOAD: usize = 32 << 10;
 
+/// How long a receiver may keep its worker, in milliseconds, if others wait for one.
+const TURN_MS: u32 = 250;
+
 /// What a receiver has to tell.
 pub(crate) enum Event {
+    /// There is nothing to be received, for now.
+    Idle,
+    /// There may be more, but others shall have their turn.
+    Turn,
     /// A request of a link that is watched has finished.
     Finished,
     /// The server refused a request because it is shutting down: the link is to be left, and the
     /// request to be requeued after that.
     Refused(Claim<Queue>),
     /// The link cannot be read any further.
-    Broken(ReceiveError),
+    Broken(LinkError),
+}
+
+/// A reply of which the payload is on its way.
+struct Partial {
+    claim: Claim<Queue>,
+    cookie: Cookie,
+    /// Bytes of the payload that have arrived.
+    done: usize,
+}
+
+/// What the header of a reply says.
+enum Begun {
+    Payload(Partial),
+    Whole(Received),
+}
+
+/// What came of an attempt to receive a reply.
+enum Received {
+    Reply,
+    /// The request of a reply that says that the server is shutting down.
+    Refused(Claim<Queue>),
+    /// Not all of one, for now.
+    Nothing,
 }
 
 /// The one who reads a link's socket. It must not be on the stack, see [`BvecDest::push_bytes`].
@@ -52,6 +83,7 @@ pub(crate) struct Receiver {
     /// The bytes of `ahead` that were received and not looked at.
     start: usize,
     end: usize,
+    partial: Option<Partial>,
 }
 
 impl Receiver {
@@ -60,33 +92,81 @@ impl Receiver {
             ahead: [0; READ_AHEAD],
             start: 0,
             end: 0,
+            partial: None,
         }
     }
 
-    /// Serves replies until there is something to tell. May sleep, and waits for the peer.
+    /// Serves replies until there is something to tell. May sleep, and waits for the peer for a
+    /// moment where more is to be expected.
     pub(crate) fn run(&mut self, link: &Link) -> Event {
+        let start = jiffies();
+        let mut wait = Wait::No;
         loop {
-            match self.serve(link) {
-                Ok(Some(refused)) => return Event::Refused(refused),
-                Ok(None) if link.is_watched() => return Event::Finished,
-                Ok(None) => {}
-                Err(error) => return Event::Broken(error),
+            match self.serve(link, wait) {
+                Ok(Received::Refused(claim)) => return Event::Refused(claim),
+                Ok(Received::Nothing) => match Self::end(link) {
+                    Some(error) => return Event::Broken(self.give_up(error)),
+                    None => return Event::Idle,
+                },
+                Ok(Received::Reply) if link.is_watched() => return Event::Finished,
+                Ok(Received::Reply) if jiffies_since(start) > msecs_to_jiffies(TURN_MS) => {
+                    return Event::Turn
+                }
+                // A server that has just replied may do so again.
+                Ok(Received::Reply) => wait = Wait::Some,
+                Err(error) => return Event::Broken(self.give_up(LinkError::Receive(error))),
             }
         }
     }
 
-    /// Serves one reply. Returns the request if the server refused it because it is shutting down,
-    /// and the link does not know that yet.
-    fn serve(&mut self, link: &Link) -> Result<Option<Claim<Queue>>, ReceiveError> {
-        let header = self.header(link)?;
-        let reply = Reply::decode(&header).map_err(|_| ReceiveError::NoReply)?;
+    /// Why nothing is to be waited for, although the stream has not ended.
+    fn end(link: &Link) -> Option<LinkError> {
+        // Another user of the socket may have connected it anew.
+        if link.is_shut() {
+            return Some(LinkError::Receive(ReceiveError::Closed));
+        }
+        link.send_error().map(LinkError::Send)
+    }
+
+    /// Has the request come again whose payload does not.
+    fn give_up(&mut self, error: LinkError) -> LinkError {
+        if let Some(partial) = self.partial.take() {
+            partial.claim.requeue();
+        }
+        error
+    }
+
+    /// Receives what is there of the next reply, and serves that if it is whole.
+    fn serve(&mut self, link: &Link, wait: Wait) -> Result<Received, ReceiveError> {
+        let partial = match self.partial.take() {
+            Some(partial) => partial,
+            None => {
+                let Some(header) = self.header(link, wait)? else {
+                    return Ok(Received::Nothing);
+                };
+                match Self::begin(link, &header)? {
+                    Begun::Payload(partial) => partial,
+                    Begun::Whole(received) => return Ok(received),
+                }
+            }
+        };
+        if self.payload(link, partial)? {
+            Ok(Received::Reply)
+        } else {
+            Ok(Received::Nothing)
+        }
+    }
+
+    /// Finds the request of a reply, and finishes it unless a payload follows.
+    fn begin(link: &Link, header: &[u8; REPLY_LEN]) -> Result<Begun, ReceiveError> {
+        let reply = Reply::decode(header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
         let claim = link.disk().hold_requests().and_then(|requests| {
             requests
                 .request(cookie.tag)?
                 .claim(Some(cookie.attempt), |data| data.is_on(link))
         });
-        let Some(mut claim) = claim else {
+        let Some(claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
         link.traffic().add_reply();
@@ -95,79 +175,98 @@ impl Receiver {
             // Somebody else may do better than a server that is going away.
             Err(_) if link.is_draining() => {
                 claim.requeue();
-                return Ok(None);
+                return Ok(Begun::Whole(Received::Reply));
             }
-            Err(Failure::ShuttingDown) => return Ok(Some(claim)),
+            Err(Failure::ShuttingDown) => return Ok(Begun::Whole(Received::Refused(claim))),
             // The block layer takes a flush that is not supported for one that is done.
             Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => BlkStatus::IOERR,
             Err(Failure::Status(status)) => status,
-            Ok(()) => {
-                if claim.op() == Op::Read {
-                    if let Err(error) = self.payload(link, &mut claim) {
-                        claim.requeue();
-                        return Err(error);
-                    }
-                }
-                BlkStatus::OK
+            Ok(()) if claim.op() == Op::Read => {
+                return Ok(Begun::Payload(Partial {
+                    claim,
+                    cookie,
+                    done: 0,
+                }))
             }
+            Ok(()) => BlkStatus::OK,
         };
+        Self::finish(claim, cookie, status);
+        Ok(Begun::Whole(Received::Reply))
+    }
+
+    fn finish(claim: Claim<Queue>, cookie: Cookie, status: BlkStatus) {
         trace::nbd_payload_received(&claim, || cookie.into_wire());
         if claim.should_fake_timeout() {
             claim.release();
         } else {
             claim.end(status);
         }
-        Ok(None)
     }
 
     fn buffered(&self) -> &[u8] {
         self.ahead.get(self.start..self.end).unwrap_or(&[])
     }
 
-    /// The next header, with as much behind it as there is and has room.
-    fn header(&mut self, link: &Link) -> Result<[u8; REPLY_LEN], ReceiveError> {
+    /// The next header, with as much behind it as there is and has room. [`None`] if it is not there
+    /// yet.
+    fn header(&mut self, link: &Link, wait: Wait) -> Result<Option<[u8; REPLY_LEN]>, ReceiveError> {
         while self.end - self.start < REPLY_LEN {
             self.ahead.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
             let mut dest = Dest::new(MAX_WAITING);
             dest.push_bytes(self.ahead.get_mut(self.end..).unwrap_or_default());
-            self.end += Self::some(link, &mut dest, Wait::Some)?;
+            match Self::some(link, &mut dest, wait)? {
+                0 => return Ok(None),
+                bytes => self.end += bytes,
+            }
         }
         let mut header = [0; REPLY_LEN];
         for (to, from) in header.iter_mut().zip(self.buffered()) {
             *to = *from;
         }
         self.start += REPLY_LEN;
-        Ok(header)
+        Ok(Some(header))
     }
 
-    /// Fills the data of `claim`: first with what was read ahead, then from the socket.
-    fn payload(&mut self, link: &Link, claim: &mut Claim<Queue>) -> Result<(), ReceiveError> {
+    /// Fills the data of a request: first with what was read ahead, then from the socket. Returns
+    /// whether that was all; the rest stays for the next time.
+    fn payload(&mut self, link: &Link, partial: Partial) -> Result<bool, ReceiveError> {
+        let Partial { claim, .. } = self.partial.insert(partial);
         let len = claim.bytes() as usize;
-        let mut done = 0;
-        if self.start < self.end {
+        while let Some(Partial { claim, done, .. }) = &mut self.partial {
+            if *done == len {
+                break;
+            }
+            if self.start < self.end {
+                let mut dest = Dest::new(MAX_WAITING);
+                dest.push_request(claim, *done);
+                let ahead = self.ahead.get(self.start..self.end).unwrap_or(&[]);
+                let bytes = dest.fill(ahead);
+                self.start += bytes;
+                *done += bytes;
+                continue;
+            }
             let mut dest = Dest::new(MAX_WAITING);
-            dest.push_request(claim, 0);
-            done = dest.fill(self.buffered());
-            self.start += done;
-        }
-        while done < len {
-            let mut dest = Dest::new(MAX_WAITING);
-            let whole = dest.push_request(claim, done);
-            // Nothing is left over from reading ahead, or the payload would be complete.
-            let wait = if whole && len - done <= LONG_PAYLOAD {
+            let whole = dest.push_request(claim, *done);
+            let wait = if whole && len - *done <= LONG_PAYLOAD {
                 dest.push_bytes(&mut self.ahead);
                 Wait::Some
             } else {
                 Wait::All
             };
-            done += Self::some(link, &mut dest, wait)?;
-            if done > len {
-                (self.start, self.end) = (0, done - len);
+            let bytes = Self::some(link, &mut dest, wait)?;
+            if bytes == 0 {
+                return Ok(false);
             }
+            let ahead = (*done + bytes).saturating_sub(len);
+            (self.start, self.end) = (0, ahead);
+            *done += bytes - ahead;
         }
-        Ok(())
+        if let Some(Partial { claim, cookie, .. }) = self.partial.take() {
+            Self::finish(claim, cookie, BlkStatus::OK);
+        }
+        Ok(true)
     }
 
     /// Receives, and says how many bytes that brought; none if only time went by.

@@ -107,6 +107,14 @@ impl Session {
 
     /// Nothing can be sent on `link` any more. May sleep, as [`Self::link_failed`].
     pub(crate) fn send_failed(self: &Arc<Self>, link: &Arc<Link>, broken: Broken) {
+        let broken = match broken.error {
+            // The server may have answered, or have said that it shuts down, before it closed its end.
+            EPIPE | ECONNRESET => match link.fail_sending(broken) {
+                Ok(()) => return link.receive_later(),
+                Err(broken) => broken,
+            },
+            _ => broken,
+        };
         self.link_failed(link, LinkError::Send(broken.error));
         // What the sender holds was published until here.
         drop(broken);

@@ -256,6 +256,8 @@ enum SenderState {
     Busy,
     /// The socket had no room: it waits for the worker.
     Deferred(Sender),
+    /// The server has closed its end. What it said before that has not been looked at yet.
+    Failed(Broken),
 }
 
 /// Whether more requests are taken, and what follows the last one.
@@ -462,6 +464,30 @@ impl Link {
         self.disconnect()
     }
 
+    /// Keeps what the sender holds until the receiver has looked what the server said last. Hands it
+    /// back if the link is closed already. Does not sleep.
+    pub(crate) fn fail_sending(&self, broken: Broken) -> Result<(), Broken> {
+        match &mut *self.send_side.lock() {
+            SendSide::Active(outbox) => {
+                outbox.stage = Stage::Closing;
+                outbox.sender = SenderState::Failed(broken);
+                Ok(())
+            }
+            _ => Err(broken),
+        }
+    }
+
+    /// Why nothing can be sent any more, if [`Self::fail_sending`] said so. Does not sleep.
+    pub(crate) fn send_error(&self) -> Option<Error> {
+        match &*self.send_side.lock() {
+            SendSide::Active(Outbox {
+                sender: SenderState::Failed(broken),
+                ..
+            }) => Some(broken.error),
+            _ => None,
+        }
+    }
+
     /// Sends nothing any more. Returns what was to be sent, to be dropped by the caller once it has
     /// seen to the requests. The caller has the socket shut down, which ends the receiver. Does not
     /// sleep.
@@ -479,8 +505,11 @@ impl Link {
 
     /// Shuts the socket down, for the work that [`Self::shut_down`] queues. A link that is draining,
     /// and in the middle of no request, tells its server first that nothing follows. Sleeps for the
-    /// socket's lock.
-    pub(crate) fn finish(&self) {
+    /// socket's lock. Only that work calls it.
+    pub(crate) fn finish(self: &Arc<Self>) {
+        if self.is_shut() {
+            return;
+        }
         let sender = match &mut *self.send_side.lock() {
             SendSide::Active(outbox) => outbox.take_idle(),
             _ => None,
@@ -493,6 +522,7 @@ impl Link {
         self.socket().shutdown();
         *self.send_side.lock() = SendSide::Shut;
         drop(outbox);
+        self.receive_last();
     }
 
     /// Goes on sending where a task found no room, for the work that [`Self::send_later`] queues.

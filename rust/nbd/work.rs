@@ -4,15 +4,14 @@
 
 use crate::{
     device::Device,
-    kernel::sync::wait::WaitMode,
-    life::LinkError,
+    kernel::{net::ready::ReadReady, sync::wait::WaitMode},
     link::Link,
     receive::Event,
     send::Sent,
     session::Session, //
 };
 use kernel::{
-    sync::{atomic::Relaxed, Arc},
+    sync::{atomic::Relaxed, Arc, ArcBorrow},
     workqueue::WorkItem, //
 };
 
@@ -30,13 +29,25 @@ fn give_up(link: &Arc<Link>) {
 impl WorkItem<0> for Link {
     type Pointer = Arc<Self>;
 
-    /// Receives until the link ends.
+    /// Receives what is there.
     fn run(this: Arc<Self>) {
         let error = {
-            let mut receiver = this.receiver.lock();
+            let mut place = this.receiver.lock();
             loop {
+                // It is over once it has failed.
+                let Some(receiver) = &mut *place else {
+                    return;
+                };
                 match receiver.run(&this) {
-                    Event::Broken(error) => break error,
+                    Event::Broken(error) => {
+                        *place = None;
+                        break error;
+                    }
+                    Event::Idle => return,
+                    Event::Turn => {
+                        this.receive_later();
+                        return;
+                    }
                     Event::Finished => {}
                     Event::Refused(claim) => {
                         if let Some(session) = session_of(&this) {
@@ -52,9 +63,15 @@ impl WorkItem<0> for Link {
             }
         };
         match session_of(&this) {
-            Some(session) => session.link_failed(&this, LinkError::Receive(error)),
+            Some(session) => session.link_failed(&this, error),
             None => give_up(&this),
         }
+    }
+}
+
+impl ReadReady for Link {
+    fn read_ready(this: ArcBorrow<'_, Self>) {
+        Arc::from(this).receive_later();
     }
 }
 

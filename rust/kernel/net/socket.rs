@@ -27,7 +27,7 @@ use kernel::{
 pub(crate) enum Wait {
     /// Take what there is, or fail with `EAGAIN`; also, most often, if somebody has the socket's lock.
     No,
-    /// Wait for some: when sending, only for a moment.
+    /// Wait for some, but only for a moment; when receiving, for the pause between two replies.
     Some,
     /// Wait until all is there, but only for a moment.
     All,
@@ -37,8 +37,8 @@ pub(crate) enum Wait {
 /// second. Some kinds of sockets begin anew with each few KiB.
 const MOMENT: ffi::c_long = bindings::CONFIG_HZ as ffi::c_long / 4;
 
-/// What the kernel takes for no timeout.
-const FOR_EVER: ffi::c_long = ffi::c_long::MAX;
+/// How long a call waits for the next message of a busy peer, in jiffies: 10 ms.
+const PAUSE: ffi::c_long = bindings::CONFIG_HZ.div_ceil(100) as ffi::c_long;
 
 /// A byte stream: a TCP or an `AF_UNIX` stream socket, connected or not.
 ///
@@ -48,6 +48,7 @@ const FOR_EVER: ffi::c_long = ffi::c_long::MAX;
 /// # Invariants
 ///
 /// `file` is the file of a stream socket whose `shutdown` works.
+#[derive(Clone)]
 pub(crate) struct Socket {
     file: ARef<File>,
 }
@@ -75,6 +76,12 @@ impl Socket {
     fn as_raw(&self) -> *mut bindings::socket {
         // SAFETY: The file is valid, and by the type invariant a socket's.
         unsafe { bindings::sock_from_file(self.file.as_ptr()) }
+    }
+
+    /// Who waits for the socket. It lives as long as the socket.
+    pub(in crate::kernel) fn wait_queue(&self) -> *mut bindings::wait_queue_head {
+        // SAFETY: The socket is valid, and the queue is a part of it.
+        unsafe { &raw mut (*self.as_raw()).wq.wait }
     }
 
     /// Whether what is sent goes through an upper layer protocol, such as TLS, which may come at any
@@ -209,9 +216,8 @@ impl Socket {
     /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
     /// Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing came without waiting, or in a moment, or within a timeout that
-    /// a user has set since [`BlockSocket::new`] and that is forgotten with this; and with `EINTR`
-    /// or `ERESTARTSYS` when a signal has ended the wait.
+    /// Fails with `EAGAIN` when nothing came without waiting, or in the time that `wait` says; and
+    /// with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
     pub(crate) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,
@@ -225,16 +231,15 @@ impl Socket {
             msg_flags: flags,
             ..bindings::msghdr::default()
         };
-        if wait == Wait::All {
-            self.set_receive_timeout(MOMENT);
+        match wait {
+            Wait::No => {}
+            Wait::Some => self.set_receive_timeout(PAUSE),
+            Wait::All => self.set_receive_timeout(MOMENT),
         }
         // SAFETY: The socket is valid and the message complete.
         let received = with_kernel_creds(|| unsafe {
             bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int)
         });
-        if wait == Wait::All || received < 0 {
-            self.set_receive_timeout(FOR_EVER);
-        }
         to_result(received)?;
         Ok(received as usize)
     }
@@ -288,7 +293,6 @@ impl BlockSocket {
             let memalloc =
                 unsafe { helpers::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
             this.socket.set_send_timeout();
-            this.socket.set_receive_timeout(FOR_EVER);
             // INVARIANT: Said just above, of the socket beside it.
             *this.before.lock() = Some(Before {
                 allocation,
