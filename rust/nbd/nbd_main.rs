@@ -33,6 +33,7 @@ mod reconnect;
 mod refusal;
 mod route;
 mod send;
+mod sender;
 mod session;
 mod state;
 mod sysfs;
