@@ -5,6 +5,7 @@
  * boot with numa=fake=16.
  */
 #include "kselftest_harness.h"
+#include <dirent.h>
 #include <linux/aio_abi.h>
 #include <sys/resource.h>
 
@@ -279,6 +280,37 @@ TEST_F_TIMEOUT(many, every_receiver_runs, 120)
 	EXPECT_EQ(0, deaf);
 	EXPECT_FALSE(sh->eof[CONNECTIONS - 1]);
 	EXPECT_EQ(0, other_wait(other_run(&s, many_read_block), BOUNDED));
+}
+
+/* Kernel workers that wait in a call of a socket. */
+static int waiting_workers(void)
+{
+	char path[300], comm[64], wchan[64];
+	struct dirent *entry;
+	int n = 0;
+	DIR *proc;
+
+	proc = opendir("/proc");
+	while (proc && (entry = readdir(proc))) {
+		snprintf(path, sizeof(path), "/proc/%s/comm", entry->d_name);
+		if (read_file(path, comm, sizeof(comm)) <= 0 || strncmp(comm, "kworker/", 8))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/wchan", entry->d_name);
+		n += read_file(path, wchan, sizeof(wchan)) > 0 && strstr(wchan, "unix_stream");
+	}
+	if (proc)
+		closedir(proc);
+	return n;
+}
+
+/* While nothing comes, no worker is kept that others may need. */
+TEST_F_TIMEOUT(many, no_worker_waits_for_an_idle_server, 120)
+{
+	struct peer_session s = { .dev = self->dev };
+
+	ASSERT_EQ(0, other_wait(other_run(&s, many_read_block), BOUNDED));
+	EXPECT_TRUE(WAIT_UNTIL(!waiting_workers(), SOON))
+		TH_LOG("%d workers wait", waiting_workers());
 }
 
 static bool all_told(_Atomic int *told)
