@@ -20,6 +20,10 @@
 //! while it runs. Under these nothing else is locked: the mutexes `Session::published`, its files,
 //! and `Spares::queues`; the spinlocks `Alive::count` and `Connection::last_error`.
 //!
+//! A link's hook has a mutex, which is taken inside of `Session::life` and around the lock of the
+//! socket's wait queue; under that lock a work item is queued, and nothing else. What a socket had
+//! before is under a mutex around the socket's lock.
+//!
 //! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
 //! one atomic word.
 
