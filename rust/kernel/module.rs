@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Keeping a module loaded.
+//! Keeping a module loaded, and its version.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
@@ -36,4 +36,20 @@ impl<M: ModuleMetadata> Drop for ModuleRef<M> {
         // SAFETY: By the type invariant there is a count to give back.
         unsafe { bindings::module_put(this_module::<M>().as_ptr()) };
     }
+}
+
+/// Declares the constant `VERSION` of a module, which `modinfo` and `/sys/module/*/version` show.
+#[macro_export]
+macro_rules! module_version {
+    ($version:literal) => {
+        const VERSION: &str = $version;
+
+        const _: () = {
+            const TEXT: &[u8] = concat!("version=", $version, "\0").as_bytes();
+
+            #[link_section = ".modinfo"]
+            #[used(compiler)]
+            static INFO: [u8; TEXT.len()] = *TEXT.first_chunk().unwrap();
+        };
+    };
 }

@@ -55,6 +55,8 @@ module! {
     alias: ["block-major-43-*", "net-pf-16-proto-16-family-nbd"],
 }
 
+module_version!("0.9.0");
+
 int_param!(
     /// Devices made when the module is loaded.
     NBDS_MAX,
@@ -144,6 +146,7 @@ impl ::kernel::Module for NbdModule {
                 }
             }
         }
+        pr_info!("the driver in Rust, version {}\n", VERSION);
         Ok(module)
     }
 }

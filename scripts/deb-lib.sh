@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# For scripts/deb and scripts/check-deb: roots of their own, for the tests' root must stay as it is.
+
+deb_tools="debhelper dh-dkms dpkg-dev lintian"
+
+# make_deb_root DIRECTORY PACKAGES: a Debian root with lists of packages, made beside its place and moved there.
+make_deb_root() {
+	local dir=$1
+	[ ! -d "$dir" ] || return 0
+	exec 7>"$NBD_CACHE/deb-lock"
+	flock 7
+	[ ! -d "$dir" ] || return 0
+	[ "$(id -u)" = 0 ] || die "root is needed to make a Debian root"
+	command -v mmdebstrap >/dev/null || die "mmdebstrap is missing: run scripts/setup, or apt install mmdebstrap"
+	run_step "Debian $SUITE with $2" mmdebstrap --variant=apt --mode=root --skip=cleanup/apt/lists \
+		--include="${2// /,}" "$SUITE" "$dir.tmp.$$" \
+		"deb $MIRROR $SUITE main" "deb $MIRROR $SUITE-backports main"
+	mv -T "$dir.tmp.$$" "$dir"
+	exec 7>&-
+}
+
+deb_tools_root=/
+deb_tools_are_here() {
+	local p
+	[ "$ROOT" = / ] || return 1
+	for p in $deb_tools; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || return 1
+	done
+}
+need_deb_tools() {
+	deb_tools_are_here && return
+	deb_tools_root=$NBD_CACHE/deb-root-$(echo "$SUITE $deb_tools" | sha256sum | cut -c 1-12)
+	make_deb_root "$deb_tools_root" "$deb_tools"
+}
+with_deb_tools() { ROOT=$deb_tools_root in_root "$@"; }
