@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test lint ways install uninstall setup clean help
+.PHONY: all modules demo check check-debug test lint ways deb check-deb install uninstall setup clean help
 
 all: modules
 
@@ -34,6 +34,12 @@ lint:
 ways:
 	@scripts/ways
 
+deb:
+	@scripts/deb
+
+check-deb:
+	@scripts/check-deb
+
 install:
 	@scripts/install
 
@@ -59,7 +65,9 @@ help:
 	@echo '                   APPEND="numa=fake=16": more parameters for the kernel'
 	@echo 'make lint          format, lints and style of all sources'
 	@echo 'make ways          another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
-	@echo 'make install       install nbd.ko for the running kernel so that modprobe finds it before its own'
+	@echo 'make deb           build the Debian package nbd-rust-dkms in build/'
+	@echo 'make check-deb     install it in a plain Debian 13, use it in a virtual machine, remove it'
+	@echo 'make install       build nbd.ko for the running kernel and put it where modprobe finds it before its own'
 	@echo 'make uninstall     take it away again'
 	@echo 'make setup         only prepare what the other targets need'
 	@echo 'make clean         remove what was built here; the cache stays'

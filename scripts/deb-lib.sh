@@ -3,6 +3,8 @@
 #
 # For scripts/deb and scripts/check-deb: roots of their own, for the tests' root must stay as it is.
 
+deb_version() { sed -n '1s/.*(\(.*\)).*/\1/p' "$TOP/packaging/debian/changelog"; }
+
 deb_tools="debhelper dh-dkms dpkg-dev lintian"
 
 # make_deb_root DIRECTORY PACKAGES: a Debian root with lists of packages, made beside its place and moved there.
