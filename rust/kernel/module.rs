@@ -49,7 +49,10 @@ macro_rules! module_version {
 
             #[link_section = ".modinfo"]
             #[used(compiler)]
-            static INFO: [u8; TEXT.len()] = *TEXT.first_chunk().unwrap();
+            static INFO: [u8; TEXT.len()] = match TEXT.first_chunk() {
+                Some(text) => *text,
+                None => [0; TEXT.len()],
+            };
         };
     };
 }
