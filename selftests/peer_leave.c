@@ -806,4 +806,31 @@ TEST_F(leave, one_after_the_other_of_four)
 	under_load(_metadata, &self->ns, &self->events, 4);
 }
 
+/*
+ * A server that says so and closes at once, as nbdkit does: what is being sent then fails, often
+ * before anybody has looked what the server said. Its client is told to connect again all the same.
+ */
+TEST_F_TIMEOUT(leave, closes_at_once_under_load, 120)
+{
+	struct peer_session *s = &self->ns.s;
+	struct peer_shared *sh;
+	int round, wrong = 0;
+
+	for (round = 0; round < scaled_down(20); round++) {
+		ASSERT_TRUE(peer_end(s));
+		ASSERT_EQ(0, peer_prepare(s, 1, PEER_SHUFFLE));
+		s->holder = 0;
+		sh = s->sh;
+		sh->loop = 1 << 30;
+		ASSERT_EQ(0, peer_start(s));
+		ASSERT_EQ(0, holder_begin(s));
+		ASSERT_TRUE(WAIT_UNTIL(sh->looped > 20, 10000));
+		leave(_metadata, s, 0, PEER_LEAVES_CLOSE, 1);
+		ASSERT_TRUE(WAIT_UNTIL(sh->client_stage == 2, END_MS));
+		wrong += sh->client_errno != EIO;
+		sh->loop = 0;
+	}
+	EXPECT_EQ(0, wrong) TH_LOG("%d of %d clients were not told", wrong, round);
+}
+
 TEST_HARNESS_MAIN
