@@ -9,8 +9,9 @@ deb_tools="debhelper dh-dkms dpkg-dev lintian"
 
 # make_deb_root DIRECTORY PACKAGES: a Debian root with lists of packages, made beside its place and moved there.
 make_deb_root() {
-	local dir=$1
+	local dir=$1 mirror
 	[ ! -d "$dir" ] || return 0
+	mirror=$(debian_mirror)
 	exec 7>"$NBD_CACHE/deb-lock"
 	flock 7
 	[ ! -d "$dir" ] || return 0
@@ -18,7 +19,7 @@ make_deb_root() {
 	command -v mmdebstrap >/dev/null || die "mmdebstrap is missing: run scripts/setup, or apt install mmdebstrap"
 	run_step "Debian $SUITE with $2" mmdebstrap --variant=apt --mode=root --skip=cleanup/apt/lists \
 		--include="${2// /,}" "$SUITE" "$dir.tmp.$$" \
-		"deb $MIRROR $SUITE main" "deb $MIRROR $SUITE-backports main"
+		"deb $mirror $SUITE main" "deb $mirror $SUITE-backports main"
 	mv -T "$dir.tmp.$$" "$dir"
 	exec 7>&-
 }

@@ -12,11 +12,19 @@ export TOP NBD_CACHE
 
 SUITE=trixie
 KERNEL_SERIES=7.3
-# shellcheck disable=SC2034 # for scripts that source this
-MIRROR=${NBD_MIRROR:-http://deb.debian.org/debian}
 
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# The mirror of Debian that the apt of this machine uses. NBD_MIRROR names another.
+debian_mirror() {
+	local mirror=${NBD_MIRROR:-}
+	# shellcheck disable=SC2016 # for apt
+	[ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' \
+		'Component: main' 2>/dev/null | awk '$1 !~ /-/ && !n++ { print $2 }') || :
+	[ -n "$mirror" ] || die "apt knows no mirror of Debian: set NBD_MIRROR to the URL of one"
+	echo "${mirror%/}"
+}
 
 # run_step TITLE CMD...: run a long command with its output in a log, and show that it is alive.
 run_step() {
