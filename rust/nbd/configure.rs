@@ -12,7 +12,7 @@ use crate::{
         task::{Process, Thread},
         time::{jiffies, jiffies_since}, //
     },
-    messages::Topic,
+    log::Topic,
     params::Params,
     protocol::ClientFlags,
     refusal::Refusal,

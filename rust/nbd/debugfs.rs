@@ -101,10 +101,10 @@ fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 Address(link.socket().peer_addr()),
                 link.added_by().pid(),
                 link.added_by().comm(),
-                link.traffic().requests(),
+                link.stats().requests(),
                 link.in_flight(),
-                link.traffic().sent(),
-                link.traffic().received(),
+                link.stats().sent(),
+                link.stats().received(),
             ))?;
         }
         write!(f, " replayed {}", connection.replayed())?;

@@ -18,7 +18,7 @@
 //!
 //! `Link::receiver` is outside of `Session::life`: the receiver's work alone takes it, and holds it
 //! while it runs. Under these nothing else is locked: the mutexes `Session::published`, its files,
-//! and `Spares::queues`; the spinlocks `Alive::count` and `Connection::last_error`.
+//! and `WorkqueuePool::queues`; the spinlocks `Alive::count` and `Connection::last_error`.
 //!
 //! A link's hook has a mutex, which is taken inside of `Session::life` and around the lock of the
 //! socket's wait queue; under that lock a work item is queued, and nothing else. What a socket had
@@ -40,12 +40,12 @@ use crate::{
         workqueue::OwnedQueue, //
     },
     life::Reason,
-    messages::{Messages, Topic},
+    log::{LogLimits, Topic},
     params::Params,
     refusal::Refusal,
     session::Session,
     state::{self, Endpoint, Identity},
-    workers::Workers,
+    workqueues::Workqueues,
 };
 use kernel::{
     fmt,
@@ -163,7 +163,7 @@ pub(crate) struct Device {
     #[pin]
     debug: Mutex<Option<DebugDir>>,
     #[pin]
-    messages: Messages,
+    log: LogLimits,
     links_made: Atomic<u64>,
     requests_sent: Atomic<u32>,
     /// Removes the device.
@@ -202,7 +202,7 @@ impl Device {
                 settled <- new_wait_queue!("nbd_device"),
                 devices: devices.clone(),
                 debug <- new_mutex!(None),
-                messages <- Messages::new(),
+                log <- LogLimits::new(),
                 links_made: Atomic::new(0),
                 requests_sent: Atomic::new(0),
                 remove_work <- new_work!("nbd_remove"),
@@ -239,18 +239,18 @@ impl Device {
     }
 
     /// Where sessions are ended.
-    pub(crate) fn ends(&self) -> &OwnedQueue {
-        self.devices.ends()
+    pub(crate) fn end_wq(&self) -> &OwnedQueue {
+        self.devices.end_wq()
     }
 
     /// Where devices are removed and losses told.
-    pub(crate) fn workers(&self) -> &OwnedQueue {
-        self.devices.workers()
+    pub(crate) fn event_wq(&self) -> &OwnedQueue {
+        self.devices.event_wq()
     }
 
     /// The workqueues of a new session. Sleeps.
-    pub(crate) fn session_workers(&self) -> Result<Arc<Workers>> {
-        self.devices.session_workers()
+    pub(crate) fn session_workqueues(&self) -> Result<Arc<Workqueues>> {
+        self.devices.session_workqueues()
     }
 
     /// The session that takes requests.
@@ -265,7 +265,7 @@ impl Device {
 
     /// Whether one more message may be logged now.
     pub(crate) fn may_log(&self, topic: Topic) -> bool {
-        self.messages.allow(topic)
+        self.log.allow(topic)
     }
 
     /// Says once in a while what was refused, why, and what to do. Returns the errno.
@@ -433,7 +433,7 @@ impl Device {
                 // Under the lock: whoever sees a device leave waits for the worker. It cannot be
                 // queued already: a device begins to leave once.
                 let _ = self
-                    .workers()
+                    .event_wq()
                     .enqueue::<Arc<Self>, 0>(Arc::from(disk.data()));
             }
             leaves
@@ -468,6 +468,6 @@ impl Device {
     pub(crate) fn free(self: Arc<Self>) {
         let devices = self.devices.clone();
         // It cannot be queued already: a disk is freed once.
-        let _ = devices.workers().enqueue::<Arc<Self>, 1>(self);
+        let _ = devices.event_wq().enqueue::<Arc<Self>, 1>(self);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         workqueue::OwnedQueue, //
     },
     state::Begun,
-    workers::{Spares, Workers},
+    workqueues::{WorkqueuePool, Workqueues},
 };
 use kernel::{
     new_condvar,
@@ -29,10 +29,10 @@ use kernel::{
 pub(crate) struct Devices {
     minors: Minors,
     /// Where sessions are ended, and nothing else: their requests may be what frees memory.
-    ends: OwnedQueue,
+    end_wq: OwnedQueue,
     /// Where what needs memory is done: devices are removed, losses are told.
-    workers: OwnedQueue,
-    spares: Arc<Spares>,
+    event_wq: OwnedQueue,
+    pool: Arc<WorkqueuePool>,
     debug: Arc<Root>,
     #[pin]
     table: Mutex<RBTree<u32, RegisteredDisk<DiskOps>>>,
@@ -83,17 +83,17 @@ impl Drop for AliveMark {
 impl Devices {
     /// No devices yet. Sleeps.
     pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
-        let ends = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
-        let workers = OwnedQueue::new_unbound(c"nbd-work", 0)?;
-        let spares = Spares::new()?;
+        let end_wq = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
+        let event_wq = OwnedQueue::new_unbound(c"nbd-work", 0)?;
+        let pool = WorkqueuePool::new()?;
         let alive = Alive::new()?;
         let debug = Root::new(c"nbd")?;
         Arc::pin_init(
             pin_init!(Self {
                 minors,
-                ends,
-                workers,
-                spares,
+                end_wq,
+                event_wq,
+                pool,
                 debug,
                 table <- new_mutex!(RBTree::new()),
                 alive,
@@ -103,13 +103,13 @@ impl Devices {
     }
 
     /// Where sessions are ended.
-    pub(crate) fn ends(&self) -> &OwnedQueue {
-        &self.ends
+    pub(crate) fn end_wq(&self) -> &OwnedQueue {
+        &self.end_wq
     }
 
     /// Where devices are removed and losses told.
-    pub(crate) fn workers(&self) -> &OwnedQueue {
-        &self.workers
+    pub(crate) fn event_wq(&self) -> &OwnedQueue {
+        &self.event_wq
     }
 
     /// The mark of a device about to be made.
@@ -119,8 +119,8 @@ impl Devices {
     }
 
     /// The workqueues of a new session. Sleeps.
-    pub(crate) fn session_workers(&self) -> Result<Arc<Workers>> {
-        self.spares.take(&self.workers)
+    pub(crate) fn session_workqueues(&self) -> Result<Arc<Workqueues>> {
+        self.pool.take(&self.event_wq)
     }
 
     /// The debugfs directory of the driver.
@@ -243,8 +243,8 @@ impl Devices {
     /// Waits until sessions that were ended are gone, and devices that leave. Sleeps.
     pub(crate) fn settle(&self) {
         // The end of a session may have its device removed.
-        self.ends.flush();
-        self.workers.flush();
+        self.end_wq.flush();
+        self.event_wq.flush();
     }
 
     /// Removes all devices. Sleeps. They must not be used.

@@ -14,7 +14,7 @@ use crate::{
     },
     life::{Reason, SessionState},
     link::Link,
-    messages::Topic,
+    log::Topic,
     refusal::Refusal,
     session::{Attendance, Life, Origin, Session},
 };
@@ -41,7 +41,7 @@ impl Session {
         let _ = self
             .disk()
             .data()
-            .ends()
+            .end_wq()
             .enqueue::<Arc<Self>, 0>(self.clone());
         if let (Origin::Ioctl { thread }, Attendance::Away) = (&self.origin, &life.attendance) {
             thread.wake();
@@ -218,7 +218,7 @@ impl Session {
         }
         // If it is queued already, it will see that the task is away again.
         let _ = self
-            .workers()
+            .workqueues()
             .receivers
             .enqueue::<Arc<Self>, 3>(self.clone());
         Err(ERESTARTNOHAND)
@@ -283,12 +283,12 @@ impl Session {
         self.link_dead(untold);
         // Whatever holds the workers up does not hold these up.
         self.fail_requests(|generation| self.is_leaving(generation));
-        self.workers().senders.flush();
-        self.workers().receivers.flush();
+        self.workqueues().senders.flush();
+        self.workqueues().receivers.flush();
         // A link that was left and has had its time is shut down only now, and its receiver looks
         // once more then.
-        self.workers().senders.flush();
-        self.workers().receivers.flush();
+        self.workqueues().senders.flush();
+        self.workqueues().receivers.flush();
         let session = device.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
         disk.quiesced(|| self.fail_requests(|_| false));

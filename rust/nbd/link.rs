@@ -14,7 +14,7 @@ use crate::{
     },
     receive::Receiver,
     send::SendSide,
-    workers::Workers,
+    workqueues::Workqueues,
 };
 use core::cell::Cell;
 use kernel::{
@@ -33,7 +33,7 @@ use kernel::{
 
 /// What went over a link. Only whoever sends writes what concerns sending, and only the receiver
 /// what concerns receiving.
-pub(crate) struct Traffic {
+pub(crate) struct LinkStats {
     requests: Atomic<u64>,
     replies: Atomic<u64>,
     sent: Atomic<u64>,
@@ -42,7 +42,7 @@ pub(crate) struct Traffic {
     moved: Atomic<Jiffies>,
 }
 
-impl Traffic {
+impl LinkStats {
     fn new() -> Self {
         Self {
             requests: Atomic::new(0),
@@ -115,17 +115,17 @@ pub(crate) struct Link {
     made: Instant<Monotonic>,
     /// The process that gave the socket.
     added_by: Process,
-    traffic: Traffic,
+    stats: LinkStats,
     /// Tasks that want to know when a request of the link has finished.
     watchers: Atomic<u32>,
-    workers: Arc<Workers>,
+    workqueues: Arc<Workqueues>,
     #[pin]
     pub(crate) send_side: SpinLock<SendSide>,
     /// The receiver's work has it for as long as it runs; nobody else wants it. `None` once it is
     /// over.
     #[pin]
     pub(crate) receiver: Mutex<Option<Receiver>>,
-    /// Queues the receiver's work when there is something to receive.
+    /// WorkqueuePair the receiver's work when there is something to receive.
     #[pin]
     ready: ReadyHook<Link>,
     #[pin]
@@ -147,7 +147,11 @@ impl_has_work! {
 
 impl Link {
     /// Makes a link of a socket that the current process gave. May sleep.
-    pub(crate) fn new(disk: &Disk, workers: &Arc<Workers>, socket: Socket) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        disk: &Disk,
+        workqueues: &Arc<Workqueues>,
+        socket: Socket,
+    ) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
                 generation: disk.data().new_generation(),
@@ -155,9 +159,9 @@ impl Link {
                 socket <- BlockSocket::new(socket),
                 made: Instant::now(),
                 added_by: Process::current(),
-                traffic: Traffic::new(),
+                stats: LinkStats::new(),
                 watchers: Atomic::new(0),
-                workers: workers.clone(),
+                workqueues: workqueues.clone(),
                 send_side <- new_spinlock!(SendSide::new()),
                 receiver <- new_mutex!(Some(Receiver::new())),
                 ready <- ReadyHook::new(),
@@ -196,8 +200,8 @@ impl Link {
         &self.added_by
     }
 
-    pub(crate) fn traffic(&self) -> &Traffic {
-        &self.traffic
+    pub(crate) fn stats(&self) -> &LinkStats {
+        &self.stats
     }
 
     /// Starts the receiver. May sleep.
@@ -214,7 +218,10 @@ impl Link {
     /// Has a worker receive. Context: any.
     pub(crate) fn receive_later(self: &Arc<Self>) {
         // If it is queued already, it will find what there is.
-        let _ = self.workers.receivers.enqueue::<Arc<Self>, 0>(self.clone());
+        let _ = self
+            .workqueues
+            .receivers
+            .enqueue::<Arc<Self>, 0>(self.clone());
     }
 
     /// Has the receiver told of the socket no more: it looks once more. May sleep.
@@ -226,14 +233,20 @@ impl Link {
     /// Has a worker go on sending. Does not sleep.
     pub(crate) fn send_later(self: &Arc<Self>) {
         // If it is queued already, it will find the sender.
-        let _ = self.workers.senders.enqueue::<Arc<Self>, 1>(self.clone());
+        let _ = self
+            .workqueues
+            .senders
+            .enqueue::<Arc<Self>, 1>(self.clone());
     }
 
     /// Has a worker shut the socket down, which ends the receiver: that takes the socket's lock, and
     /// whoever else has the socket may have that for long. Does not sleep.
     pub(crate) fn shut_down(self: &Arc<Self>) {
         // If it is queued already, it does all that this would.
-        let _ = self.workers.senders.enqueue::<Arc<Self>, 2>(self.clone());
+        let _ = self
+            .workqueues
+            .senders
+            .enqueue::<Arc<Self>, 2>(self.clone());
     }
 
     /// Has a worker give the socket back, once it is shut down. No request waits for that worker, as
@@ -243,7 +256,7 @@ impl Link {
         let _ = self
             .disk()
             .data()
-            .ends()
+            .end_wq()
             .enqueue::<Arc<Self>, 3>(self.clone());
     }
 

@@ -13,6 +13,7 @@
 
 mod configure;
 mod connection;
+mod connections;
 mod debugfs;
 mod device;
 mod devices;
@@ -23,7 +24,7 @@ mod ioctl;
 mod kernel;
 mod life;
 mod link;
-mod messages;
+mod log;
 mod netlink;
 mod params;
 mod protocol;
@@ -31,14 +32,13 @@ mod queue;
 mod receive;
 mod reconnect;
 mod refusal;
-mod route;
 mod send;
 mod sender;
 mod session;
 mod state;
 mod sysfs;
 mod work;
-mod workers;
+mod workqueues;
 
 use self::kernel::{block::Major, net::netlink::Registration};
 use ::kernel::{prelude::*, sync::Arc};

@@ -169,7 +169,7 @@ impl Receiver {
         let Some(claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
-        link.traffic().add_reply();
+        link.stats().add_reply();
         trace::nbd_header_received(&claim, || cookie.into_wire());
         let status = match reply.result {
             // Somebody else may do better than a server that is going away.
@@ -274,7 +274,7 @@ impl Receiver {
         match link.socket().receive(dest, wait) {
             Ok(0) => Err(ReceiveError::Closed),
             Ok(bytes) => {
-                link.traffic().add_received(bytes);
+                link.stats().add_received(bytes);
                 Ok(bytes)
             }
             Err(EAGAIN | EINTR | ERESTARTSYS) => Ok(0),

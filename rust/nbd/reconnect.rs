@@ -8,7 +8,7 @@ use crate::{
     kernel::{block::mq::OwnedRequest, net::socket::Socket},
     life::{LastLost, LinkError, Lost, Reason, SessionState},
     link::Link,
-    messages::Topic,
+    log::Topic,
     queue::Queue,
     send::{Broken, Sent},
     session::{Origin, Session}, //
@@ -171,7 +171,7 @@ impl Session {
             let _ = self
                 .disk()
                 .data()
-                .workers()
+                .event_wq()
                 .enqueue::<Arc<Self>, 2>(self.clone());
         }
     }
@@ -214,7 +214,7 @@ impl Session {
             if !self.connections().iter().any(|one| one.is_vacant()) {
                 break;
             }
-            let mut link = Link::new(self.disk(), self.workers(), socket)?;
+            let mut link = Link::new(self.disk(), self.workqueues(), socket)?;
             let opened = {
                 let mut life = self.life.lock();
                 if !life.state.takes_links() {
@@ -278,7 +278,7 @@ impl Session {
     pub(crate) fn start_clock(self: &Arc<Self>) {
         // If it is queued already, it will find this, too.
         let _ = self
-            .workers()
+            .workqueues()
             .receivers
             .enqueue::<Arc<Self>, 1>(self.clone());
         self.changed.wake_all();

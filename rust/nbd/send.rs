@@ -130,7 +130,7 @@ impl Link {
                 outbox.stage == Stage::Open
                     && outbox.queue.is_empty()
                     && matches!(outbox.sender, SenderState::Idle(_))
-                    && self.traffic().all_replied()
+                    && self.stats().all_replied()
             }
             _ => false,
         }

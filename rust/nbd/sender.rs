@@ -234,8 +234,8 @@ impl Sender {
             self.batch.pop_front();
             whole += 1;
         }
-        link.traffic().add_sent(bytes);
-        link.traffic().add_requests(whole);
+        link.stats().add_sent(bytes);
+        link.stats().add_requests(whole);
     }
 }
 

@@ -8,6 +8,7 @@
 
 use crate::{
     connection::Connection,
+    connections,
     device::{Disk, Setup},
     disk_ops::DiskOps,
     kernel::{
@@ -22,13 +23,12 @@ use crate::{
     },
     life::{LinkError, SessionState},
     link::Link,
-    messages::Topic,
+    log::Topic,
     params::Params,
     protocol::{is_supported, Flags},
     queue::Queue,
-    route,
     sysfs::{Backend, Pid as PidAttribute},
-    workers::Workers,
+    workqueues::Workqueues,
     NbdModule,
 };
 use kernel::{
@@ -90,7 +90,7 @@ pub(crate) struct Session {
     /// In seconds; how long requests wait when no connection is open.
     pub(crate) dead_conn_timeout: Atomic<u32>,
     connections: KVec<Arc<Connection>>,
-    workers: Arc<Workers>,
+    workqueues: Arc<Workqueues>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
@@ -147,13 +147,13 @@ impl Session {
             }
             return Err(EINVAL);
         }
-        let workers = device.session_workers()?;
+        let workqueues = device.session_workqueues()?;
         let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
         for index in 0..count {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
-            let link = Link::new(disk, &workers, socket)?;
+            let link = Link::new(disk, &workqueues, socket)?;
             connections.push(Connection::new(index, link)?, GFP_KERNEL)?;
         }
 
@@ -168,7 +168,7 @@ impl Session {
                 timeout: Atomic::new(params.timeout()),
                 dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
                 connections,
-                workers,
+                workqueues,
                 fallback: Atomic::new(0),
                 hw_queues,
                 pending_link_dead: Atomic::new(0),
@@ -259,8 +259,8 @@ impl Session {
         &self.disk
     }
 
-    pub(crate) fn workers(&self) -> &Arc<Workers> {
-        &self.workers
+    pub(crate) fn workqueues(&self) -> &Arc<Workqueues> {
+        &self.workqueues
     }
 
     pub(crate) fn connections(&self) -> &[Arc<Connection>] {
@@ -282,7 +282,7 @@ impl Session {
 
     /// The connections of a hardware queue.
     fn of_queue(&self, hctx: u32) -> impl Iterator<Item = &Arc<Connection>> {
-        route::of_queue(&self.connections, hctx, self.hw_queues)
+        connections::of_queue(&self.connections, hctx, self.hw_queues)
     }
 
     /// Hands a request to a connection: one of its hardware queue, or another that is open.
@@ -295,7 +295,7 @@ impl Session {
             rq.end(BlkStatus::IOERR);
         } else {
             let mut connections = self.of_queue(hctx);
-            let pick = route::pick(rq.unique_tag(), own);
+            let pick = connections::pick(rq.unique_tag(), own);
             // Requests that come one at a time stay where the server and the receiver are warm.
             let chosen = match connections.next() {
                 Some(first) if pick == 0 || first.is_idle() => Some(first),
@@ -321,7 +321,7 @@ impl Session {
     /// Hands a request to a connection that is open, each in turn, or has it wait for one.
     fn fall_back(self: &Arc<Self>, mut rq: OwnedRequest<Queue>) {
         let turn = self.fallback.fetch_add(1, Relaxed);
-        for connection in route::in_turn(&self.connections, turn, |c| c.is_open()) {
+        for connection in connections::in_turn(&self.connections, turn, |c| c.is_open()) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
             match self.pushed(connection.push(rq, self.disk.data().new_cookie(), true)) {
                 Ok(()) => return,
@@ -379,7 +379,7 @@ impl Session {
         // It is the server's time that is limited: it begins when the request is sent. What waits
         // for its turn, or is on its way, does so for as long as the link moves.
         let taken = if rq.is_in_use() {
-            link.traffic().idle_for()
+            link.stats().idle_for()
         } else {
             rq.data().sent_for()
         };

@@ -20,7 +20,7 @@ pub(crate) enum Topic {
 
 /// The limits of a device.
 #[pin_data]
-pub(crate) struct Messages {
+pub(crate) struct LogLimits {
     #[pin]
     refusals: RateLimit,
     #[pin]
@@ -29,7 +29,7 @@ pub(crate) struct Messages {
     connections: RateLimit,
 }
 
-impl Messages {
+impl LogLimits {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             refusals <- RateLimit::new(),

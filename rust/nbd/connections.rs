@@ -27,7 +27,7 @@ pub(crate) fn in_turn<T>(
     after.iter().chain(before)
 }
 
-#[kernel::macros::kunit_tests(nbd_route)]
+#[kernel::macros::kunit_tests(nbd_connections)]
 mod tests {
     use super::*;
 

@@ -13,21 +13,21 @@ use kernel::{
     workqueue::{impl_has_work, Work, WorkItem}, //
 };
 
-/// The most work items that a workqueue runs at a time; its share of one memory node is enough for
-/// as many connections as there can be.
+/// The most work items that a workqueue runs at a time. A memory node gets a share of it; with many
+/// nodes that is less than there can be connections, whose work then takes turns.
 const MAX_ACTIVE: u32 = 2048;
 
 /// How many are kept, for sessions that begin one after the other, and for some that do at once.
-const SPARES: usize = 2;
+const KEPT: usize = 2;
 
 /// The workqueues of a session.
-pub(crate) struct Queues {
-    /// Receivers stay for the whole session: senders must not wait for them.
+pub(crate) struct WorkqueuePair {
+    /// A receiver stays for a while at a server that is busy: senders must not wait for it.
     pub(crate) receivers: OwnedQueue,
     pub(crate) senders: OwnedQueue,
 }
 
-impl Queues {
+impl WorkqueuePair {
     fn new() -> Result<Arc<Self>> {
         let queues = Self {
             receivers: OwnedQueue::new_unbound_reclaim(c"nbd-receive", MAX_ACTIVE)?,
@@ -37,58 +37,58 @@ impl Queues {
     }
 }
 
-/// What a session has of [`Queues`], which others get after it.
-pub(crate) struct Workers {
-    queues: Arc<Queues>,
-    spares: Arc<Spares>,
+/// What a session has of [`WorkqueuePair`], which others get after it.
+pub(crate) struct Workqueues {
+    queues: Arc<WorkqueuePair>,
+    pool: Arc<WorkqueuePool>,
 }
 
-impl Deref for Workers {
-    type Target = Queues;
+impl Deref for Workqueues {
+    type Target = WorkqueuePair;
 
-    fn deref(&self) -> &Queues {
+    fn deref(&self) -> &WorkqueuePair {
         &self.queues
     }
 }
 
-impl Drop for Workers {
+impl Drop for Workqueues {
     fn drop(&mut self) {
-        self.spares.keep(self.queues.clone());
+        self.pool.keep(self.queues.clone());
     }
 }
 
 /// The workqueues that no session has.
 #[pin_data]
-pub(crate) struct Spares {
-    /// Has room for [`SPARES`].
+pub(crate) struct WorkqueuePool {
+    /// Has room for [`KEPT`].
     #[pin]
-    queues: Mutex<KVec<Arc<Queues>>>,
+    queues: Mutex<KVec<Arc<WorkqueuePair>>>,
     #[pin]
-    work: Work<Spares>,
+    work: Work<WorkqueuePool>,
 }
 
 impl_has_work! {
-    impl HasWork<Spares> for Spares { self.work }
+    impl HasWork<WorkqueuePool> for WorkqueuePool { self.work }
 }
 
-impl Spares {
+impl WorkqueuePool {
     /// As many as are kept. Sleeps.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let mut queues = KVec::with_capacity(SPARES, GFP_KERNEL)?;
-        for _ in 0..SPARES {
-            queues.push(Queues::new()?, GFP_KERNEL)?;
+        let mut queues = KVec::with_capacity(KEPT, GFP_KERNEL)?;
+        for _ in 0..KEPT {
+            queues.push(WorkqueuePair::new()?, GFP_KERNEL)?;
         }
         Arc::pin_init(
             pin_init!(Self {
                 queues <- new_mutex!(queues),
-                work <- new_work!("nbd_spares"),
+                work <- new_work!("nbd_workqueues"),
             }),
             GFP_KERNEL,
         )
     }
 
     /// Workqueues for a session. If they are the last, `maker` makes others. Sleeps.
-    pub(crate) fn take(self: &Arc<Self>, maker: &OwnedQueue) -> Result<Arc<Workers>> {
+    pub(crate) fn take(self: &Arc<Self>, maker: &OwnedQueue) -> Result<Arc<Workqueues>> {
         let (spare, left) = {
             let mut queues = self.queues.lock();
             (queues.pop(), queues.len())
@@ -99,27 +99,27 @@ impl Spares {
         }
         let queues = match spare {
             Some(queues) => queues,
-            None => Queues::new()?,
+            None => WorkqueuePair::new()?,
         };
-        let spares = self.clone();
-        Ok(Arc::new(Workers { queues, spares }, GFP_KERNEL)?)
+        let pool = self.clone();
+        Ok(Arc::new(Workqueues { queues, pool }, GFP_KERNEL)?)
     }
 
     /// Keeps workqueues, or drops them when there are enough. Sleeps.
-    fn keep(&self, queues: Arc<Queues>) {
+    fn keep(&self, queues: Arc<WorkqueuePair>) {
         let rejected = self.queues.lock().push_within_capacity(queues);
         drop(rejected);
     }
 }
 
-impl WorkItem for Spares {
+impl WorkItem for WorkqueuePool {
     type Pointer = Arc<Self>;
 
     /// Makes workqueues when there are none.
     fn run(this: Arc<Self>) {
         if this.queues.lock().is_empty() {
             // Without memory the next session tries again.
-            if let Ok(queues) = Queues::new() {
+            if let Ok(queues) = WorkqueuePair::new() {
                 this.keep(queues);
             }
         }
