@@ -101,11 +101,11 @@ impl Receiver {
     pub(crate) fn run(&mut self, link: &Link) -> Event {
         let start = jiffies();
         let mut wait = Wait::No;
-        loop {
+        let error = loop {
             match self.serve(link, wait) {
                 Ok(Received::Refused(claim)) => return Event::Refused(claim),
                 Ok(Received::Nothing) => match Self::end(link) {
-                    Some(error) => return Event::Broken(self.give_up(error)),
+                    Some(error) => break error,
                     None => return Event::Idle,
                 },
                 Ok(Received::Reply) if link.is_watched() => return Event::Finished,
@@ -114,9 +114,14 @@ impl Receiver {
                 }
                 // A server that has just replied may do so again.
                 Ok(Received::Reply) => wait = Wait::Some,
-                Err(error) => return Event::Broken(self.give_up(LinkError::Receive(error))),
+                Err(error) => break LinkError::Receive(error),
             }
+        };
+        // The rest of its payload does not come.
+        if let Some(partial) = self.partial.take() {
+            partial.claim.requeue();
         }
+        Event::Broken(error)
     }
 
     /// Why nothing is to be waited for, although the stream has not ended.
@@ -128,17 +133,9 @@ impl Receiver {
         link.send_error().map(LinkError::Send)
     }
 
-    /// Has the request come again whose payload does not.
-    fn give_up(&mut self, error: LinkError) -> LinkError {
-        if let Some(partial) = self.partial.take() {
-            partial.claim.requeue();
-        }
-        error
-    }
-
     /// Receives what is there of the next reply, and serves that if it is whole.
     fn serve(&mut self, link: &Link, wait: Wait) -> Result<Received, ReceiveError> {
-        let partial = match self.partial.take() {
+        let mut partial = match self.partial.take() {
             Some(partial) => partial,
             None => {
                 let Some(header) = self.header(link, wait)? else {
@@ -150,10 +147,15 @@ impl Receiver {
                 }
             }
         };
-        if self.payload(link, partial)? {
-            Ok(Received::Reply)
-        } else {
-            Ok(Received::Nothing)
+        match self.payload(link, &mut partial) {
+            Ok(true) => {
+                Self::finish(partial.claim, partial.cookie, BlkStatus::OK);
+                Ok(Received::Reply)
+            }
+            other => {
+                self.partial = Some(partial);
+                other.map(|_| Received::Nothing)
+            }
         }
     }
 
@@ -230,41 +232,34 @@ impl Receiver {
     }
 
     /// Fills the data of a request: first with what was read ahead, then from the socket. Returns
-    /// whether that was all; the rest stays for the next time.
-    fn payload(&mut self, link: &Link, partial: Partial) -> Result<bool, ReceiveError> {
-        let Partial { claim, .. } = self.partial.insert(partial);
+    /// whether that was all.
+    fn payload(&mut self, link: &Link, partial: &mut Partial) -> Result<bool, ReceiveError> {
+        let Partial { claim, done, .. } = partial;
         let len = claim.bytes() as usize;
-        while let Some(Partial { claim, done, .. }) = &mut self.partial {
-            if *done == len {
-                break;
-            }
-            if self.start < self.end {
-                let mut dest = Dest::new(MAX_WAITING);
-                dest.push_request(claim, *done);
-                let ahead = self.ahead.get(self.start..self.end).unwrap_or(&[]);
-                let bytes = dest.fill(ahead);
-                self.start += bytes;
-                *done += bytes;
-                continue;
-            }
+        if self.start < self.end {
+            let mut dest = Dest::new(MAX_WAITING);
+            dest.push_request(claim, *done);
+            let bytes = dest.fill(self.buffered());
+            self.start += bytes;
+            *done += bytes;
+        }
+        while *done < len {
             let mut dest = Dest::new(MAX_WAITING);
             let whole = dest.push_request(claim, *done);
+            // Nothing is left over from reading ahead, or the payload would be complete.
             let wait = if whole && len - *done <= LONG_PAYLOAD {
                 dest.push_bytes(&mut self.ahead);
                 Wait::Some
             } else {
                 Wait::All
             };
-            let bytes = Self::some(link, &mut dest, wait)?;
-            if bytes == 0 {
-                return Ok(false);
+            match Self::some(link, &mut dest, wait)? {
+                0 => return Ok(false),
+                bytes => *done += bytes,
             }
-            let ahead = (*done + bytes).saturating_sub(len);
-            (self.start, self.end) = (0, ahead);
-            *done += bytes - ahead;
-        }
-        if let Some(Partial { claim, cookie, .. }) = self.partial.take() {
-            Self::finish(claim, cookie, BlkStatus::OK);
+            if *done > len {
+                (self.start, self.end) = (0, *done - len);
+            }
         }
         Ok(true)
     }

@@ -310,6 +310,7 @@ impl Link {
         *self.send_side.lock() = SendSide::Shut;
         drop(outbox);
         self.receive_last();
+        self.give_back_later();
     }
 
     /// Goes on sending where a task found no room, for the work that [`Self::send_later`] queues.

@@ -101,7 +101,6 @@ impl WorkItem<2> for Link {
     /// Shuts the socket down.
     fn run(this: Arc<Self>) {
         this.finish();
-        this.give_back_later();
     }
 }
 
