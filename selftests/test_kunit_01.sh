@@ -7,7 +7,7 @@
 . "$(dirname "$0")/test_common.sh"
 
 KUNIT=/sys/kernel/debug/kunit
-SUITES=(nbd_bvec nbd_changes nbd_params nbd_phase nbd_protocol nbd_route nbd_send nbd_session_state
+SUITES=(nbd_bvec nbd_changes nbd_connections nbd_params nbd_phase nbd_protocol nbd_sender nbd_session_state
 	nbd_set_sock nbd_state nbd_task nbd_transitions)
 
 RESULT='^    (not )?ok [0-9]+ '
