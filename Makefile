@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test lint ways deb check-deb install uninstall setup clean help
+.PHONY: all modules demo check check-debug test lint check-installs deb check-deb install uninstall setup clean help
 
 all: modules
 
@@ -31,8 +31,8 @@ test:
 lint:
 	@scripts/lint
 
-ways:
-	@scripts/ways
+check-installs:
+	@scripts/check-installs
 
 deb:
 	@scripts/deb
@@ -64,7 +64,7 @@ help:
 	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above;'
 	@echo '                   APPEND="numa=fake=16": more parameters for the kernel'
 	@echo 'make lint          format, lints and style of all sources'
-	@echo 'make ways          another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
+	@echo 'make check-installs another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
 	@echo 'make deb           build the Debian package nbd-rust-dkms in build/'
 	@echo 'make check-deb     install it in a plain Debian 13, use it in a virtual machine, remove it'
 	@echo 'make install       build nbd.ko for the running kernel and put it where modprobe finds it before its own'
