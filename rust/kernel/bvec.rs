@@ -4,23 +4,16 @@
 //!
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
-use crate::kernel::{
-    bindings as helpers,
-    block::mq::{Claim, Op, Operations, StartedRequest},
-    mm::NoReclaim, //
-};
-use core::{
-    marker::PhantomData,
-    mem::MaybeUninit,
-    slice, //
-};
-use kernel::{
+use crate::{
     bindings,
+    block::mq::{Claim, Op, Operations, StartedRequest},
     ffi,
+    mm::NoReclaim,
     page::{Page, PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
     transmute::AsBytes, //
 };
+use core::{marker::PhantomData, mem::MaybeUninit, slice};
 
 /// Up to `N` pieces, to be had on the stack for one transfer.
 ///
@@ -36,6 +29,7 @@ struct Pieces<const N: usize> {
 }
 
 impl<const N: usize> Pieces<N> {
+    #[inline]
     fn new(limit: usize) -> Self {
         // INVARIANT: There are none.
         Self {
@@ -85,6 +79,7 @@ impl<const N: usize> Pieces<N> {
     }
 
     /// The pieces.
+    #[inline]
     fn as_slice(&self) -> &[bindings::bio_vec] {
         // SAFETY: By the type invariant so many are initialised.
         unsafe { slice::from_raw_parts(self.vecs.as_ptr().cast(), self.count) }
@@ -95,6 +90,7 @@ impl<const N: usize> Pieces<N> {
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved or changed, or the data freed.
+    #[inline]
     unsafe fn iter(&self, direction: u32) -> bindings::iov_iter {
         // SAFETY: By the caller's promise.
         unsafe { bvec_iter(direction, self.as_slice(), self.len) }
@@ -106,6 +102,7 @@ impl<const N: usize> Pieces<N> {
 /// # Safety
 ///
 /// The iterator must not be used after the pieces are moved or changed, or the data freed.
+#[inline]
 unsafe fn bvec_iter(
     direction: u32,
     pieces: &[bindings::bio_vec],
@@ -126,30 +123,31 @@ fn uncounted(piece: &bindings::bio_vec) -> Option<*mut ffi::c_void> {
     // SAFETY: The pages of a piece are consecutive and allocated; the functions look at them.
     let counted = pages.all(|nth| unsafe {
         let page = piece.bv_page.add(nth);
-        helpers::sendpage_ok(page) && !helpers::page_is_large_kmalloc(page)
+        bindings::sendpage_ok(page) && !bindings::page_is_large_kmalloc(page)
     });
     if counted {
         return None;
     }
     // SAFETY: The page is allocated. `kmalloc` gives memory that is always mapped.
-    let page = unsafe { helpers::page_address(piece.bv_page) };
+    let page = unsafe { bindings::page_address(piece.bv_page) };
     (!page.is_null()).then(|| page.wrapping_byte_add(offset))
 }
 
 /// Room for headers on their way out: a page, since a socket may keep references to the pages that it
 /// sends for longer than the call. It is done with the bytes in them when the call returns.
-pub(crate) struct Headers(Page);
+pub struct Headers(Page);
 
 impl Headers {
     /// Takes memory as a send does: without waiting for I/O that may wait for this one, and from the
     /// reserves if need be. Sleeps. Fails with `ENOMEM`.
-    pub(crate) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let _noreclaim = NoReclaim::enter();
         Ok(Self(Page::alloc_page(GFP_KERNEL)?))
     }
 
     /// All of the room, for one transfer.
-    pub(crate) fn slots(&mut self) -> HeaderSlots<'_> {
+    #[inline]
+    pub fn slots(&mut self) -> HeaderSlots<'_> {
         // INVARIANT: The page is borrowed mutably.
         HeaderSlots {
             page: &self.0,
@@ -163,7 +161,7 @@ impl Headers {
 /// # Invariants
 ///
 /// Nobody else reads or writes the page from byte `used` on for `'a`.
-pub(crate) struct HeaderSlots<'a> {
+pub struct HeaderSlots<'a> {
     page: &'a Page,
     used: usize,
 }
@@ -189,14 +187,15 @@ impl HeaderSlots<'_> {
 /// # Invariants
 ///
 /// Each piece can be read for `'a`.
-pub(crate) struct BvecSource<'a, const N: usize> {
+pub struct BvecSource<'a, const N: usize> {
     pieces: Pieces<N>,
     _data: PhantomData<&'a [u8]>,
 }
 
 impl<'a, const N: usize> BvecSource<'a, N> {
     /// Nothing to be sent yet, and never more than `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Self {
+    #[inline]
+    pub fn new(limit: usize) -> Self {
         // INVARIANT: There is no piece.
         Self {
             pieces: Pieces::new(limit),
@@ -206,7 +205,8 @@ impl<'a, const N: usize> BvecSource<'a, N> {
 
     /// Adds a copy of `header` from byte `skip` on, if that is not its end; the copy takes room of
     /// `slots`. `false` when there is none. Does not sleep.
-    pub(crate) fn push_header<H: AsBytes>(
+    #[inline]
+    pub fn push_header<H: AsBytes>(
         &mut self,
         slots: &mut HeaderSlots<'a>,
         header: &H,
@@ -222,11 +222,8 @@ impl<'a, const N: usize> BvecSource<'a, N> {
 
     /// Adds the data of `rq` from byte `skip` on, if it is a write. `false` when not all of it had
     /// room.
-    pub(crate) fn push_request<T: Operations>(
-        &mut self,
-        rq: &'a StartedRequest<T>,
-        skip: usize,
-    ) -> bool {
+    #[inline]
+    pub fn push_request<T: Operations>(&mut self, rq: &'a StartedRequest<T>, skip: usize) -> bool {
         // INVARIANT: The data of a write can be read while that is borrowed.
         rq.op() != Op::Write || self.pieces.push_request(rq, skip)
     }
@@ -234,6 +231,7 @@ impl<'a, const N: usize> BvecSource<'a, N> {
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved, changed or dropped.
+    #[inline]
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
         // SAFETY: By the caller's promise; the data lives as long as `self`.
         unsafe { self.pieces.iter(bindings::ITER_SOURCE) }
@@ -298,14 +296,15 @@ impl<'a, const N: usize> BvecSource<'a, N> {
 /// # Invariants
 ///
 /// Each piece can be written for `'a` and is not read meanwhile.
-pub(crate) struct BvecDest<'a, const N: usize> {
+pub struct BvecDest<'a, const N: usize> {
     pieces: Pieces<N>,
     _data: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a, const N: usize> BvecDest<'a, N> {
     /// Nothing to be filled yet, and never more than `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Self {
+    #[inline]
+    pub fn new(limit: usize) -> Self {
         // INVARIANT: There is no piece.
         Self {
             pieces: Pieces::new(limit),
@@ -315,11 +314,8 @@ impl<'a, const N: usize> BvecDest<'a, N> {
 
     /// Adds the data of `rq` from byte `skip` on, if it is a read. `false` when not all of it had
     /// room.
-    pub(crate) fn push_request<T: Operations>(
-        &mut self,
-        rq: &'a mut Claim<T>,
-        skip: usize,
-    ) -> bool {
+    #[inline]
+    pub fn push_request<T: Operations>(&mut self, rq: &'a mut Claim<T>, skip: usize) -> bool {
         // INVARIANT: Whoever has claimed a read may fill its data, and nobody else touches them.
         rq.op() != Op::Read || self.pieces.push_request(rq, skip)
     }
@@ -329,21 +325,22 @@ impl<'a, const N: usize> BvecDest<'a, N> {
     ///
     /// Some sockets take references to the pages of a piece and give them back before they return,
     /// which would free a page that had none; those of slabs are spared that.
-    pub(crate) fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
+    pub fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
         let start = bytes.as_mut_ptr();
         // SAFETY: The function only looks at the address.
-        if !unsafe { helpers::is_slab_address(start.cast()) } {
+        if !unsafe { bindings::is_slab_address(start.cast()) } {
             return false;
         }
         let mut piece = bindings::bio_vec::default();
         // SAFETY: Behind the memory of slabs there is a `struct page`.
-        unsafe { helpers::bvec_set_virt(&mut piece, start.cast(), bytes.len() as u32) };
+        unsafe { bindings::bvec_set_virt(&mut piece, start.cast(), bytes.len() as u32) };
         // INVARIANT: The bytes are borrowed mutably for `'a`.
         self.pieces.push(piece)
     }
 
     /// Fills the pieces from the start with `bytes`, and returns how many had room.
-    pub(crate) fn fill(self, bytes: &[u8]) -> usize {
+    #[inline]
+    pub fn fill(self, bytes: &[u8]) -> usize {
         // SAFETY: The iterator does not outlive the function.
         let mut iter = unsafe { self.iter() };
         // SAFETY: `bytes` can be read, and by the type invariant the pieces can be written.
@@ -353,17 +350,18 @@ impl<'a, const N: usize> BvecDest<'a, N> {
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved, changed or dropped.
+    #[inline]
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
         // SAFETY: By the caller's promise; the data lives as long as `self`.
         unsafe { self.pieces.iter(bindings::ITER_DEST) }
     }
 }
 
-#[kernel::macros::kunit_tests(nbd_bvec)]
+#[crate::macros::kunit_tests(rust_bvec)]
 mod tests {
     use super::*;
+    use crate::page::BorrowedPage;
     use core::ptr::{self, NonNull};
-    use kernel::page::BorrowedPage;
 
     const LEN: usize = 28;
 
@@ -405,7 +403,7 @@ mod tests {
         let mut piece = bindings::bio_vec::default();
         // SAFETY: Behind the memory of `kmalloc` there is a `struct page`.
         unsafe {
-            helpers::bvec_set_virt(&mut piece, bytes.as_mut_ptr().cast(), bytes.len() as u32)
+            bindings::bvec_set_virt(&mut piece, bytes.as_mut_ptr().cast(), bytes.len() as u32)
         };
         piece
     }

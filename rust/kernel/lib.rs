@@ -1,35 +1,152 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the `kernel` crate lacks for this driver, each file at the path it would have upstream.
+//! The kernel crate with what it lacks for this driver, for builds outside of the kernel tree.
+//!
+//! Every file below is one of the kernel tree's `rust/kernel`. Where that has a file for the module,
+//! too, the module's items here stand for those that the file would have in addition.
 
-pub(crate) mod block;
-pub(crate) mod bvec;
-pub(crate) mod capability;
-pub(crate) mod cred;
-pub(crate) mod debugfs;
-pub(crate) mod mm;
-pub(crate) mod module;
-pub(crate) mod module_param;
-pub(crate) mod net;
-pub(crate) mod ratelimit;
-pub(crate) mod sync;
-pub(crate) mod task;
-pub(crate) mod time;
-pub(crate) mod trace;
-pub(crate) mod tracepoint;
-pub(crate) mod workqueue;
+extern crate self as kernel;
 
-/// Prototypes of the C helpers under `rust/helpers`, and what else the kernel's bindings lack.
+pub use upstream::*;
+
+/// The kernel's bindings, and the prototypes of the C helpers under `rust/helpers`.
 #[allow(
     clippy::all,
     dead_code,
     improper_ctypes,
     missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
     unreachable_pub,
     unsafe_op_in_unsafe_fn
 )]
-pub(crate) mod bindings {
-    use kernel::{bindings::*, ffi};
+pub mod bindings {
+    use upstream::ffi;
+
+    pub use upstream::bindings::*;
 
     include!(env!("NBD_BINDINGS"));
+}
+
+pub mod block {
+    //! Types for working with the block layer.
+
+    pub use upstream::block::*;
+
+    mod major;
+    pub mod mq;
+    mod status;
+
+    pub use major::Major;
+    pub use status::BlkStatus;
+}
+
+pub mod bvec;
+pub mod capability;
+
+pub mod cred {
+    //! Credentials.
+
+    pub use upstream::cred::*;
+
+    mod scope;
+
+    pub use scope::with_kernel_creds;
+}
+
+pub mod debugfs {
+    //! debugfs.
+
+    pub use upstream::debugfs::*;
+
+    pub mod owned;
+}
+
+pub mod mm {
+    //! Memory management.
+
+    pub use upstream::mm::*;
+
+    mod scope;
+
+    pub use scope::{NoIo, NoReclaim};
+}
+
+pub mod module {
+    //! Modules.
+
+    pub use upstream::module::*;
+
+    mod reference;
+    mod version;
+
+    pub use reference::ModuleRef;
+}
+
+pub mod module_param {
+    //! Parameters of modules.
+
+    pub use upstream::module_param::*;
+
+    pub mod int_param;
+}
+
+pub mod net {
+    //! Networking.
+
+    pub use upstream::net::*;
+
+    pub mod addr;
+    pub mod genetlink;
+    pub mod ready;
+    pub mod socket;
+}
+
+pub mod ratelimit;
+
+pub mod sync {
+    //! Synchronisation primitives.
+
+    pub use upstream::sync::*;
+
+    pub mod wait;
+}
+
+pub mod task {
+    //! Tasks.
+
+    pub use upstream::task::*;
+
+    mod process;
+
+    pub use process::{must_act_on_signal, Comm, Process, Thread};
+}
+
+pub mod time {
+    //! Time.
+
+    pub use upstream::time::*;
+
+    mod tick;
+
+    pub use tick::{jiffies, jiffies_since};
+}
+
+pub mod tracepoint {
+    //! Tracepoints.
+
+    pub use upstream::tracepoint::*;
+
+    mod do_trace;
+}
+
+pub mod workqueue {
+    //! Workqueues.
+
+    pub use upstream::workqueue::*;
+
+    mod owned;
+
+    pub use owned::OwnedQueue;
 }

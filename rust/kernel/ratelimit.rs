@@ -4,8 +4,7 @@
 //!
 //! C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
 
-use crate::kernel::bindings as helpers;
-use kernel::{bindings, prelude::*, types::Opaque};
+use crate::{bindings, prelude::*, types::Opaque};
 
 /// At most ten messages in five seconds, the kernel's default.
 ///
@@ -13,7 +12,7 @@ use kernel::{bindings, prelude::*, types::Opaque};
 ///
 /// `state` is initialised.
 #[pin_data]
-pub(crate) struct RateLimit {
+pub struct RateLimit {
     #[pin]
     state: Opaque<bindings::ratelimit_state>,
 }
@@ -25,17 +24,18 @@ unsafe impl Sync for RateLimit {}
 
 impl RateLimit {
     /// A limit that nothing counted against yet.
-    pub(crate) fn new() -> impl PinInit<Self> {
+    pub fn new() -> impl PinInit<Self> {
         // INVARIANT: Initialised here.
         pin_init!(Self {
             // SAFETY: The function initialises the whole of what it is given.
-            state <- Opaque::ffi_init(|slot| unsafe { helpers::ratelimit_state_init(slot) }),
+            state <- Opaque::ffi_init(|slot| unsafe { bindings::ratelimit_state_init(slot) }),
         })
     }
 
     /// Whether one more message may be logged now. How many were not is logged under `name`.
     /// Does not sleep.
-    pub(crate) fn allow(&self, name: &CStr) -> bool {
+    #[inline]
+    pub fn allow(&self, name: &CStr) -> bool {
         // SAFETY: The state is initialised by the type invariant, and the name NUL-terminated.
         unsafe { bindings::___ratelimit(self.state.get(), name.as_char_ptr()) != 0 }
     }

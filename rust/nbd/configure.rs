@@ -4,25 +4,24 @@
 
 use crate::{
     device::{Device, Disk, Setup, PATIENCE_MS},
-    kernel::{
-        block::MAX_TIMEOUT,
-        mm::NoIo,
-        net::socket::Socket,
-        sync::wait::{WaitMode, Waited},
-        task::{Process, Thread},
-        time::{jiffies, jiffies_since}, //
-    },
     log::Topic,
     params::Params,
     protocol::ClientFlags,
     refusal::Refusal,
     session::{Origin, Session},
-    state::Begun,
+    state::Begun, //
 };
 use kernel::{
+    block::mq::MAX_TIMEOUT,
+    mm::NoIo,
+    net::socket::Socket,
     prelude::*,
-    sync::Arc,
-    time::msecs_to_jiffies, //
+    sync::{
+        wait::{WaitMode, Waited},
+        Arc,
+    },
+    task::{Process, Thread},
+    time::{jiffies, jiffies_since, msecs_to_jiffies}, //
 };
 
 /// What a netlink message asks to change of a running session.

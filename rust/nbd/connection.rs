@@ -3,13 +3,14 @@
 //! A connection: a place in a session, with a link in it or none until a reconnect brings one.
 
 use crate::{
-    kernel::{block::mq::OwnedRequest, net::socket::Wait},
     life::LinkError,
     link::Link,
     queue::Queue,
     send::{Broken, Sent}, //
 };
 use kernel::{
+    block::mq::OwnedRequest,
+    net::socket::Wait,
     new_spinlock,
     prelude::*,
     sync::{

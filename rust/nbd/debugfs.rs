@@ -2,18 +2,12 @@
 
 //! What a device that is not idle shows in debugfs.
 
-use crate::{
-    device::Disk,
-    kernel::{
-        block::timeout_in_jiffies,
-        debugfs::{Dir, Print, Root},
-        net::addr::SocketAddr, //
-    },
-    protocol::Flags,
-    NbdModule, //
-};
+use crate::{device::Disk, protocol::Flags, NbdModule};
 use kernel::{
+    block::mq::timeout_in_jiffies,
+    debugfs::owned::{Dir, Print, Root},
     fmt,
+    net::addr::SocketAddr,
     prelude::*,
     str::CString,
     sync::{aref::ARef, Arc}, //

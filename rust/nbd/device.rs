@@ -31,35 +31,31 @@ use crate::{
     debugfs::{self, DebugDir},
     devices::{AliveMark, Devices},
     disk_ops::DiskOps,
-    kernel::{
-        block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
-        net::socket::Socket,
-        sync::wait::{new_wait_queue, WaitMode, WaitQueue},
-        task::{Comm, Process, Thread},
-        time::{jiffies, jiffies_since},
-        workqueue::OwnedQueue, //
-    },
     life::Reason,
     log::{LogLimits, Topic},
     params::Params,
     refusal::Refusal,
     session::Session,
     state::{self, Endpoint, Identity},
-    workqueues::Workqueues,
+    workqueues::Workqueues, //
 };
 use kernel::{
+    block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
     fmt,
+    net::socket::Socket,
     new_mutex,
     new_spinlock,
+    new_wait_queue,
     new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
+        wait::{WaitMode, WaitQueue},
         Arc, Mutex, SpinLock,
     },
-    task::Pid,
-    time::{msecs_to_jiffies, Jiffies},
-    workqueue::{impl_has_work, Work}, //
+    task::{Comm, Pid, Process, Thread},
+    time::{jiffies, jiffies_since, msecs_to_jiffies, Jiffies},
+    workqueue::{impl_has_work, OwnedQueue, Work}, //
 };
 
 /// The block layer's side of a device.

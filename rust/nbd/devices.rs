@@ -5,23 +5,21 @@
 use crate::{
     device::{Device, Disk, Minors, Setup, MINOR_BITS},
     disk_ops::DiskOps,
-    kernel::{
-        block::mq::RegisteredDisk,
-        debugfs::Root,
-        net::socket::Socket,
-        task::Process,
-        workqueue::OwnedQueue, //
-    },
     state::Begun,
-    workqueues::{WorkqueuePool, Workqueues},
+    workqueues::{WorkqueuePool, Workqueues}, //
 };
 use kernel::{
+    block::mq::RegisteredDisk,
+    debugfs::owned::Root,
+    net::socket::Socket,
     new_condvar,
     new_mutex,
     new_spinlock,
     prelude::*,
     rbtree::{RBTree, RBTreeNode},
-    sync::{aref::ARef, Arc, CondVar, Mutex, SpinLock}, //
+    sync::{aref::ARef, Arc, CondVar, Mutex, SpinLock},
+    task::Process,
+    workqueue::OwnedQueue, //
 };
 
 /// The devices by their index.

@@ -4,12 +4,11 @@
 
 use crate::{
     device::{Device, Disk},
-    kernel::block::mq::DiskOperations,
     queue::Queue,
     state::LastClose,
     NbdModule, //
 };
-use kernel::{prelude::*, sync::Arc};
+use kernel::{block::mq::DiskOperations, prelude::*, sync::Arc};
 
 /// What user space can do to a device.
 pub(crate) struct DiskOps;

@@ -6,22 +6,22 @@
 //! workers, finishes every request, and only then reports that the device is stopped.
 
 use crate::{
-    kernel::{
-        block::BlkStatus,
-        mm::NoIo,
-        sync::wait::{WaitMode, Waited, FOR_EVER},
-        task::{must_act_on_signal, Thread},
-    },
     life::{Reason, SessionState},
     link::Link,
     log::Topic,
     refusal::Refusal,
-    session::{Attendance, Life, Origin, Session},
+    session::{Attendance, Life, Origin, Session}, //
 };
 use core::mem;
 use kernel::{
+    block::BlkStatus,
+    mm::NoIo,
     prelude::*,
-    sync::Arc,
+    sync::{
+        wait::{WaitMode, Waited, FOR_EVER},
+        Arc,
+    },
+    task::{must_act_on_signal, Thread},
     time::{msecs_to_jiffies, Instant, Jiffies}, //
 };
 

@@ -4,13 +4,8 @@
 //!
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
-use crate::{
-    device::Disk,
-    kernel::capability,
-    life::Reason, //
-    protocol::Flags,
-};
-use kernel::{ioctl::_IO, prelude::*};
+use crate::{device::Disk, life::Reason, protocol::Flags};
+use kernel::{capability, ioctl::_IO, prelude::*};
 
 /// The type of the ioctls.
 const TYPE: u32 = 0xab;

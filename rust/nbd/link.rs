@@ -2,22 +2,13 @@
 
 //! A link: one socket of a connection, from the time it was given to its end.
 
-use crate::{
-    device::Disk,
-    kernel::{
-        net::{
-            ready::ReadyHook,
-            socket::{BlockSocket, Socket}, //
-        },
-        task::Process,
-        time::{jiffies, jiffies_since},
-    },
-    receive::Receiver,
-    send::SendSide,
-    workqueues::Workqueues,
-};
+use crate::{device::Disk, receive::Receiver, send::SendSide, workqueues::Workqueues};
 use core::cell::Cell;
 use kernel::{
+    net::{
+        ready::ReadyHook,
+        socket::{BlockSocket, Socket},
+    },
     new_mutex,
     new_spinlock,
     new_work,
@@ -27,7 +18,8 @@ use kernel::{
         atomic::{Atomic, Full, Relaxed},
         Arc, Mutex, SpinLock,
     },
-    time::{Instant, Jiffies, Monotonic},
+    task::Process,
+    time::{jiffies, jiffies_since, Instant, Jiffies, Monotonic},
     workqueue::{impl_has_work, Work}, //
 };
 

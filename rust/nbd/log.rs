@@ -3,8 +3,7 @@
 //! How often something is logged. Each topic has a limit of its own, so that what a server does
 //! cannot keep a refusal out of the log.
 
-use crate::kernel::ratelimit::RateLimit;
-use kernel::prelude::*;
+use kernel::{prelude::*, ratelimit::RateLimit};
 
 /// What a message is about.
 #[derive(Clone, Copy)]

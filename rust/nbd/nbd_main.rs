@@ -20,8 +20,7 @@ mod devices;
 mod disk_ops;
 mod ending;
 mod ioctl;
-#[path = "../kernel/lib.rs"]
-mod kernel;
+
 mod life;
 mod link;
 mod log;
@@ -37,13 +36,13 @@ mod sender;
 mod session;
 mod state;
 mod sysfs;
+mod trace;
 mod work;
 mod workqueues;
 
-use self::kernel::{block::Major, net::netlink::Registration};
-use ::kernel::{prelude::*, sync::Arc};
 use device::Minors;
 use devices::Devices;
+use kernel::{block::Major, net::genetlink::Registration, prelude::*, sync::Arc};
 use netlink::Nbd;
 
 module! {
@@ -55,23 +54,23 @@ module! {
     alias: ["block-major-43-*", "net-pf-16-proto-16-family-nbd"],
 }
 
-module_version!("0.9.0");
+kernel::module_version!("0.9.0");
 
-int_param!(
+kernel::int_param!(
     /// Devices made when the module is loaded.
     NBDS_MAX,
     c"nbds_max",
     16,
     b"parm=nbds_max:number of network block devices to initialize (default: 16)\0parmtype=nbds_max:int\0"
 );
-int_param!(
+kernel::int_param!(
     /// Partitions per device, rounded up to one less than a power of two.
     MAX_PART,
     c"max_part",
     16,
     b"parm=max_part:number of partitions per device (default: 16)\0parmtype=max_part:int\0"
 );
-int_param!(
+kernel::int_param!(
     /// Hardware queues of the devices made when the module is loaded.
     PRE_DEFINED_CONNECTIONS,
     c"pre_defined_connections",
@@ -104,7 +103,7 @@ struct NbdModule {
     _major: Major,
 }
 
-impl ::kernel::Module for NbdModule {
+impl kernel::Module for NbdModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let devices = Devices::new(minors()?)?;
         let count = u32::try_from(NBDS_MAX.get()).map_err(|_| EINVAL)?;

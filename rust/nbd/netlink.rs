@@ -8,26 +8,26 @@ use crate::{
     configure::Changes,
     device::{Device, Disk, Setup},
     devices::Devices,
-    kernel::{
-        mm::NoIo,
-        net::{
-            netlink::{attr_size, Attr, Commands, Family, Info, Message, MulticastGroup},
-            netlink::{Operation, Policy, Registration},
-            socket::Socket, //
-        },
-        task::Process,
-    },
     params::Params,
     protocol::{ClientFlags, Flags},
     refusal::{Refusal, MAX_CONNECTIONS},
     session::Origin,
     state::Begun,
-    NbdModule,
+    NbdModule, //
 };
 use kernel::{
+    mm::NoIo,
     module::this_module,
+    net::{
+        genetlink::{
+            attr_size, Attr, Commands, Family, Info, Message, MulticastGroup, Operation, Policy,
+            Registration,
+        },
+        socket::Socket,
+    },
     prelude::*,
-    sync::{aref::ARef, Arc, ArcBorrow}, //
+    sync::{aref::ARef, Arc, ArcBorrow},
+    task::Process, //
 };
 
 const VERSION: u32 = 1;

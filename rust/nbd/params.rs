@@ -2,16 +2,15 @@
 
 //! What user space says of a device before it connects it.
 
-use crate::{
-    kernel::block::{
-        is_valid_block_size,
-        mq::{DiskOperations, GenDisk},
-        MAX_TIMEOUT,
-        SECTOR_SHIFT, //
+use crate::protocol::{ClientFlags, Flags};
+use kernel::{
+    block::{
+        mq::{is_valid_block_size, DiskOperations, GenDisk, MAX_TIMEOUT},
+        SECTOR_SHIFT,
     },
-    protocol::{ClientFlags, Flags},
+    prelude::*,
+    time::msecs_to_jiffies, //
 };
-use kernel::{prelude::*, time::msecs_to_jiffies};
 
 /// The block size unless told otherwise, in bytes.
 const DEFAULT_BLOCK_SIZE: u32 = 1024;

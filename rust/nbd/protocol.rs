@@ -4,12 +4,13 @@
 //!
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
-use crate::kernel::block::{
-    mq::{Op, Operations, StartedRequest},
-    BlkStatus,
-    SECTOR_SHIFT, //
+use kernel::{
+    block::{
+        mq::{Op, Operations, StartedRequest},
+        BlkStatus, SECTOR_SHIFT,
+    },
+    prelude::*, //
 };
-use kernel::prelude::*;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;

@@ -2,23 +2,15 @@
 
 //! The way of requests from the block layer into a session.
 
-use crate::{
-    device::Disk,
-    disk_ops::DiskOps,
-    kernel::{
-        block::{
-            mq::{Operations, OwnedRequest, Request, TimeoutAction},
-            BlkStatus, //
-        },
-        time::{jiffies, jiffies_since},
-    },
-    link::Link,
-    protocol::REQUEST_LEN,
-};
+use crate::{device::Disk, disk_ops::DiskOps, link::Link, protocol::REQUEST_LEN};
 use kernel::{
+    block::{
+        mq::{Operations, OwnedRequest, Request, TimeoutAction},
+        BlkStatus,
+    },
     prelude::*,
     sync::atomic::{Atomic, Relaxed},
-    time::Jiffies, //
+    time::{jiffies, jiffies_since, Jiffies}, //
 };
 
 /// What the driver keeps of each request.

@@ -3,22 +3,22 @@
 //! Turning bytes from a socket into finished requests.
 
 use crate::{
-    kernel::{
-        block::{
-            mq::{Claim, Op},
-            BlkStatus, //
-        },
-        bvec::BvecDest,
-        net::socket::Wait,
-        time::{jiffies, jiffies_since},
-        trace, //
-    },
     life::{LinkError, ReceiveError},
     link::Link,
     protocol::{Cookie, Failure, Reply, REPLY_LEN},
     queue::Queue,
+    trace, //
 };
-use kernel::{prelude::*, time::msecs_to_jiffies};
+use kernel::{
+    block::{
+        mq::{Claim, Op},
+        BlkStatus,
+    },
+    bvec::BvecDest,
+    net::socket::Wait,
+    prelude::*,
+    time::{jiffies, jiffies_since, msecs_to_jiffies}, //
+};
 
 /// Pieces of one receive, on the stack: 128 KiB of scattered pages and what is read ahead, and some
 /// more.

@@ -5,7 +5,6 @@
 use crate::{
     connection::{waits, PushError},
     ending::DISCONNECT_MS,
-    kernel::{block::mq::OwnedRequest, net::socket::Socket},
     life::{LastLost, LinkError, Lost, Reason, SessionState},
     link::Link,
     log::Topic,
@@ -14,6 +13,8 @@ use crate::{
     session::{Origin, Session}, //
 };
 use kernel::{
+    block::mq::OwnedRequest,
+    net::socket::Socket,
     prelude::*,
     sync::{atomic::Relaxed, Arc},
     time::{msecs_to_jiffies, Instant, Jiffies, Monotonic}, //

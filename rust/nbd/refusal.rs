@@ -2,8 +2,7 @@
 
 //! Why a device refuses what it is asked for: what the caller gets, and what people read.
 
-use crate::kernel::task::Comm;
-use kernel::{fmt, prelude::*};
+use kernel::{fmt, prelude::*, task::Comm};
 
 /// The sockets that a device can have: as many as receivers can surely run at a time, on a machine
 /// with several memory nodes.

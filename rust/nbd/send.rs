@@ -3,18 +3,19 @@
 //! The sending side of a link: what is queued, who sends it, and how it comes to its end.
 
 use crate::{
-    kernel::{
-        block::mq::{OwnedRequest, RequestList},
-        net::socket::Wait,
-        trace, //
-    },
     link::Link,
     protocol::encode_request,
     queue::Queue,
-    sender::{Progress, Sender}, //
+    sender::{Progress, Sender},
+    trace, //
 };
 use core::mem;
-use kernel::{prelude::*, sync::Arc};
+use kernel::{
+    block::mq::{OwnedRequest, RequestList},
+    net::socket::Wait,
+    prelude::*,
+    sync::Arc, //
+};
 
 /// Sends that a task makes for others before it hands them to the worker.
 const MAX_ROUNDS: u32 = 8;

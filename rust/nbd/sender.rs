@@ -3,17 +3,17 @@
 //! Turning queued requests into bytes on a socket.
 
 use crate::{
-    kernel::{
-        block::mq::RequestList,
-        bvec::{BvecSource, HeaderSlots, Headers},
-        net::socket::Wait,
-        trace, //
-    },
     link::Link,
     protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
     queue::Queue,
+    trace, //
 };
-use kernel::prelude::*;
+use kernel::{
+    block::mq::RequestList,
+    bvec::{BvecSource, HeaderSlots, Headers},
+    net::socket::Wait,
+    prelude::*, //
+};
 
 /// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
 const MAX_PIECES: usize = 40;

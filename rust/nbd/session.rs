@@ -11,16 +11,6 @@ use crate::{
     connections,
     device::{Disk, Setup},
     disk_ops::DiskOps,
-    kernel::{
-        block::{
-            mq::{AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
-            timeout_in_jiffies,
-            BlkStatus, //
-        },
-        module::ModuleRef,
-        sync::wait::{new_wait_queue, WaitQueue},
-        task::Thread, //
-    },
     life::{LinkError, SessionState},
     link::Link,
     log::Topic,
@@ -29,18 +19,25 @@ use crate::{
     queue::Queue,
     sysfs::{Backend, Pid as PidAttribute},
     workqueues::Workqueues,
-    NbdModule,
+    NbdModule, //
 };
 use kernel::{
+    block::{
+        mq::{timeout_in_jiffies, AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
+        BlkStatus,
+    },
+    module::ModuleRef,
     new_mutex,
+    new_wait_queue,
     new_work,
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
+        wait::WaitQueue,
         Arc, Mutex,
     },
-    task::Pid,
+    task::{Pid, Thread},
     time::Jiffies,
     workqueue::{impl_has_work, Work}, //
 };

@@ -8,12 +8,11 @@
 //! the machine can be tested by itself.
 
 use crate::{
-    kernel::task::Comm,
     params::Params,
     refusal::{Refusal, MAX_CONNECTIONS}, //
 };
 use core::mem;
-use kernel::{fmt, prelude::*};
+use kernel::{fmt, prelude::*, task::Comm};
 
 /// Who sets a device up.
 pub(crate) trait Identity {

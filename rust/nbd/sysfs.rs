@@ -2,12 +2,8 @@
 
 //! What a connected disk shows in sysfs.
 
-use crate::{
-    device::Disk,
-    disk_ops::DiskOps,
-    kernel::block::mq::Attribute, //
-};
-use kernel::{fmt, prelude::*, str::BStr};
+use crate::{device::Disk, disk_ops::DiskOps};
+use kernel::{block::mq::Attribute, fmt, prelude::*, str::BStr};
 
 /// The file `pid`: the thread that asked for the session.
 pub(crate) struct Pid;

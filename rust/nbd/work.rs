@@ -2,16 +2,10 @@
 
 //! The bodies of work items, which reach from a link up to its session.
 
-use crate::{
-    device::Device,
-    kernel::{net::ready::ReadReady, sync::wait::WaitMode},
-    link::Link,
-    receive::Event,
-    send::Sent,
-    session::Session, //
-};
+use crate::{device::Device, link::Link, receive::Event, send::Sent, session::Session};
 use kernel::{
-    sync::{atomic::Relaxed, Arc, ArcBorrow},
+    net::ready::ReadReady,
+    sync::{atomic::Relaxed, wait::WaitMode, Arc, ArcBorrow},
     workqueue::WorkItem, //
 };
 

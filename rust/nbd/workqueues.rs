@@ -3,14 +3,13 @@
 //! The workqueues of sessions. To make them takes longer than all else that a connect does, since
 //! each has a thread for when memory is short: so sessions hand them on.
 
-use crate::kernel::workqueue::OwnedQueue;
 use core::ops::Deref;
 use kernel::{
     new_mutex,
     new_work,
     prelude::*,
     sync::{Arc, Mutex},
-    workqueue::{impl_has_work, Work, WorkItem}, //
+    workqueue::{impl_has_work, OwnedQueue, Work, WorkItem}, //
 };
 
 /// The most work items that a workqueue runs at a time. A memory node gets a share of it; with many

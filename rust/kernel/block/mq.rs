@@ -28,9 +28,10 @@ mod registration;
 mod request;
 mod request_list;
 
-pub(crate) use attribute::{Attribute, AttributeFile};
-pub(crate) use gen_disk::{DiskOperations, GenDisk};
-pub(crate) use operations::{Operations, TimeoutAction};
-pub(crate) use registration::{DiskBuilder, RegisteredDisk};
-pub(crate) use request::{Claim, Op, OwnedRequest, Request, StartedRequest};
-pub(crate) use request_list::RequestList;
+pub use attribute::{Attribute, AttributeFile};
+pub use gen_disk::{DiskOperations, GenDisk};
+pub use limits::{is_valid_block_size, timeout_in_jiffies, MAX_TIMEOUT};
+pub use operations::{Operations, TimeoutAction};
+pub use registration::{DiskBuilder, RegisteredDisk};
+pub use request::{Claim, Op, OwnedRequest, Request, StartedRequest};
+pub use request_list::RequestList;

@@ -4,15 +4,15 @@
 //!
 //! C header: [`include/linux/socket.h`](srctree/include/linux/socket.h)
 
+use crate::{bindings, fmt, prelude::*, str::BStr};
 use core::net::{Ipv4Addr, Ipv6Addr};
-use kernel::{bindings, fmt, prelude::*, str::BStr};
 
 /// Where a `struct sockaddr_storage` has the address.
 const FAMILY_LEN: usize = 2;
 
 /// The address of one end of a socket, as `struct sockaddr_storage` has it.
 #[repr(C, align(8))]
-pub(crate) struct SocketAddr {
+pub struct SocketAddr {
     bytes: [u8; 128],
     len: usize,
 }
@@ -26,7 +26,7 @@ impl SocketAddr {
             len: 0,
         };
         let len = get(addr.bytes.as_mut_ptr().cast());
-        kernel::error::to_result(len)?;
+        crate::error::to_result(len)?;
         addr.len = addr.bytes.len().min(len as usize);
         Ok(addr)
     }

@@ -4,25 +4,23 @@
 //!
 //! C header: [`include/linux/wait.h`](srctree/include/linux/wait.h)
 
-use crate::kernel::{
-    bindings as helpers,
-    net::socket::Socket, //
-};
-use core::{ffi::c_void, marker::PhantomData};
-use kernel::{
+use crate::{
     bindings,
     ffi,
+    net::socket::Socket,
     new_mutex,
     prelude::*,
     sync::{Arc, ArcBorrow, Mutex},
     types::Opaque, //
 };
+use core::{ffi::c_void, marker::PhantomData};
 
 /// The events that a reader wants to hear of.
-const EVENTS: u32 = helpers::EPOLLIN | helpers::EPOLLHUP | helpers::EPOLLRDHUP | helpers::EPOLLERR;
+const EVENTS: u32 =
+    bindings::EPOLLIN | bindings::EPOLLHUP | bindings::EPOLLRDHUP | bindings::EPOLLERR;
 
 /// What hears of a socket.
-pub(crate) trait ReadReady: Send + Sync {
+pub trait ReadReady: Send + Sync {
     /// The socket may have something to read, or has come to its end.
     ///
     /// Context: any, with the lock of the socket's wait queue held and interrupts off. May not sleep.
@@ -37,7 +35,7 @@ pub(crate) trait ReadReady: Send + Sync {
 /// [`Self::wake`], and its `private` is from [`Arc::into_raw`], of a reference that the value owns.
 /// Otherwise it is in no queue. Only who holds the lock of `socket` changes that.
 #[pin_data(PinnedDrop)]
-pub(crate) struct ReadyHook<T: ReadReady> {
+pub struct ReadyHook<T: ReadReady> {
     #[pin]
     entry: Opaque<bindings::wait_queue_entry>,
     #[pin]
@@ -52,7 +50,7 @@ unsafe impl<T: ReadReady> Sync for ReadyHook<T> {}
 
 impl<T: ReadReady> ReadyHook<T> {
     /// A hook that is in no queue.
-    pub(crate) fn new() -> impl PinInit<Self> {
+    pub fn new() -> impl PinInit<Self> {
         // INVARIANT: The entry is in no queue.
         pin_init!(Self {
             entry: Opaque::new(pin_init::zeroed()),
@@ -63,7 +61,7 @@ impl<T: ReadReady> ReadyHook<T> {
 
     /// Has `target` told of `socket`, from now on until [`Self::detach`]; it is kept until then. What
     /// came before this it is not told of. Does nothing if the hook is attached. May sleep.
-    pub(crate) fn attach(&self, socket: &Socket, target: Arc<T>) {
+    pub fn attach(&self, socket: &Socket, target: Arc<T>) {
         let mut attached = self.socket.lock();
         if attached.is_some() {
             return;
@@ -85,7 +83,7 @@ impl<T: ReadReady> ReadyHook<T> {
     }
 
     /// Has nobody told any more. When this returns, nobody is being told either. May sleep.
-    pub(crate) fn detach(&self) {
+    pub fn detach(&self) {
         let mut attached = self.socket.lock();
         // INVARIANT: The entry is taken out below, before the mutex is unlocked.
         let Some(socket) = attached.take() else {
@@ -123,6 +121,7 @@ impl<T: ReadReady> ReadyHook<T> {
 
 #[pinned_drop]
 impl<T: ReadReady> PinnedDrop for ReadyHook<T> {
+    #[inline]
     fn drop(self: Pin<&mut Self>) {
         self.detach();
     }

@@ -4,27 +4,24 @@
 //!
 //! C header: [`include/linux/net.h`](srctree/include/linux/net.h)
 
-use crate::kernel::{
-    bindings as helpers,
+use crate::{
+    bindings,
     bvec::{BvecDest, BvecSource},
     cred::with_kernel_creds,
-    mm::NoReclaim,
-    net::addr::SocketAddr, //
-};
-use core::{mem::MaybeUninit, ops::Deref, ptr::NonNull};
-use kernel::{
-    bindings,
     error::to_result,
     ffi,
     fs::file::{File, LocalFile},
+    mm::NoReclaim,
+    net::addr::SocketAddr,
     new_mutex,
     prelude::*,
     sync::{aref::ARef, Mutex}, //
 };
+use core::{mem::MaybeUninit, ops::Deref, ptr::NonNull};
 
 /// Whether a call may wait for the peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wait {
+pub enum Wait {
     /// Take what there is, or fail with `EAGAIN`; also, most often, if somebody has the socket's lock.
     No,
     /// Wait for some, but only for a moment; when receiving, for the pause between two replies.
@@ -49,7 +46,7 @@ const PAUSE: ffi::c_long = bindings::CONFIG_HZ.div_ceil(100) as ffi::c_long;
 ///
 /// `file` is the file of a stream socket whose `shutdown` works.
 #[derive(Clone)]
-pub(crate) struct Socket {
+pub struct Socket {
     file: ARef<File>,
 }
 
@@ -58,13 +55,13 @@ impl Socket {
     ///
     /// Fails with `EBADF` for a closed descriptor, `ENOTSOCK` for a file that is no socket, and
     /// `EINVAL` for a socket of another kind.
-    pub(crate) fn from_fd(fd: u32) -> Result<Self> {
+    pub fn from_fd(fd: u32) -> Result<Self> {
         let file = LocalFile::fget(fd)?;
         // SAFETY: The file is valid.
         let sock = NonNull::new(unsafe { bindings::sock_from_file(file.as_ptr()) });
         let sock = sock.ok_or(ENOTSOCK)?.as_ptr();
         // SAFETY: The socket lives as long as its file.
-        if !unsafe { helpers::sock_is_stream(sock) } {
+        if !unsafe { bindings::sock_is_stream(sock) } {
             return Err(EINVAL);
         }
         // SAFETY: Sockets have no position: `fdget_pos` locks none of theirs.
@@ -73,53 +70,59 @@ impl Socket {
         Ok(Self { file })
     }
 
+    #[inline]
     fn as_raw(&self) -> *mut bindings::socket {
         // SAFETY: The file is valid, and by the type invariant a socket's.
         unsafe { bindings::sock_from_file(self.file.as_ptr()) }
     }
 
     /// Who waits for the socket. It lives as long as the socket.
-    pub(in crate::kernel) fn wait_queue(&self) -> *mut bindings::wait_queue_head {
+    #[inline]
+    pub(crate) fn wait_queue(&self) -> *mut bindings::wait_queue_head {
         // SAFETY: The socket is valid, and the queue is a part of it.
         unsafe { &raw mut (*self.as_raw()).wq.wait }
     }
 
     /// Whether what is sent goes through an upper layer protocol, such as TLS, which may come at any
     /// time. Does not sleep.
-    pub(crate) fn has_ulp(&self) -> bool {
+    #[inline]
+    pub fn has_ulp(&self) -> bool {
         // SAFETY: By the type invariant; the function reads a word.
-        unsafe { helpers::inet_csk_has_ulp(self.as_raw()) }
+        unsafe { bindings::inet_csk_has_ulp(self.as_raw()) }
     }
 
     /// Takes back what a user may have set: whoever sends again is to wait, not to come back at once.
     /// Does not sleep.
+    #[inline]
     fn set_send_timeout(&self) {
         // SAFETY: By the type invariant.
-        unsafe { helpers::sock_set_sndtimeo(self.as_raw(), MOMENT) };
+        unsafe { bindings::sock_set_sndtimeo(self.as_raw(), MOMENT) };
     }
 
     /// The same for whoever receives; only that one calls it, once the session runs. Does not sleep.
+    #[inline]
     fn set_receive_timeout(&self, jiffies: ffi::c_long) {
         // SAFETY: By the type invariant.
-        unsafe { helpers::sock_set_rcvtimeo(self.as_raw(), jiffies) };
+        unsafe { bindings::sock_set_rcvtimeo(self.as_raw(), jiffies) };
     }
 
     /// The address that the socket is bound to. Sleeps for the socket's lock.
-    pub(crate) fn local_addr(&self) -> Result<SocketAddr> {
+    pub fn local_addr(&self) -> Result<SocketAddr> {
         // SAFETY: The socket is valid, and `addr` has room for any address.
         SocketAddr::new(|addr| unsafe { bindings::kernel_getsockname(self.as_raw(), addr) })
     }
 
     /// The address of the peer. Sleeps for the socket's lock. Fails with `ENOTCONN` when there is
     /// none any more.
-    pub(crate) fn peer_addr(&self) -> Result<SocketAddr> {
+    pub fn peer_addr(&self) -> Result<SocketAddr> {
         // SAFETY: As above.
         SocketAddr::new(|addr| unsafe { bindings::kernel_getpeername(self.as_raw(), addr) })
     }
 
     /// Ends both directions: the peer sees the end of the stream, and who waits in
     /// [`Self::send`] or [`Self::receive`] returns. Sleeps only for the socket's lock.
-    pub(crate) fn shutdown(&self) {
+    #[inline]
+    pub fn shutdown(&self) {
         // SAFETY: By the type invariant. A socket that is not connected any more needs none.
         unsafe {
             bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_RDWR)
@@ -128,7 +131,8 @@ impl Socket {
 
     /// Ends the direction to the peer, who sees the end of the stream after what was sent. Sleeps
     /// only for the socket's lock.
-    pub(crate) fn shutdown_send(&self) {
+    #[inline]
+    pub fn shutdown_send(&self) {
         // SAFETY: As above.
         unsafe {
             bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_WR)
@@ -141,11 +145,7 @@ impl Socket {
     /// Fails with `EAGAIN` when nothing could be sent without waiting, or in a moment; with `EPIPE`
     /// after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the
     /// wait.
-    pub(crate) fn send<const N: usize>(
-        &self,
-        source: &BvecSource<'_, N>,
-        wait: Wait,
-    ) -> Result<usize> {
+    pub fn send<const N: usize>(&self, source: &BvecSource<'_, N>, wait: Wait) -> Result<usize> {
         if self.has_ulp() {
             return self.send_through_ulp(source, wait);
         }
@@ -169,7 +169,7 @@ impl Socket {
     }
 
     /// As [`Self::send`], but from `bytes`, wherever they are.
-    pub(crate) fn send_bytes(&self, bytes: &[u8], wait: Wait) -> Result<usize> {
+    pub fn send_bytes(&self, bytes: &[u8], wait: Wait) -> Result<usize> {
         let vec = bindings::kvec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
@@ -190,7 +190,7 @@ impl Socket {
         // Whoever has the socket's lock may fault while it copies, and be kept for as long as a user
         // likes.
         // SAFETY: By the type invariant; the function reads a word.
-        if wait == Wait::No && unsafe { helpers::sock_owned_by_user_nocheck(self.as_raw()) } {
+        if wait == Wait::No && unsafe { bindings::sock_owned_by_user_nocheck(self.as_raw()) } {
             return Err(EAGAIN);
         }
         let _noreclaim = NoReclaim::enter();
@@ -218,11 +218,7 @@ impl Socket {
     ///
     /// Fails with `EAGAIN` when nothing came without waiting, or in the time that `wait` says; and
     /// with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
-    pub(crate) fn receive<const N: usize>(
-        &self,
-        dest: &mut BvecDest<'_, N>,
-        wait: Wait,
-    ) -> Result<usize> {
+    pub fn receive<const N: usize>(&self, dest: &mut BvecDest<'_, N>, wait: Wait) -> Result<usize> {
         let _noreclaim = NoReclaim::enter();
         let flags = bindings::MSG_NOSIGNAL | Self::flags(wait);
         let mut msg = bindings::msghdr {
@@ -244,6 +240,7 @@ impl Socket {
         Ok(received as usize)
     }
 
+    #[inline]
     const fn flags(wait: Wait) -> u32 {
         match wait {
             Wait::No => bindings::MSG_DONTWAIT,
@@ -260,7 +257,7 @@ impl Socket {
 /// A user who keeps the socket has it back without that after [`Self::give_back`], or when the value
 /// is dropped, which must not be where the former must not be called.
 #[pin_data(PinnedDrop)]
-pub(crate) struct BlockSocket {
+pub struct BlockSocket {
     socket: Socket,
     /// `None` once the socket is given back.
     #[pin]
@@ -282,7 +279,7 @@ impl BlockSocket {
     /// Prepares `socket`. Takes back what its user may have set that would keep it from taking a
     /// reply as soon as that is there, from waiting for one, or from being closed at once. Sleeps for
     /// the socket's lock.
-    pub(crate) fn new(socket: Socket) -> impl PinInit<Self, Error> {
+    pub fn new(socket: Socket) -> impl PinInit<Self, Error> {
         let this = try_pin_init!(Self {
             socket,
             before <- new_mutex!(None),
@@ -291,7 +288,7 @@ impl BlockSocket {
             let mut allocation = 0;
             // SAFETY: The socket is valid, and `allocation` can be written.
             let memalloc =
-                unsafe { helpers::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
+                unsafe { bindings::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
             this.socket.set_send_timeout();
             // INVARIANT: Said just above, of the socket beside it.
             *this.before.lock() = Some(Before {
@@ -306,13 +303,13 @@ impl BlockSocket {
     ///
     /// Context: sleeps for the socket's lock and for the lock of processors that come and go, inside
     /// of which memory is allocated: nobody whom block I/O waits for may call this.
-    pub(crate) fn give_back(&self) {
+    pub fn give_back(&self) {
         let mut before = self.before.lock();
         if let Some(before) = before.take() {
             // SAFETY: The socket is valid. By the type invariant of `before` this takes back what was
             // done to it, and nobody does so again.
             unsafe {
-                helpers::sock_clear_block_io(
+                bindings::sock_clear_block_io(
                     self.socket.as_raw(),
                     before.allocation,
                     before.memalloc,
@@ -325,6 +322,7 @@ impl BlockSocket {
 impl Deref for BlockSocket {
     type Target = Socket;
 
+    #[inline]
     fn deref(&self) -> &Socket {
         &self.socket
     }
@@ -332,6 +330,7 @@ impl Deref for BlockSocket {
 
 #[pinned_drop]
 impl PinnedDrop for BlockSocket {
+    #[inline]
     fn drop(self: Pin<&mut Self>) {
         self.give_back();
     }

@@ -7,26 +7,22 @@
 //!
 //! C header: [`include/linux/wait.h`](srctree/include/linux/wait.h)
 
-use crate::kernel::{
-    bindings as helpers,
-    time::{jiffies, jiffies_since}, //
-};
-use core::{marker::PhantomPinned, ptr};
-use kernel::{
+use crate::{
     bindings,
     ffi,
     prelude::*,
     sync::LockClassKey,
-    time::Jiffies,
+    time::{jiffies, jiffies_since, Jiffies},
     types::Opaque, //
 };
+use core::{marker::PhantomPinned, ptr};
 
 /// Waits without a limit of time.
-pub(crate) const FOR_EVER: Jiffies = ffi::c_long::MAX as Jiffies;
+pub const FOR_EVER: Jiffies = ffi::c_long::MAX as Jiffies;
 
 /// What may cut a wait short, apart from its limit of time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WaitMode {
+pub enum WaitMode {
     /// Nothing. The task is idle and does not count as load. For kernel threads.
     Idle,
     /// Nothing.
@@ -40,7 +36,7 @@ pub(crate) enum WaitMode {
 
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waited {
+pub enum Waited {
     /// What was waited for is true.
     Done,
     /// The limit of time was reached first.
@@ -50,15 +46,15 @@ pub(crate) enum Waited {
 }
 
 /// Creates a [`WaitQueue`] initialiser with a newly-created lock class.
+#[macro_export]
 macro_rules! new_wait_queue {
     ($name:literal) => {
-        $crate::kernel::sync::wait::WaitQueue::new(
-            ::kernel::optional_name!($name),
-            ::kernel::static_lock_class!(),
+        $crate::sync::wait::WaitQueue::new(
+            $crate::optional_name!($name),
+            $crate::static_lock_class!(),
         )
     };
 }
-pub(crate) use new_wait_queue;
 
 /// A queue of tasks that wait until something is true.
 ///
@@ -71,7 +67,7 @@ pub(crate) use new_wait_queue;
 /// The queue is initialised.
 #[pin_data]
 #[repr(transparent)]
-pub(crate) struct WaitQueue {
+pub struct WaitQueue {
     #[pin]
     head: Opaque<bindings::wait_queue_head>,
     #[pin]
@@ -85,7 +81,7 @@ unsafe impl Sync for WaitQueue {}
 
 impl WaitQueue {
     /// An empty queue.
-    pub(crate) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
+    pub fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: `slot` is valid while the closure is called, and both `name` and `key` live
             // for ever.
@@ -101,13 +97,15 @@ impl WaitQueue {
     /// # Safety
     ///
     /// `head` must be initialised, and stay so for `'a`.
-    pub(in crate::kernel) unsafe fn from_raw<'a>(head: *mut bindings::wait_queue_head) -> &'a Self {
+    #[inline]
+    pub(crate) unsafe fn from_raw<'a>(head: *mut bindings::wait_queue_head) -> &'a Self {
         // SAFETY: The type is transparent over an `Opaque`, and the caller promises the rest.
         unsafe { &*head.cast() }
     }
 
     /// Has every task in the queue look again. Does not sleep.
-    pub(crate) fn wake_all(&self) {
+    #[inline]
+    pub fn wake_all(&self) {
         // SAFETY: By the type invariant the queue is initialised.
         unsafe {
             bindings::__wake_up(self.head.get(), bindings::TASK_NORMAL, 0, ptr::null_mut());
@@ -115,7 +113,7 @@ impl WaitQueue {
     }
 
     /// Waits until `done` returns true, for `patience` jiffies at most; see [`Self::wait_while`].
-    pub(crate) fn wait_until(
+    pub fn wait_until(
         &self,
         mode: WaitMode,
         patience: Jiffies,
@@ -136,11 +134,7 @@ impl WaitQueue {
     /// sleep, and take the locks under which the wakers work.
     ///
     /// Context: may sleep. No lock that a waker needs may be held.
-    pub(crate) fn wait_while(
-        &self,
-        mode: WaitMode,
-        mut look: impl FnMut() -> Option<Jiffies>,
-    ) -> Waited {
+    pub fn wait_while(&self, mode: WaitMode, mut look: impl FnMut() -> Option<Jiffies>) -> Waited {
         let state = match mode {
             WaitMode::Idle => bindings::TASK_IDLE,
             WaitMode::Uninterruptible => bindings::TASK_UNINTERRUPTIBLE,
@@ -165,7 +159,7 @@ impl WaitQueue {
             let signal = match mode {
                 WaitMode::Idle | WaitMode::Uninterruptible => false,
                 // SAFETY: The current task is valid.
-                WaitMode::Killable => unsafe { helpers::fatal_signal_pending(task) != 0 },
+                WaitMode::Killable => unsafe { bindings::fatal_signal_pending(task) != 0 },
                 WaitMode::Interruptible => current!().signal_pending(),
             };
             if signal {

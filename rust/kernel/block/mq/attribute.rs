@@ -5,9 +5,7 @@
 //! C header: [`include/linux/device.h`](srctree/include/linux/device.h)
 
 use super::gen_disk::{DiskOperations, GenDisk};
-use crate::kernel::bindings as helpers;
-use core::{marker::PhantomData, slice};
-use kernel::{
+use crate::{
     bindings,
     error::to_result,
     ffi,
@@ -17,9 +15,10 @@ use kernel::{
     str::{as_char_ptr_in_const_context, Formatter},
     sync::aref::ARef, //
 };
+use core::{marker::PhantomData, slice};
 
 /// What a file in the sysfs directory of disks of `T` is called and says.
-pub(crate) trait Attribute<T: DiskOperations>: 'static {
+pub trait Attribute<T: DiskOperations>: 'static {
     /// The name of the file.
     const NAME: &'static CStr;
 
@@ -33,7 +32,7 @@ pub(crate) trait Attribute<T: DiskOperations>: 'static {
 /// # Invariants
 ///
 /// The file exists.
-pub(crate) struct AttributeFile<T: DiskOperations, A: Attribute<T>> {
+pub struct AttributeFile<T: DiskOperations, A: Attribute<T>> {
     disk: ARef<GenDisk<T>>,
     _attribute: PhantomData<fn() -> A>,
 }
@@ -54,11 +53,11 @@ impl<T: DiskOperations, A: Attribute<T>> AttributeFile<T, A> {
     };
 
     /// Creates the file. Sleeps. Fails with `EEXIST` when it is there already.
-    pub(crate) fn create(disk: &GenDisk<T>) -> Result<Self> {
+    pub fn create(disk: &GenDisk<T>) -> Result<Self> {
         // SAFETY: The device was added, and the attribute is a constant.
         to_result(unsafe {
             bindings::device_create_file(
-                helpers::disk_to_dev(disk.as_raw()),
+                bindings::disk_to_dev(disk.as_raw()),
                 &const { Self::ATTRIBUTE },
             )
         })?;
@@ -81,7 +80,7 @@ impl<T: DiskOperations, A: Attribute<T>> AttributeFile<T, A> {
         // takes less than a page for an answer.
         let (disk, page) = unsafe {
             (
-                GenDisk::<T>::from_raw(helpers::dev_to_disk(dev)),
+                GenDisk::<T>::from_raw(bindings::dev_to_disk(dev)),
                 slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE),
             )
         };
@@ -93,11 +92,12 @@ impl<T: DiskOperations, A: Attribute<T>> AttributeFile<T, A> {
 }
 
 impl<T: DiskOperations, A: Attribute<T>> Drop for AttributeFile<T, A> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant there is a file to remove.
         unsafe {
             bindings::device_remove_file(
-                helpers::disk_to_dev(self.disk.as_raw()),
+                bindings::disk_to_dev(self.disk.as_raw()),
                 &const { Self::ATTRIBUTE },
             )
         };

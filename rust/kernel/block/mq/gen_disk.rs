@@ -5,25 +5,26 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{limits::Limits, operations::Operations, request::Request};
-use crate::kernel::{bindings as helpers, block::timeout_in_jiffies, mm::NoIo};
-use core::{
-    marker::PhantomData,
-    ptr::{self, NonNull}, //
-};
-use kernel::{
+use crate::{
     bindings,
+    block::mq::timeout_in_jiffies,
     device::Device,
     error::to_result,
     ffi,
+    mm::NoIo,
     module::ModuleMetadata,
     prelude::*,
     sync::{aref::AlwaysRefCounted, Arc, ArcBorrow},
     time::Jiffies,
     types::{NotThreadSafe, Opaque}, //
 };
+use core::{
+    marker::PhantomData,
+    ptr::{self, NonNull}, //
+};
 
 /// What user space can do to a disk, and what hangs off it.
-pub(crate) trait DiskOperations: Sized + 'static {
+pub trait DiskOperations: Sized + 'static {
     /// What every callback gets to see.
     type Data: Send + Sync + 'static;
 
@@ -61,7 +62,7 @@ pub(super) struct DiskData<T: DiskOperations> {
 /// `private_data` points to a live `DiskData<T>` until the last reference is gone, and its tag set
 /// serves this queue alone.
 #[repr(transparent)]
-pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
+pub struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
 // SAFETY: A disk may be used and released from any thread; the data is `Send` and `Sync`.
 unsafe impl<T: DiskOperations> Send for GenDisk<T> {}
@@ -70,11 +71,13 @@ unsafe impl<T: DiskOperations> Sync for GenDisk<T> {}
 
 // SAFETY: The reference count is that of the device embedded in the disk.
 unsafe impl<T: DiskOperations> AlwaysRefCounted for GenDisk<T> {
+    #[inline]
     fn inc_ref(&self) {
         // SAFETY: A reference to the disk exists, so its device's count is not zero.
-        unsafe { bindings::get_device(helpers::disk_to_dev(self.as_raw())) };
+        unsafe { bindings::get_device(bindings::disk_to_dev(self.as_raw())) };
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: The caller hands over one count.
         unsafe { bindings::put_disk(obj.as_ptr().cast()) };
@@ -85,42 +88,50 @@ impl<T: DiskOperations> GenDisk<T> {
     /// # Safety
     ///
     /// `disk` must satisfy the invariants of [`GenDisk`] and stay referenced for `'a`.
+    #[inline]
     pub(super) unsafe fn from_raw<'a>(disk: *mut bindings::gendisk) -> &'a Self {
         // SAFETY: The type is transparent and the caller promises the rest.
         unsafe { &*disk.cast() }
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
         self.0.get()
     }
 
+    #[inline]
     fn queue(&self) -> *mut bindings::request_queue {
         // SAFETY: A disk has a queue from birth to death.
         unsafe { (*self.as_raw()).queue }
     }
 
+    #[inline]
     fn private(&self) -> &DiskData<T> {
         // SAFETY: By the type invariant.
         unsafe { &*(*self.as_raw()).private_data.cast() }
     }
 
+    #[inline]
     fn tag_set(&self) -> *mut bindings::blk_mq_tag_set {
         self.private().tag_set.get()
     }
 
     /// What the driver hung off the disk.
-    pub(crate) fn data(&self) -> ArcBorrow<'_, T::Data> {
+    #[inline]
+    pub fn data(&self) -> ArcBorrow<'_, T::Data> {
         self.private().data.as_arc_borrow()
     }
 
     /// The device, for messages.
-    pub(crate) fn device(&self) -> &Device {
+    #[inline]
+    pub fn device(&self) -> &Device {
         // SAFETY: The device is embedded in the disk, which is borrowed.
-        unsafe { Device::from_raw(helpers::disk_to_dev(self.as_raw())) }
+        unsafe { Device::from_raw(bindings::disk_to_dev(self.as_raw())) }
     }
 
     /// Sets the size in sectors. Does not sleep.
-    pub(crate) fn set_capacity(&self, sectors: u64) {
+    #[inline]
+    pub fn set_capacity(&self, sectors: u64) {
         // SAFETY: The disk is valid.
         unsafe { bindings::set_capacity(self.as_raw(), sectors) };
     }
@@ -128,9 +139,9 @@ impl<T: DiskOperations> GenDisk<T> {
     /// Sets the size in sectors, and tells user space in any case: `RESIZE=1` if an old size
     /// changed, a plain `change` uevent otherwise. With `scan`, partitions are looked for at the
     /// next open. Sleeps.
-    pub(crate) fn set_capacity_and_notify(&self, sectors: u64, scan: bool) {
+    pub fn set_capacity_and_notify(&self, sectors: u64, scan: bool) {
         // SAFETY: The disk is valid.
-        if unsafe { helpers::get_capacity(self.as_raw()) } == 0 {
+        if unsafe { bindings::get_capacity(self.as_raw()) } == 0 {
             // First, for who opens the disk before it has a size looks in vain; and with nothing in
             // between that takes time, for who opens it then need not look twice.
             self.set_capacity(sectors);
@@ -145,37 +156,42 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Sends a `change` uevent. Sleeps.
-    pub(crate) fn notify_change(&self) {
+    #[inline]
+    pub fn notify_change(&self) {
         // SAFETY: The device is valid and was added.
         unsafe {
             bindings::kobject_uevent(
-                &raw mut (*helpers::disk_to_dev(self.as_raw())).kobj,
+                &raw mut (*bindings::disk_to_dev(self.as_raw())).kobj,
                 bindings::kobject_action_KOBJ_CHANGE,
             )
         };
     }
 
     /// Has partitions looked for at the next open. Does not sleep.
-    pub(crate) fn need_partition_scan(&self) {
+    #[inline]
+    pub fn need_partition_scan(&self) {
         // SAFETY: The disk is valid.
-        unsafe { helpers::disk_set_need_part_scan(self.as_raw()) };
+        unsafe { bindings::disk_set_need_part_scan(self.as_raw()) };
     }
 
     /// Sets whether the disk is read-only. Sleeps.
-    pub(crate) fn set_read_only(&self, read_only: bool) {
+    #[inline]
+    pub fn set_read_only(&self, read_only: bool) {
         // SAFETY: The disk is valid.
         unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
     }
 
     /// Takes back the read-only policy that a user has set with `BLKROSET`. Does not sleep.
-    pub(crate) fn clear_user_read_only(&self) {
+    #[inline]
+    pub fn clear_user_read_only(&self) {
         // SAFETY: The disk is valid, and has a block device for the whole of it.
-        unsafe { helpers::bdev_clear_read_only((*self.as_raw()).part0) };
+        unsafe { bindings::bdev_clear_read_only((*self.as_raw()).part0) };
     }
 
     /// How many partitions somebody has open. It does not change while the caller, or nobody, is
     /// the only one who has the disk open; otherwise it may do so at any time. Does not sleep.
-    pub(crate) fn open_partitions(&self) -> u32 {
+    #[inline]
+    pub fn open_partitions(&self) -> u32 {
         // SAFETY: The disk is valid; C writes the word under `open_mutex`.
         unsafe { (&raw const (*self.as_raw()).open_partitions).read_volatile() }
     }
@@ -183,7 +199,8 @@ impl<T: DiskOperations> GenDisk<T> {
     /// Drops what is cached of the disk and sets its size to 0. What was not written yet is handed
     /// to the driver first, and dropped even if that fails. What is cached of a partition stays for
     /// as long as somebody has that open. Sleeps.
-    pub(crate) fn invalidate(&self) {
+    #[inline]
+    pub fn invalidate(&self) {
         // SAFETY: The disk is valid, and has a block device for the whole of it.
         unsafe {
             bindings::sync_blockdev((*self.as_raw()).part0);
@@ -193,7 +210,8 @@ impl<T: DiskOperations> GenDisk<T> {
 
     /// Tells users of the disk that its medium is gone: a file system on it shuts down, and what is
     /// cached and not in use is dropped. Sleeps.
-    pub(crate) fn force_media_change(&self) {
+    #[inline]
+    pub fn force_media_change(&self) {
         // SAFETY: The disk is valid.
         unsafe { bindings::disk_force_media_change(self.as_raw()) };
     }
@@ -204,17 +222,17 @@ impl<T: DiskOperations> GenDisk<T> {
     /// `f` runs under the limits' lock: it must not call this. Fails with `EINVAL` if the result is
     /// no good, and with `EBUSY` if requests are still in flight after that time; then it changes
     /// nothing.
-    pub(crate) fn update_limits(&self, patience: Jiffies, f: impl FnOnce(&mut Limits)) -> Result {
+    pub fn update_limits(&self, patience: Jiffies, f: impl FnOnce(&mut Limits)) -> Result {
         let _noio = NoIo::enter();
         // SAFETY: The queue is valid. The lock that this takes is released by the commit or by
         // cancelling.
-        let mut limits = Limits(unsafe { helpers::queue_limits_start_update(self.queue()) });
+        let mut limits = Limits(unsafe { bindings::queue_limits_start_update(self.queue()) });
         // A disk without sectors and cache has no requests, unless somebody has a partition open:
         // spare it the freeze.
         // SAFETY: The disk is valid.
-        let idle = unsafe { helpers::get_capacity(self.as_raw()) } == 0
+        let idle = unsafe { bindings::get_capacity(self.as_raw()) } == 0
             && self.open_partitions() == 0
-            && limits.0.features & helpers::BLK_FEAT_WRITE_CACHE == 0;
+            && limits.0.features & bindings::BLK_FEAT_WRITE_CACHE == 0;
         f(&mut limits);
         if idle {
             // SAFETY: The lock taken above is held.
@@ -233,7 +251,7 @@ impl<T: DiskOperations> GenDisk<T> {
                     &mut limits.0,
                 ))
             } else {
-                helpers::queue_limits_cancel_update(self.queue());
+                bindings::queue_limits_cancel_update(self.queue());
                 Err(EBUSY)
             };
             bindings::blk_mq_unfreeze_queue_nomemrestore(self.queue());
@@ -242,14 +260,16 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Sets the time after which [`Operations::timeout`] is called, in seconds. Does not sleep.
-    pub(crate) fn set_timeout(&self, seconds: u32) {
+    #[inline]
+    pub fn set_timeout(&self, seconds: u32) {
         // SAFETY: The queue is valid.
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), timeout_in_jiffies(seconds)) };
     }
 
     /// Asks for `nr` hardware queues, 1 at least, and returns how many there are then: no more than
     /// CPUs. Sleeps, until no request is in flight: not with a lock held that a request needs.
-    pub(crate) fn set_hw_queues(&self, nr: u32) -> u32 {
+    #[inline]
+    pub fn set_hw_queues(&self, nr: u32) -> u32 {
         if let Ok(nr) = ffi::c_int::try_from(nr) {
             // SAFETY: The tag set is valid by the type invariant.
             unsafe { bindings::blk_mq_update_nr_hw_queues(self.tag_set(), nr) };
@@ -260,7 +280,8 @@ impl<T: DiskOperations> GenDisk<T> {
 
     /// Calls `f` while no queue function runs and none is started. Sleeps; not from
     /// [`Operations::queue_rq`] or [`Operations::commit_rqs`], for which it waits.
-    pub(crate) fn quiesced<R>(&self, f: impl FnOnce() -> R) -> R {
+    #[inline]
+    pub fn quiesced<R>(&self, f: impl FnOnce() -> R) -> R {
         // SAFETY: The queue is valid.
         unsafe { bindings::blk_mq_quiesce_queue(self.queue()) };
         let ret = f();
@@ -271,7 +292,7 @@ impl<T: DiskOperations> GenDisk<T> {
 
     /// Calls `f` with each request that is started. Requests that start or finish meanwhile may
     /// or may not be seen. `f` may sleep.
-    pub(crate) fn for_each_started<F: Fn(&Request<T::Queue>)>(&self, f: F) {
+    pub fn for_each_started<F: Fn(&Request<T::Queue>)>(&self, f: F) {
         /// # Safety
         ///
         /// `data` must point to an `F`, and `rq` be a request of a disk of `T`.
@@ -284,7 +305,7 @@ impl<T: DiskOperations> GenDisk<T> {
             true
         }
         // SAFETY: The queue is valid.
-        if !unsafe { helpers::blk_queue_usage_tryget(self.queue()) } {
+        if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
             // It is frozen: nothing is in flight.
             return;
         }
@@ -296,14 +317,15 @@ impl<T: DiskOperations> GenDisk<T> {
                 Some(call::<T, F>),
                 ptr::from_ref(&f).cast_mut().cast(),
             );
-            helpers::blk_queue_usage_put(self.queue());
+            bindings::blk_queue_usage_put(self.queue());
         }
     }
 
     /// Has requests that [`OwnedRequest::requeue_later`] handed back come again. Does not sleep.
     ///
     /// [`OwnedRequest::requeue_later`]: super::OwnedRequest::requeue_later
-    pub(crate) fn kick_requeued(&self) {
+    #[inline]
+    pub fn kick_requeued(&self) {
         // SAFETY: The queue is valid.
         unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
@@ -311,7 +333,8 @@ impl<T: DiskOperations> GenDisk<T> {
     /// Waits until no request is left anywhere in the queue. Sleeps. For a driver that fails
     /// whatever it is handed, so that the wait is bounded. Not with a lock held that a request
     /// needs.
-    pub(crate) fn drain(&self) {
+    #[inline]
+    pub fn drain(&self) {
         let _noio = NoIo::enter();
         // SAFETY: The queue is valid, and unfrozen again just below.
         unsafe {
@@ -323,13 +346,13 @@ impl<T: DiskOperations> GenDisk<T> {
     /// Keeps requests from being freed, to look one up by its tag. `None` when the queue is frozen
     /// or dead, so that no request can be in flight. Does not sleep. To be held for a short time
     /// only.
-    pub(crate) fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
+    pub fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
         // SAFETY: The queue is valid.
-        if !unsafe { helpers::blk_queue_usage_tryget(self.queue()) } {
+        if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
             return None;
         }
         // SAFETY: The tag set is valid by the type invariant.
-        let tags = unsafe { helpers::blk_mq_tags_read_lock(self.tag_set()) };
+        let tags = unsafe { bindings::blk_mq_tags_read_lock(self.tag_set()) };
         // INVARIANT: The count and the lock were taken just above.
         Some(QueueGuard {
             disk: self,
@@ -344,7 +367,7 @@ impl<T: DiskOperations> GenDisk<T> {
 /// # Invariants
 ///
 /// Holds one count of the queue's usage counter, and the read side of the tag set's SRCU.
-pub(crate) struct QueueGuard<'a, T: DiskOperations> {
+pub struct QueueGuard<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     tags: ffi::c_int,
     _not_send: NotThreadSafe,
@@ -355,13 +378,13 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
     /// value may be asked for. Does not sleep.
     ///
     /// [`unique_tag`]: super::StartedRequest::unique_tag
-    pub(crate) fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
+    pub fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
         let set = self.disk.tag_set();
         // SAFETY: The array of tags changes only while its queues are frozen, which the usage count
         // prevents. `blk_mq_tag_to_rq` checks the tag itself. A request that an I/O scheduler had
         // allocated is freed after the readers of the set's SRCU only, of whom we are one.
         let rq = unsafe {
-            let hwq = usize::from(helpers::blk_mq_unique_tag_to_hwq(unique_tag));
+            let hwq = usize::from(bindings::blk_mq_unique_tag_to_hwq(unique_tag));
             if hwq >= (*set).nr_hw_queues as usize {
                 return None;
             }
@@ -369,8 +392,8 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
             if tags.is_null() {
                 return None;
             }
-            let tag = helpers::blk_mq_unique_tag_to_tag(unique_tag);
-            helpers::blk_mq_tag_to_rq(tags, tag.into())
+            let tag = bindings::blk_mq_unique_tag_to_tag(unique_tag);
+            bindings::blk_mq_tag_to_rq(tags, tag.into())
         };
         // SAFETY: A request found by its tag belongs to the tag set, and stays allocated as above.
         NonNull::new(rq).map(|rq| unsafe { Request::from_raw(rq.as_ptr()) })
@@ -378,11 +401,12 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
 }
 
 impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant there are a lock and a count to give back.
         unsafe {
-            helpers::blk_mq_tags_read_unlock(self.disk.tag_set(), self.tags);
-            helpers::blk_queue_usage_put(self.disk.queue());
+            bindings::blk_mq_tags_read_unlock(self.disk.tag_set(), self.tags);
+            bindings::blk_queue_usage_put(self.disk.queue());
         }
     }
 }

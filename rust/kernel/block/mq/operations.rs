@@ -6,13 +6,13 @@
 
 use super::{
     gen_disk::{DiskOperations, GenDisk},
-    request::{OwnedRequest, Pdu, Request},
+    request::{OwnedRequest, Pdu, Request}, //
 };
+use crate::{bindings, ffi, macros::vtable, time::Jiffies, transmute::AsBytes};
 use core::{marker::PhantomData, ptr::NonNull};
-use kernel::{bindings, ffi, macros::vtable, time::Jiffies, transmute::AsBytes};
 
 /// What blk-mq does about a request after [`Operations::timeout`].
-pub(crate) enum TimeoutAction {
+pub enum TimeoutAction {
     /// Nothing: the driver has seen to it that the request finishes or is requeued.
     Done,
     /// Wait for another timeout.
@@ -24,7 +24,7 @@ pub(crate) enum TimeoutAction {
 
 /// A driver for requests.
 #[vtable]
-pub(crate) trait Operations: Sized + 'static {
+pub trait Operations: Sized + 'static {
     /// The driver's own data in each request. It is never dropped: it may be looked at until the
     /// request's memory goes.
     type RequestData: Send + Sync;

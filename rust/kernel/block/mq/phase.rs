@@ -2,7 +2,7 @@
 
 //! How far a request is: who may decide what becomes of it, and who uses it still.
 
-use crate::kernel::block::BlkStatus;
+use crate::block::BlkStatus;
 
 /// What becomes of a published request once nobody uses it any more.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,7 @@ impl Phase {
     }
 
     /// Not claimed any more, and one user less.
+    #[inline]
     pub(super) fn unclaim(self) -> Self {
         Self {
             claimed: false,
@@ -108,7 +109,7 @@ impl Phase {
     }
 }
 
-#[kernel::macros::kunit_tests(nbd_phase)]
+#[crate::macros::kunit_tests(rust_block_mq_phase)]
 mod tests {
     use super::*;
 

@@ -7,15 +7,9 @@
 use super::{
     gen_disk::{DiskData, DiskOperations, GenDisk},
     operations::OperationsVTable,
-    request::Pdu,
+    request::Pdu, //
 };
-use core::{
-    marker::PhantomData,
-    mem,
-    ops::Deref,
-    ptr::{self, NonNull}, //
-};
-use kernel::{
+use crate::{
     alloc::flags::GFP_KERNEL,
     bindings,
     error::{from_err_ptr, from_result, to_result},
@@ -28,31 +22,37 @@ use kernel::{
     sync::{aref::ARef, Arc},
     types::Opaque, //
 };
+use core::{
+    marker::PhantomData,
+    mem,
+    ops::Deref,
+    ptr::{self, NonNull}, //
+};
 
 /// What a new disk looks like.
-pub(crate) struct DiskBuilder<'a> {
+pub struct DiskBuilder<'a> {
     /// Its name under `/dev`.
-    pub(crate) name: fmt::Arguments<'a>,
-    /// Its major number, from [`Major`](crate::kernel::block::Major).
-    pub(crate) major: u32,
+    pub name: fmt::Arguments<'a>,
+    /// Its major number, from [`Major`](crate::block::Major).
+    pub major: u32,
     /// Its first minor number.
-    pub(crate) first_minor: u32,
+    pub first_minor: u32,
     /// The number of minors, its own and those of its partitions.
-    pub(crate) minors: u32,
+    pub minors: u32,
     /// The number of hardware queues; there are no more than CPUs.
-    pub(crate) hw_queues: u32,
+    pub hw_queues: u32,
     /// Requests per hardware queue.
-    pub(crate) queue_depth: u32,
+    pub queue_depth: u32,
     /// The largest request in bytes.
-    pub(crate) max_bytes: u32,
+    pub max_bytes: u32,
     /// The size of request that suits the disk best, in bytes.
-    pub(crate) io_opt: u32,
+    pub io_opt: u32,
 }
 
 impl DiskBuilder<'_> {
     /// Makes the disk and adds it. Sleeps. Fails with `EINVAL` if the name has no room or a number
     /// is no good, with `ENOMEM`, and with `EEXIST` or `EBUSY` if there is such a disk or minor.
-    pub(crate) fn build<T: DiskOperations>(self, data: Arc<T::Data>) -> Result<RegisteredDisk<T>> {
+    pub fn build<T: DiskOperations>(self, data: Arc<T::Data>) -> Result<RegisteredDisk<T>> {
         let private = Self::alloc_tag_set::<T>(self.hw_queues, self.queue_depth, data)?;
         let mut limits = bindings::queue_limits {
             max_hw_sectors: self.max_bytes >> bindings::SECTOR_SHIFT,
@@ -152,6 +152,7 @@ impl DiskBuilder<'_> {
 }
 
 /// Frees what [`DiskBuilder::alloc_tag_set`] made.
+#[inline]
 fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) -> Arc<T::Data> {
     // SAFETY: The tag set was allocated, and no queue uses it any more.
     unsafe { bindings::blk_mq_free_tag_set(private.tag_set.get()) };
@@ -164,17 +165,19 @@ fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) -> Arc<T::Data> {
 /// # Invariants
 ///
 /// The disk was added and not deleted.
-pub(crate) struct RegisteredDisk<T: DiskOperations>(ARef<GenDisk<T>>);
+pub struct RegisteredDisk<T: DiskOperations>(ARef<GenDisk<T>>);
 
 impl<T: DiskOperations> Deref for RegisteredDisk<T> {
     type Target = GenDisk<T>;
 
+    #[inline]
     fn deref(&self) -> &GenDisk<T> {
         &self.0
     }
 }
 
 impl<T: DiskOperations> Drop for RegisteredDisk<T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the disk was added and not deleted.
         unsafe { bindings::del_gendisk(self.0.as_raw()) };

@@ -9,21 +9,17 @@ use super::{
     phase::{Fate, Phase},
     Operations, //
 };
-use crate::kernel::{bindings as helpers, block::BlkStatus};
-use core::{
-    cell::UnsafeCell,
-    marker::PhantomData,
-    mem::ManuallyDrop,
-    ops::Deref,
-    ptr::NonNull, //
-};
-use kernel::{
+use crate::{
     bindings,
+    block::BlkStatus,
     ffi,
-    sync::atomic::{Acquire, Atomic, Full, Release},
-    sync::barrier::{smp_mb, Read},
+    sync::{
+        atomic::{Acquire, Atomic, Full, Release},
+        barrier::{smp_mb, Read},
+    },
     types::Opaque, //
 };
+use core::{cell::UnsafeCell, marker::PhantomData, mem::ManuallyDrop, ops::Deref, ptr::NonNull};
 
 /// What the driver keeps behind each `struct request`.
 pub(super) struct Pdu<T: Operations> {
@@ -34,6 +30,7 @@ pub(super) struct Pdu<T: Operations> {
 }
 
 impl<T: Operations> Pdu<T> {
+    #[inline]
     pub(super) fn new() -> Self {
         Self {
             phase: Atomic::new(Phase::IDLE),
@@ -50,7 +47,7 @@ impl<T: Operations> Pdu<T> {
 /// The request was allocated by a tag set of `T`, so that its private data is an initialised
 /// [`Pdu<T>`], and stays allocated for as long as the reference lives.
 #[repr(transparent)]
-pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
+pub struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
 
 // SAFETY: A shared reference only gives access to the phase and the driver's data, which are
 // `Sync`.
@@ -60,15 +57,19 @@ impl<T: Operations> Request<T> {
     /// # Safety
     ///
     /// `rq` must satisfy the invariants of [`Request`] for `'a`.
+    #[inline]
     pub(super) unsafe fn from_raw<'a>(rq: *mut bindings::request) -> &'a Self {
         // SAFETY: The type is transparent and the caller promises the rest.
         unsafe { &*rq.cast() }
     }
 
-    pub(in crate::kernel) fn as_raw(&self) -> *mut bindings::request {
+    /// The C request. Reading what may change while the request is in use needs what C needs for that.
+    #[inline]
+    pub fn as_raw(&self) -> *mut bindings::request {
         self.0.get()
     }
 
+    #[inline]
     fn pdu(&self) -> &Pdu<T> {
         // SAFETY: By the type invariant the private data of the request is a live `Pdu<T>`.
         unsafe { &*bindings::blk_mq_rq_to_pdu(self.as_raw()).cast() }
@@ -76,6 +77,7 @@ impl<T: Operations> Request<T> {
 
     /// Has the timer run for so many jiffies when it is started next; 0 for the queue's timeout. If
     /// the request is started by another task meanwhile, either value may be the one that counts.
+    #[inline]
     pub(super) fn set_timeout(&self, jiffies: ffi::c_uint) {
         // SAFETY: The request is allocated. C, too, reads and writes the word without a lock.
         unsafe { (&raw mut (*self.as_raw()).timeout).write_volatile(jiffies) };
@@ -83,13 +85,15 @@ impl<T: Operations> Request<T> {
 
     /// The driver's own data of this request. It outlives the request's I/O: what it says of an
     /// earlier one is stale until the driver writes it anew.
-    pub(crate) fn data(&self) -> &T::RequestData {
+    #[inline]
+    pub fn data(&self) -> &T::RequestData {
         &self.pdu().data
     }
 
     /// What `f` says of the driver's data, if the request is published now; the data is then that
     /// of this publication.
-    pub(crate) fn published<R>(&self, f: impl FnOnce(&T::RequestData) -> R) -> Option<R> {
+    #[inline]
+    pub fn published<R>(&self, f: impl FnOnce(&T::RequestData) -> R) -> Option<R> {
         let phase = &self.pdu().phase;
         let before = Phase::unpack(phase.load(Acquire));
         let ret = f(self.data());
@@ -100,14 +104,15 @@ impl<T: Operations> Request<T> {
 
     /// Whether the request is published and used by somebody: it waits to be sent, is being sent,
     /// or its reply is being received.
-    pub(crate) fn is_in_use(&self) -> bool {
+    #[inline]
+    pub fn is_in_use(&self) -> bool {
         let phase = Phase::unpack(self.pdu().phase.load(Acquire));
         phase.live && phase.users > 0
     }
 
     /// Claims the request if it is published, under `cookie` if one is given, `wanted` is true of
     /// the driver's data, and nobody else has claimed it. Does not sleep.
-    pub(crate) fn claim(
+    pub fn claim(
         &self,
         cookie: Option<u32>,
         wanted: impl Fn(&T::RequestData) -> bool,
@@ -168,7 +173,7 @@ impl<T: Operations> Request<T> {
 
 /// The operations that a driver can be asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Op {
+pub enum Op {
     /// Read into the request's segments.
     Read,
     /// Write the request's segments.
@@ -190,7 +195,7 @@ pub(crate) enum Op {
 ///
 /// The request was started, and is neither ended nor requeued while the value lives.
 #[repr(transparent)]
-pub(crate) struct StartedRequest<T: Operations>(NonNull<bindings::request>, PhantomData<T>);
+pub struct StartedRequest<T: Operations>(NonNull<bindings::request>, PhantomData<T>);
 
 // SAFETY: A started request may be used from any thread; what a shared reference gives access to
 // is either constant while the request is started, or `Sync`.
@@ -201,6 +206,7 @@ unsafe impl<T: Operations> Sync for StartedRequest<T> {}
 impl<T: Operations> Deref for StartedRequest<T> {
     type Target = Request<T>;
 
+    #[inline]
     fn deref(&self) -> &Request<T> {
         // SAFETY: By the type invariant the request stays in the driver's hands, hence allocated.
         unsafe { Request::from_raw(self.0.as_ptr()) }
@@ -209,16 +215,17 @@ impl<T: Operations> Deref for StartedRequest<T> {
 
 impl<T: Operations> StartedRequest<T> {
     /// The disk that the request is for.
-    pub(crate) fn disk(&self) -> &GenDisk<T::Disk> {
+    #[inline]
+    pub fn disk(&self) -> &GenDisk<T::Disk> {
         // SAFETY: The request is valid, and was made by the queue of a disk of `T`, which stays for
         // as long as a request is in flight.
         unsafe { GenDisk::from_raw((*(*self.0.as_ptr()).q).disk) }
     }
 
     /// The operation asked for.
-    pub(crate) fn op(&self) -> Op {
+    pub fn op(&self) -> Op {
         // SAFETY: The request is valid and `cmd_flags` is constant while it is started.
-        match unsafe { helpers::req_op(self.0.as_ptr()) } {
+        match unsafe { bindings::req_op(self.0.as_ptr()) } {
             bindings::req_op_REQ_OP_READ => Op::Read,
             bindings::req_op_REQ_OP_WRITE => Op::Write,
             bindings::req_op_REQ_OP_FLUSH => Op::Flush,
@@ -229,51 +236,59 @@ impl<T: Operations> StartedRequest<T> {
     }
 
     /// Position on the disk in sectors.
-    pub(crate) fn sector(&self) -> u64 {
+    #[inline]
+    pub fn sector(&self) -> u64 {
         // SAFETY: The request is valid and its position constant while it is started.
-        unsafe { helpers::blk_rq_pos(self.0.as_ptr()) }
+        unsafe { bindings::blk_rq_pos(self.0.as_ptr()) }
     }
 
     /// Length in bytes; 0 for a flush.
-    pub(crate) fn bytes(&self) -> u32 {
+    #[inline]
+    pub fn bytes(&self) -> u32 {
         // SAFETY: The request is valid and its length constant while it is started.
-        unsafe { helpers::blk_rq_bytes(self.0.as_ptr()) }
+        unsafe { bindings::blk_rq_bytes(self.0.as_ptr()) }
     }
 
     /// Whether the data must be durable before the request is finished.
-    pub(crate) fn is_fua(&self) -> bool {
+    #[inline]
+    pub fn is_fua(&self) -> bool {
         // SAFETY: The request is valid and `cmd_flags` is constant while it is started.
-        unsafe { helpers::blk_rq_is_fua(self.0.as_ptr()) }
+        unsafe { bindings::blk_rq_is_fua(self.0.as_ptr()) }
     }
 
     /// Whether zeroes must be allocated rather than punched out.
-    pub(crate) fn is_nounmap(&self) -> bool {
+    #[inline]
+    pub fn is_nounmap(&self) -> bool {
         // SAFETY: The request is valid and `cmd_flags` is constant while it is started.
-        unsafe { helpers::blk_rq_is_nounmap(self.0.as_ptr()) }
+        unsafe { bindings::blk_rq_is_nounmap(self.0.as_ptr()) }
     }
 
     /// Whether fault injection wants the driver to forget the reply, so that the request times out.
-    pub(crate) fn should_fake_timeout(&self) -> bool {
+    #[inline]
+    pub fn should_fake_timeout(&self) -> bool {
         // SAFETY: The request is valid, and its queue stays for as long as it is in flight.
-        unsafe { helpers::blk_should_fake_timeout((*self.0.as_ptr()).q) }
+        unsafe { bindings::blk_should_fake_timeout((*self.0.as_ptr()).q) }
     }
 
     /// The tag together with the hardware queue that it belongs to; see
     /// [`QueueGuard::request`](super::gen_disk::QueueGuard::request).
-    pub(crate) fn unique_tag(&self) -> u32 {
+    #[inline]
+    pub fn unique_tag(&self) -> u32 {
         // SAFETY: The request is valid and keeps its driver tag while it is started.
         unsafe { bindings::blk_mq_unique_tag(self.0.as_ptr()) }
     }
 
     /// The cookie of the last publication; of this one, if the request is published.
-    pub(crate) fn cookie(&self) -> u32 {
+    #[inline]
+    pub fn cookie(&self) -> u32 {
         Phase::unpack(self.pdu().phase.load(Acquire)).cookie
     }
 
     /// What goes over the wire in front of the data, as the owner of the request has written it
     /// last. To be sent it is copied: the pages that requests are in have no references of their
     /// own.
-    pub(crate) fn header(&self) -> &T::Header {
+    #[inline]
+    pub fn header(&self) -> &T::Header {
         // SAFETY: Only [`OwnedRequest::set_header`] writes it. If the request has an owner, that
         // has no other `StartedRequest` beside it, and is borrowed together with this one.
         unsafe { &*self.pdu().header.get() }
@@ -281,7 +296,7 @@ impl<T: Operations> StartedRequest<T> {
 
     /// Calls `f` with each physically contiguous segment of the data until it returns `false`. Only
     /// reads and writes have data.
-    pub(crate) fn for_each_segment(&self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
+    pub fn for_each_segment(&self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
         if !matches!(self.op(), Op::Read | Op::Write) {
             return;
         }
@@ -296,13 +311,13 @@ impl<T: Operations> StartedRequest<T> {
             while iter.bi_size > 0 {
                 // SAFETY: `iter` came from the bio of `vecs`, which are there for reads and writes,
                 // and has bytes left.
-                let segment = unsafe { helpers::mp_bvec_iter_bvec(vecs, iter) };
+                let segment = unsafe { bindings::mp_bvec_iter_bvec(vecs, iter) };
                 if !f(segment) {
                     return;
                 }
                 // SAFETY: As above; `segment` ends within the current vector.
                 unsafe {
-                    helpers::bvec_iter_advance_single(vecs, &mut iter, segment.bv_len);
+                    bindings::bvec_iter_advance_single(vecs, &mut iter, segment.bv_len);
                 }
             }
         }
@@ -314,7 +329,7 @@ impl<T: Operations> StartedRequest<T> {
 /// # Invariants
 ///
 /// The request was started, is not published, and has no other owner.
-pub(crate) struct OwnedRequest<T: Operations>(StartedRequest<T>);
+pub struct OwnedRequest<T: Operations>(StartedRequest<T>);
 
 impl<T: Operations> OwnedRequest<T> {
     /// Takes over a request from the block layer and starts it.
@@ -323,6 +338,7 @@ impl<T: Operations> OwnedRequest<T> {
     ///
     /// `rq` must satisfy the invariants of [`Request`], and the block layer must have handed it to
     /// the driver, which has not started it.
+    #[inline]
     pub(super) unsafe fn start(rq: NonNull<bindings::request>) -> Self {
         // Another time it was started it may have had less.
         // SAFETY: By the caller's promise.
@@ -334,14 +350,16 @@ impl<T: Operations> OwnedRequest<T> {
     }
 
     /// Says what goes over the wire in front of the data.
-    pub(crate) fn set_header(&mut self, header: T::Header) {
+    #[inline]
+    pub fn set_header(&mut self, header: T::Header) {
         // SAFETY: By the type invariant the request is ours alone, and `self` is borrowed mutably,
         // so that nobody has a reference to the header.
         unsafe { *self.pdu().header.get() = header };
     }
 
     /// Finishes the request. Does not sleep.
-    pub(crate) fn end(self, status: BlkStatus) {
+    #[inline]
+    pub fn end(self, status: BlkStatus) {
         let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is started and ours alone, and `self` is gone.
         unsafe { bindings::blk_mq_end_request(this.0 .0.as_ptr(), status.into_raw()) };
@@ -349,16 +367,19 @@ impl<T: Operations> OwnedRequest<T> {
 
     /// Hands the request back to the block layer, to be handed to the driver again at once. Does
     /// not sleep.
-    pub(crate) fn requeue(self) {
+    #[inline]
+    pub fn requeue(self) {
         self.give_back(true);
     }
 
     /// Hands the request back to the block layer, to be handed to the driver again after
     /// [`GenDisk::kick_requeued`](super::GenDisk::kick_requeued). Does not sleep.
-    pub(crate) fn requeue_later(self) {
+    #[inline]
+    pub fn requeue_later(self) {
         self.give_back(false);
     }
 
+    #[inline]
     fn give_back(self, kick: bool) {
         let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is started and ours alone, and `self` is gone.
@@ -368,7 +389,8 @@ impl<T: Operations> OwnedRequest<T> {
     /// Publishes the request under `cookie`: from here on it can be found by its tag and claimed.
     /// The cookie should not have been used for the same tag for as long as possible. Does not
     /// sleep.
-    pub(crate) fn publish(self, cookie: u32) -> ActiveRequest<T> {
+    #[inline]
+    pub fn publish(self, cookie: u32) -> ActiveRequest<T> {
         let this = ManuallyDrop::new(self);
         let rq = StartedRequest(this.0 .0, PhantomData);
         let word = &rq.pdu().phase;
@@ -382,12 +404,14 @@ impl<T: Operations> OwnedRequest<T> {
 impl<T: Operations> Deref for OwnedRequest<T> {
     type Target = StartedRequest<T>;
 
+    #[inline]
     fn deref(&self) -> &StartedRequest<T> {
         &self.0
     }
 }
 
 impl<T: Operations> Drop for OwnedRequest<T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the request is started and ours alone.
         unsafe { bindings::blk_mq_end_request(self.0 .0.as_ptr(), BlkStatus::IOERR.into_raw()) };
@@ -401,9 +425,10 @@ impl<T: Operations> Drop for OwnedRequest<T> {
 ///
 /// The request is live and the value stands for one count of its users.
 #[repr(transparent)]
-pub(crate) struct ActiveRequest<T: Operations>(StartedRequest<T>);
+pub struct ActiveRequest<T: Operations>(StartedRequest<T>);
 
 impl<T: Operations> ActiveRequest<T> {
+    #[inline]
     pub(super) fn into_raw(self) -> NonNull<bindings::request> {
         ManuallyDrop::new(self).0 .0
     }
@@ -411,6 +436,7 @@ impl<T: Operations> ActiveRequest<T> {
     /// # Safety
     ///
     /// `rq` must come from [`Self::into_raw`], once.
+    #[inline]
     pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
         // INVARIANT: The count that `into_raw` left behind is now that of this value.
         Self(StartedRequest(rq, PhantomData))
@@ -420,12 +446,14 @@ impl<T: Operations> ActiveRequest<T> {
 impl<T: Operations> Deref for ActiveRequest<T> {
     type Target = StartedRequest<T>;
 
+    #[inline]
     fn deref(&self) -> &StartedRequest<T> {
         &self.0
     }
 }
 
 impl<T: Operations> Drop for ActiveRequest<T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the value stands for one user.
         unsafe { self.0.put_user(None) };
@@ -438,28 +466,32 @@ impl<T: Operations> Drop for ActiveRequest<T> {
 /// # Invariants
 ///
 /// The request is live and claimed, and the value stands for the claim and one user.
-pub(crate) struct Claim<T: Operations>(StartedRequest<T>);
+pub struct Claim<T: Operations>(StartedRequest<T>);
 
 impl<T: Operations> Claim<T> {
     /// Finishes the request with `status`, as soon as nobody uses it any more. Does not sleep.
-    pub(crate) fn end(self, status: BlkStatus) {
+    #[inline]
+    pub fn end(self, status: BlkStatus) {
         self.decide(Fate::End(status));
     }
 
     /// Hands the request back to be queued again, as soon as nobody uses it any more. Does not
     /// sleep.
-    pub(crate) fn requeue(self) {
+    #[inline]
+    pub fn requeue(self) {
         self.decide(Fate::Requeue);
     }
 
     /// Decides nothing: the request goes on waiting, and can be claimed again. Does not sleep.
-    pub(crate) fn release(self) {
+    #[inline]
+    pub fn release(self) {
         let this = ManuallyDrop::new(self);
         // The value stood for the claim and one user; it is gone. The fate is open, so that the
         // request stays published without a user.
         this.update(|phase| Some(phase.unclaim()));
     }
 
+    #[inline]
     fn decide(self, fate: Fate) {
         let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the value stands for the claim and one user; it is gone.
@@ -470,12 +502,14 @@ impl<T: Operations> Claim<T> {
 impl<T: Operations> Deref for Claim<T> {
     type Target = StartedRequest<T>;
 
+    #[inline]
     fn deref(&self) -> &StartedRequest<T> {
         &self.0
     }
 }
 
 impl<T: Operations> Drop for Claim<T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the value stands for the claim and one user.
         unsafe { self.0.put_user(Some(Fate::End(BlkStatus::IOERR))) };

@@ -4,9 +4,16 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h) (`struct rq_list`)
 
-use super::{request::ActiveRequest, request::StartedRequest, Operations};
-use core::{marker::PhantomData, mem, ptr, ptr::NonNull};
-use kernel::bindings;
+use super::{
+    request::{ActiveRequest, StartedRequest},
+    Operations, //
+};
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    mem,
+    ptr::{self, NonNull}, //
+};
 
 /// Requests linked through `rq_next`.
 ///
@@ -14,7 +21,7 @@ use kernel::bindings;
 ///
 /// `head` and what is linked behind it are requests of which the list owns the
 /// [`ActiveRequest`]; `tail` is the last of them, or null if there is none.
-pub(crate) struct RequestList<T: Operations> {
+pub struct RequestList<T: Operations> {
     head: *mut bindings::request,
     tail: *mut bindings::request,
     _owned: PhantomData<ActiveRequest<T>>,
@@ -25,7 +32,9 @@ unsafe impl<T: Operations> Send for RequestList<T> {}
 
 impl<T: Operations> RequestList<T> {
     /// An empty list.
-    pub(crate) const fn new() -> Self {
+    #[expect(clippy::new_without_default)]
+    #[inline]
+    pub const fn new() -> Self {
         // INVARIANT: No requests, and null at both ends.
         Self {
             head: ptr::null_mut(),
@@ -35,12 +44,13 @@ impl<T: Operations> RequestList<T> {
     }
 
     /// Whether there is no request in the list.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[inline]
+    pub fn is_empty(&self) -> bool {
         self.head.is_null()
     }
 
     /// Adds a request at the end.
-    pub(crate) fn push_back(&mut self, rq: ActiveRequest<T>) {
+    pub fn push_back(&mut self, rq: ActiveRequest<T>) {
         let rq = rq.into_raw().as_ptr();
         // SAFETY: The request is active, so that the block layer leaves its link alone.
         unsafe { Self::set_next(rq, ptr::null_mut()) };
@@ -54,7 +64,8 @@ impl<T: Operations> RequestList<T> {
     }
 
     /// Takes the first request out.
-    pub(crate) fn pop_front(&mut self) -> Option<ActiveRequest<T>> {
+    #[inline]
+    pub fn pop_front(&mut self) -> Option<ActiveRequest<T>> {
         let rq = NonNull::new(self.head)?;
         // SAFETY: By the type invariant the first request is owned by the list.
         self.head = unsafe { Self::next(rq.as_ptr()) };
@@ -66,17 +77,19 @@ impl<T: Operations> RequestList<T> {
     }
 
     /// The list, leaving an empty one.
-    pub(crate) fn take(&mut self) -> Self {
+    #[inline]
+    pub fn take(&mut self) -> Self {
         mem::replace(self, Self::new())
     }
 
     /// The first request.
-    pub(crate) fn front(&self) -> Option<&StartedRequest<T>> {
+    #[inline]
+    pub fn front(&self) -> Option<&StartedRequest<T>> {
         self.iter().next()
     }
 
     /// The requests from first to last.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &StartedRequest<T>> {
+    pub fn iter(&self) -> impl Iterator<Item = &StartedRequest<T>> {
         let mut next: &*mut bindings::request = &self.head;
         core::iter::from_fn(move || {
             let current = next;
@@ -94,6 +107,7 @@ impl<T: Operations> RequestList<T> {
     /// # Safety
     ///
     /// `rq` must be owned by the list or about to be.
+    #[inline]
     unsafe fn set_next(rq: *mut bindings::request, next: *mut bindings::request) {
         // SAFETY: By the caller's promise the link is the list's to write.
         unsafe { (*rq).__bindgen_anon_1.rq_next = next };
@@ -102,6 +116,7 @@ impl<T: Operations> RequestList<T> {
     /// # Safety
     ///
     /// `rq` must be owned by the list.
+    #[inline]
     unsafe fn next(rq: *mut bindings::request) -> *mut bindings::request {
         // SAFETY: By the caller's promise the link is the list's to read.
         unsafe { (*rq).__bindgen_anon_1.rq_next }
@@ -109,6 +124,7 @@ impl<T: Operations> RequestList<T> {
 }
 
 impl<T: Operations> Drop for RequestList<T> {
+    #[inline]
     fn drop(&mut self) {
         while self.pop_front().is_some() {}
     }

@@ -8,15 +8,10 @@
 mod attr;
 mod message;
 
-pub(crate) use attr::{attr_size, Attr, Policy};
-pub(crate) use message::Message;
+pub use attr::{attr_size, Attr, Policy};
+pub use message::Message;
 
-use core::{
-    cell::UnsafeCell,
-    marker::PhantomData,
-    ptr, //
-};
-use kernel::{
+use crate::{
     bindings,
     error::{from_result, to_result},
     ffi,
@@ -24,17 +19,17 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
-        Arc,
-        ArcBorrow, //
+        Arc, ArcBorrow,
     },
     types::Opaque,
     ThisModule, //
 };
+use core::{cell::UnsafeCell, marker::PhantomData, ptr};
 
-pub(crate) use kernel::net::netlink::MulticastGroup;
+pub use crate::net::netlink::MulticastGroup;
 
 /// The commands of a family.
-pub(crate) trait Commands: Sized + 'static {
+pub trait Commands: Sized + 'static {
     /// What all commands work on. The registration keeps it.
     type Context: Send + Sync + 'static;
 
@@ -55,12 +50,12 @@ pub(crate) trait Commands: Sized + 'static {
 
 /// A command that users can send to a family.
 #[repr(transparent)]
-pub(crate) struct Operation<T: Commands>(bindings::genl_small_ops, PhantomData<fn(T)>);
+pub struct Operation<T: Commands>(bindings::genl_small_ops, PhantomData<fn(T)>);
 
 impl<T: Commands> Operation<T> {
     /// A command that takes attributes it does not know, integers longer than they need be, and
     /// anything in the reserved fields of the headers.
-    pub(crate) const fn lenient(command: u8) -> Self {
+    pub const fn lenient(command: u8) -> Self {
         Self(
             bindings::genl_small_ops {
                 doit: Some(Family::<T>::doit),
@@ -94,7 +89,7 @@ const REGISTERED: u32 = 2;
 ///   written.
 /// - If `state` is [`REGISTERED`], `genl_register_family` has succeeded.
 #[repr(C)]
-pub(crate) struct Family<T: Commands> {
+pub struct Family<T: Commands> {
     // First, for `doit` to get from it to the rest.
     family: Opaque<bindings::genl_family>,
     state: Atomic<u32>,
@@ -110,7 +105,7 @@ impl<T: Commands> Family<T> {
     ///
     /// For constants: panics if the name is empty or has more than 15 bytes, an array is empty or
     /// has more than 255 entries, there is no attribute past `policy[0]`, or a command is 255.
-    pub(crate) const fn new(
+    pub const fn new(
         module: &'static ThisModule,
         name: &'static CStr,
         version: u32,
@@ -160,12 +155,14 @@ impl<T: Commands> Family<T> {
         }
     }
 
+    #[inline]
     const fn count(len: usize) -> u8 {
         assert!(len > 0 && len <= u8::MAX as usize);
         len as u8
     }
 
     /// The C family: a pointer that can be turned back into one to the whole value.
+    #[inline]
     fn as_raw(&'static self) -> *mut bindings::genl_family {
         ptr::from_ref(self).cast_mut().cast()
     }
@@ -177,7 +174,7 @@ impl<T: Commands> Family<T> {
     /// Fails with `EBUSY` if the family is registered or ever was, with `EEXIST` if there is
     /// another of its name, with `EINVAL` if two of its commands have the same number, and with
     /// `ENOMEM`.
-    pub(crate) fn register(&'static self, context: Arc<T::Context>) -> Result<Registration<T>> {
+    pub fn register(&'static self, context: Arc<T::Context>) -> Result<Registration<T>> {
         self.state.cmpxchg(IDLE, BUSY, Acquire).map_err(|_| EBUSY)?;
         // SAFETY: Having changed the state, `context` is ours, and so is `family`, which cannot be
         // found, since it has not been registered. These bits cannot be set in a constant.
@@ -266,11 +263,12 @@ impl<T: Commands> Family<T> {
 /// # Invariants
 ///
 /// `family` is registered, and this is the only registration of it.
-pub(crate) struct Registration<T: Commands> {
+pub struct Registration<T: Commands> {
     family: &'static Family<T>,
 }
 
 impl<T: Commands> Drop for Registration<T> {
+    #[inline]
     fn drop(&mut self) {
         self.family.state.store(BUSY, Relaxed);
         // SAFETY: The family is registered, by the type invariant.
@@ -291,7 +289,7 @@ impl<T: Commands> Drop for Registration<T> {
 ///
 /// `skb` and `info` are those of a call of `doit` that lasts for `'a`; `info` has an array of
 /// attributes up to the family's last, each absent or valid for `'a`, and never written.
-pub(crate) struct Info<'a> {
+pub struct Info<'a> {
     skb: *mut bindings::sk_buff,
     info: *mut bindings::genl_info,
     _call: PhantomData<&'a ()>,
@@ -299,7 +297,8 @@ pub(crate) struct Info<'a> {
 
 impl<'a> Info<'a> {
     /// The attribute of number `n`, if there is one: the last, if there are more.
-    pub(crate) fn attr(&self, n: u16) -> Option<Attr<'a>> {
+    #[inline]
+    pub fn attr(&self, n: u16) -> Option<Attr<'a>> {
         // SAFETY: The info and its family are valid, by the type invariant. The length of the
         // array does not change.
         let last = unsafe { (*(*self.info).family).maxattr };
@@ -312,7 +311,7 @@ impl<'a> Info<'a> {
     }
 
     /// The attribute of number `n`. Without one, tells the sender so, and fails with `EINVAL`.
-    pub(crate) fn require(&self, n: u16) -> Result<Attr<'a>> {
+    pub fn require(&self, n: u16) -> Result<Attr<'a>> {
         self.attr(n).ok_or_else(|| {
             // SAFETY: The info is valid, and its report null or valid and only ours to write while
             // the command runs: it is on the sender's stack, and this type is not `Send`.
@@ -329,14 +328,15 @@ impl<'a> Info<'a> {
 
     /// Whether the sender, and who opened its socket, have `CAP_SYS_ADMIN` in the initial user
     /// namespace.
-    pub(crate) fn is_admin(&self) -> bool {
+    #[inline]
+    pub fn is_admin(&self) -> bool {
         // SAFETY: The message is valid and a netlink one, by the type invariant.
         unsafe { bindings::netlink_capable(self.skb, bindings::CAP_SYS_ADMIN as ffi::c_int) }
     }
 
     /// Adds to the acknowledgment a message of up to 79 bytes, and `attr` as the culprit: for
     /// commands that fail. The sender sees the last message only.
-    pub(crate) fn refuse(&self, attr: Option<Attr<'_>>, message: fmt::Arguments<'_>) {
+    pub fn refuse(&self, attr: Option<Attr<'_>>, message: fmt::Arguments<'_>) {
         let attr = attr.map_or(ptr::null(), |attr| attr.as_raw());
         // SAFETY: The info is valid, and its report null or valid and only ours to write, as in
         // `require`. The format takes a pointer to arguments, which are valid, and writes no more

@@ -7,22 +7,22 @@
 /// Calls a tracepoint that a C file has defined with `CREATE_RUST_TRACE_POINTS`. While the
 /// tracepoint is off, this is one static branch: the arguments are not evaluated.
 ///
-/// The kernel crate's `declare_trace!` takes the tracepoint from that crate's own bindings, and
-/// evaluates the arguments first.
+/// [`declare_trace!`](crate::declare_trace) evaluates the arguments first.
 ///
 /// # Safety
 ///
 /// The arguments must be what the tracepoint's C code requires.
+#[macro_export]
 macro_rules! do_trace {
     ($name:ident($($arg:expr),* $(,)?)) => {
-        ::kernel::macros::paste! {{
+        $crate::macros::paste! {{
             #[cfg(CONFIG_TRACEPOINTS)]
-            if ::kernel::jump_label::static_branch_unlikely!(
-                $crate::kernel::bindings::[<__tracepoint_ $name>],
-                ::kernel::bindings::tracepoint,
+            if $crate::jump_label::static_branch_unlikely!(
+                $crate::bindings::[<__tracepoint_ $name>],
+                $crate::bindings::tracepoint,
                 key
             ) {
-                $crate::kernel::bindings::[<rust_do_trace_ $name>]($($arg),*);
+                $crate::bindings::[<rust_do_trace_ $name>]($($arg),*);
             }
 
             // Without tracepoints, keep the arguments from being unused.
@@ -33,5 +33,3 @@ macro_rules! do_trace {
         }}
     };
 }
-
-pub(crate) use do_trace;

@@ -5,27 +5,21 @@
 //! C header: [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
 use super::Info;
-use core::{
-    marker::PhantomData,
-    ptr, //
-};
-use kernel::{
-    bindings,
-    error::to_result,
-    ffi,
-    prelude::*, //
-};
+use crate::{bindings, error::to_result, ffi, prelude::*};
+use core::{marker::PhantomData, ptr};
 
 /// The header of an attribute: its length and its type, 16 bits each.
 pub(super) const ATTR_HEADER: usize = size_of::<bindings::nlattr>();
 
 /// `size` as attributes are aligned.
+#[inline]
 const fn attr_align(size: usize) -> usize {
     size.next_multiple_of(bindings::NLA_ALIGNTO as usize)
 }
 
 /// What an attribute with `payload` bytes takes in a message.
-pub(crate) const fn attr_size(payload: usize) -> usize {
+#[inline]
+pub const fn attr_size(payload: usize) -> usize {
     attr_align(ATTR_HEADER + payload)
 }
 
@@ -35,24 +29,25 @@ pub(crate) const fn attr_size(payload: usize) -> usize {
 ///
 /// The policy points to nothing.
 #[repr(transparent)]
-pub(crate) struct Policy(bindings::nla_policy);
+pub struct Policy(bindings::nla_policy);
 
 // SAFETY: The value is never written, and points to nothing by the type invariant.
 unsafe impl Sync for Policy {}
 
 impl Policy {
     /// Anything goes; also what is before the first attribute.
-    pub(crate) const UNSPEC: Self = Self::new(bindings::NLA_UNSPEC);
+    pub const UNSPEC: Self = Self::new(bindings::NLA_UNSPEC);
     /// At least 4 bytes.
-    pub(crate) const U32: Self = Self::new(bindings::NLA_U32);
+    pub const U32: Self = Self::new(bindings::NLA_U32);
     /// At least 8 bytes.
-    pub(crate) const U64: Self = Self::new(bindings::NLA_U64);
+    pub const U64: Self = Self::new(bindings::NLA_U64);
     /// Nothing, or at least a header's 4 bytes. The attributes in it are not looked at before
     /// [`Attr::items`] or [`Attr::parse`].
-    pub(crate) const NESTED: Self = Self::new(bindings::NLA_NESTED);
+    pub const NESTED: Self = Self::new(bindings::NLA_NESTED);
     /// At least one byte, with or without a NUL at the end.
-    pub(crate) const STRING: Self = Self::new(bindings::NLA_STRING);
+    pub const STRING: Self = Self::new(bindings::NLA_STRING);
 
+    #[inline]
     const fn new(kind: u32) -> Self {
         // INVARIANT: All zeroes but for the type.
         Self(bindings::nla_policy {
@@ -69,7 +64,7 @@ impl Policy {
 /// The slice is one attribute: a header, which has the slice's length and is aligned as all
 /// attributes are, and the payload. Nobody writes it.
 #[derive(Clone, Copy)]
-pub(crate) struct Attr<'a>(&'a [u8]);
+pub struct Attr<'a>(&'a [u8]);
 
 impl<'a> Attr<'a> {
     /// An attribute from an array of them; none if the pointer is null.
@@ -78,6 +73,7 @@ impl<'a> Attr<'a> {
     ///
     /// `attr` is null or points to an attribute of at least a header, which is valid and not
     /// written for `'a`.
+    #[inline]
     pub(super) unsafe fn from_raw(attr: *const bindings::nlattr) -> Option<Self> {
         if attr.is_null() {
             return None;
@@ -88,40 +84,45 @@ impl<'a> Attr<'a> {
         Some(Self(bytes))
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *const bindings::nlattr {
         self.0.as_ptr().cast()
     }
 
     /// The number that the attribute has among its siblings.
-    pub(crate) fn kind(&self) -> u16 {
+    #[inline]
+    pub fn kind(&self) -> u16 {
         u16::from_ne_bytes([self.0[2], self.0[3]]) & bindings::NLA_TYPE_MASK as u16
     }
 
     /// The payload.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
+    #[inline]
+    pub fn bytes(&self) -> &'a [u8] {
         &self.0[ATTR_HEADER..]
     }
 
     /// The payload without a NUL at the end, if there is one. There may be others.
-    pub(crate) fn string(&self) -> &'a [u8] {
+    #[inline]
+    pub fn string(&self) -> &'a [u8] {
         let bytes = self.bytes();
         bytes.strip_suffix(b"\0").unwrap_or(bytes)
     }
 
     /// The integer that the payload starts with. Fails with `EINVAL` if it is too short.
-    pub(crate) fn u32(&self) -> Result<u32> {
+    pub fn u32(&self) -> Result<u32> {
         let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
         Ok(u32::from_ne_bytes(*bytes))
     }
 
     /// The integer that the payload starts with. Fails with `EINVAL` if it is too short.
-    pub(crate) fn u64(&self) -> Result<u64> {
+    pub fn u64(&self) -> Result<u64> {
         let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
         Ok(u64::from_ne_bytes(*bytes))
     }
 
     /// The attributes in the payload, up to the first that is not whole.
-    pub(crate) fn items(&self) -> Items<'a> {
+    #[inline]
+    pub fn items(&self) -> Items<'a> {
         // INVARIANT: The header that the payload follows has the size that attributes are aligned
         // to.
         Items(self.bytes())
@@ -132,7 +133,7 @@ impl<'a> Attr<'a> {
     ///
     /// Fails with `EINVAL` or `ERANGE` if one is not as in `policy`, and tells the sender of
     /// `info` which.
-    pub(crate) fn parse<const N: usize>(
+    pub fn parse<const N: usize>(
         &self,
         policy: &'static [Policy; N],
         info: &Info<'_>,
@@ -170,7 +171,7 @@ impl<'a> Attr<'a> {
 /// # Invariants
 ///
 /// The slice starts where an attribute may, as to alignment. Nobody writes it.
-pub(crate) struct Items<'a>(&'a [u8]);
+pub struct Items<'a>(&'a [u8]);
 
 impl<'a> Iterator for Items<'a> {
     type Item = Attr<'a>;
@@ -193,14 +194,15 @@ impl<'a> Iterator for Items<'a> {
 /// # Invariants
 ///
 /// The entries are null, or point to attributes that are valid and not written for `'a`.
-pub(crate) struct Parsed<'a, const N: usize> {
+pub struct Parsed<'a, const N: usize> {
     attrs: [*mut bindings::nlattr; N],
     _payload: PhantomData<&'a [u8]>,
 }
 
 impl<'a, const N: usize> Parsed<'a, N> {
     /// The attribute of number `n`, if there is one.
-    pub(crate) fn attr(&self, n: u16) -> Option<Attr<'a>> {
+    #[inline]
+    pub fn attr(&self, n: u16) -> Option<Attr<'a>> {
         let attr = self.attrs.get(usize::from(n))?;
         // SAFETY: By the type invariant.
         unsafe { Attr::from_raw(*attr) }

@@ -4,41 +4,45 @@
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
+use crate::{bindings, prelude::*, str::as_char_ptr_in_const_context};
 use core::cell::UnsafeCell;
-use kernel::{bindings, prelude::*, str::as_char_ptr_in_const_context};
 
 /// A parameter of C type `int`, in `/sys/module/*/parameters`, set when the module is loaded.
 ///
 /// # Invariants
 ///
 /// The value is an aligned int that everybody, C included, reads and writes whole.
-pub(crate) struct IntParam(UnsafeCell<i32>);
+pub struct IntParam(UnsafeCell<i32>);
 
 // SAFETY: By the type invariant.
 unsafe impl Sync for IntParam {}
 
 impl IntParam {
     /// A parameter with a default.
-    pub(crate) const fn new(default: i32) -> Self {
+    #[inline]
+    pub const fn new(default: i32) -> Self {
         // INVARIANT: The functions below do so, and C for as long as it has no other operations
         // than `param_ops_int`.
         Self(UnsafeCell::new(default))
     }
 
     /// The value.
-    pub(crate) fn get(&self) -> i32 {
+    #[inline]
+    pub fn get(&self) -> i32 {
         // SAFETY: By the type invariant.
         unsafe { self.0.get().read_volatile() }
     }
 
     /// Replaces the value by the one in force, for user space to see.
-    pub(crate) fn adjust(&self, value: i32) {
+    #[inline]
+    pub fn adjust(&self, value: i32) {
         // SAFETY: By the type invariant.
         unsafe { self.0.get().write_volatile(value) };
     }
 
     /// For [`int_param!`](crate::int_param).
-    pub(crate) const fn as_ptr(&self) -> *mut c_void {
+    #[inline]
+    pub const fn as_ptr(&self) -> *mut c_void {
         self.0.get().cast()
     }
 }
@@ -49,14 +53,14 @@ impl IntParam {
 ///
 /// Name and value are there for as long as the module is loaded, and nobody writes this.
 #[repr(transparent)]
-pub(crate) struct Registration(bindings::kernel_param);
+pub struct Registration(bindings::kernel_param);
 
 // SAFETY: By the type invariant.
 unsafe impl Sync for Registration {}
 
 impl Registration {
     /// For [`int_param!`](crate::int_param): a parameter readable by all in sysfs.
-    pub(crate) const fn new(
+    pub const fn new(
         name: &'static CStr,
         module: *mut bindings::module,
         value: &'static IntParam,
@@ -78,20 +82,22 @@ impl Registration {
 
 /// Declares a static [`IntParam`] of the module and registers it under a name. The description is
 /// what goes to the section `.modinfo`: `b"parm=name:text\0parmtype=name:int\0"`.
+// The module that calls the macro is meant.
+#[allow(clippy::crate_in_macro_def)]
 #[macro_export]
 macro_rules! int_param {
     ($(#[$doc:meta])* $name:ident, $cname:literal, $default:literal, $info:literal) => {
         $(#[$doc])*
-        pub(crate) static $name: $crate::kernel::module_param::IntParam =
-            $crate::kernel::module_param::IntParam::new($default);
+        static $name: $crate::module_param::int_param::IntParam =
+            $crate::module_param::int_param::IntParam::new($default);
 
         const _: () = {
             #[link_section = "__param"]
             #[used(compiler)]
-            static PARAM: $crate::kernel::module_param::Registration =
-                $crate::kernel::module_param::Registration::new(
+            static PARAM: $crate::module_param::int_param::Registration =
+                $crate::module_param::int_param::Registration::new(
                     $cname,
-                    ::kernel::module::this_module::<$crate::NbdModule>().as_ptr(),
+                    $crate::module::this_module::<crate::LocalModule>().as_ptr(),
                     &$name,
                 );
 

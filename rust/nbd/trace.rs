@@ -4,19 +4,19 @@
 //!
 //! C header: [`include/trace/events/nbd.h`](srctree/include/trace/events/nbd.h)
 
-use crate::kernel::{
-    bindings as helpers,
-    block::mq::{Operations, StartedRequest},
-    tracepoint::do_trace, //
-};
 use core::mem::size_of;
-use kernel::ffi;
+use kernel::{
+    bindings,
+    block::mq::{Operations, StartedRequest},
+    do_trace, //
+    ffi,
+};
 
 /// `nbd_send_request`: `header` is about to be sent for `rq`, on the device with this index. A BPF
 /// program may change the header.
 #[inline(always)]
 pub(crate) fn nbd_send_request<T: Operations>(
-    header: &mut [u8; size_of::<helpers::nbd_request>()],
+    header: &mut [u8; size_of::<bindings::nbd_request>()],
     index: impl FnOnce() -> u32,
     rq: &StartedRequest<T>,
 ) {

@@ -4,53 +4,57 @@
 //!
 //! C header: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
 
-use crate::kernel::{
-    bindings as helpers,
-    sync::wait::{WaitMode, WaitQueue, FOR_EVER},
-};
-use core::ptr::NonNull;
-use kernel::{
+use crate::{
     bindings,
     fmt,
     prelude::*,
     str::BStr,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        wait::{WaitMode, WaitQueue, FOR_EVER},
+    },
     task::{Pid, Task}, //
 };
+use core::ptr::NonNull;
 
 /// A process: the threads that share one `struct signal_struct`, across `exec` and the death of
 /// any of them. The value keeps the task that it was made from, so that the process's identity is
 /// never reused while it lives.
-pub(crate) struct Process(ARef<Task>);
+pub struct Process(ARef<Task>);
 
 impl Process {
     /// The current task's process.
-    pub(crate) fn current() -> Self {
+    #[inline]
+    pub fn current() -> Self {
         Self(ARef::from(&**current!()))
     }
 
     /// Whether both are the same process.
-    pub(crate) fn is(&self, other: &Self) -> bool {
+    #[inline]
+    pub fn is(&self, other: &Self) -> bool {
         // SAFETY: Both tasks are valid, and a task keeps its `signal` while it is referenced.
-        unsafe { helpers::same_thread_group(self.0.as_ptr(), other.0.as_ptr()) }
+        unsafe { bindings::same_thread_group(self.0.as_ptr(), other.0.as_ptr()) }
     }
 
     /// Whether any thread of the process has not exited. A process that exited but was not waited
     /// for is not alive.
-    pub(crate) fn is_alive(&self) -> bool {
+    #[inline]
+    pub fn is_alive(&self) -> bool {
         // SAFETY: The task is valid, and keeps its `signal` while it is referenced.
-        unsafe { helpers::thread_group_live(self.0.as_ptr()) }
+        unsafe { bindings::thread_group_live(self.0.as_ptr()) }
     }
 
     /// The process id in the initial namespace.
-    pub(crate) fn pid(&self) -> Pid {
+    #[inline]
+    pub fn pid(&self) -> Pid {
         // SAFETY: The task is valid.
-        unsafe { helpers::task_tgid_nr(self.0.as_ptr()) }
+        unsafe { bindings::task_tgid_nr(self.0.as_ptr()) }
     }
 
     /// The command name of the task that the value was made from; one that changes meanwhile may
     /// come out mixed.
-    pub(crate) fn comm(&self) -> Comm {
+    #[inline]
+    pub fn comm(&self) -> Comm {
         // SAFETY: The task is valid. Bytes may change while they are read, which a volatile read
         // may race with, and any are fine.
         Comm::from(unsafe { (&raw const (*self.0.as_ptr()).comm).read_volatile() })
@@ -63,7 +67,7 @@ impl Process {
 ///
 /// `pid` is the `struct pid` that `task` had when the value was made, and the value owns one
 /// reference to it.
-pub(crate) struct Thread {
+pub struct Thread {
     task: ARef<Task>,
     pid: NonNull<bindings::pid>,
 }
@@ -76,7 +80,8 @@ unsafe impl Sync for Thread {}
 
 impl Thread {
     /// The current thread. Does not sleep.
-    pub(crate) fn current() -> Self {
+    #[inline]
+    pub fn current() -> Self {
         let task = ARef::from(&**current!());
         // SAFETY: The current task is valid and has a pid, to which this takes a reference.
         let pid = unsafe { bindings::get_task_pid(task.as_ptr(), bindings::pid_type_PIDTYPE_PID) };
@@ -89,17 +94,20 @@ impl Thread {
     }
 
     /// Whether this is the current thread.
-    pub(crate) fn is_current(&self) -> bool {
+    #[inline]
+    pub fn is_current(&self) -> bool {
         self.task.as_ptr() == current!().as_ptr()
     }
 
     /// Whether the thread has exited. Does not sleep.
-    pub(crate) fn has_exited(&self) -> bool {
+    #[inline]
+    pub fn has_exited(&self) -> bool {
         // SAFETY: The task is valid; C writes the word whole, and without a lock for readers.
         unsafe { (&raw const (*self.task.as_ptr()).exit_state).read_volatile() != 0 }
     }
 
     /// The queue in which the exit of the thread is announced.
+    #[inline]
     fn exits(&self) -> &WaitQueue {
         // SAFETY: By the type invariant the `struct pid` is valid for as long as the value, and its
         // queue is initialised with it.
@@ -110,7 +118,8 @@ impl Thread {
     /// [`Self::wake`]. Returns whether the thread has exited.
     ///
     /// Context: may sleep; for kernel threads.
-    pub(crate) fn wait_for_exit(&self, mut enough: impl FnMut() -> bool) -> bool {
+    #[inline]
+    pub fn wait_for_exit(&self, mut enough: impl FnMut() -> bool) -> bool {
         self.exits()
             .wait_until(WaitMode::Idle, FOR_EVER, || self.has_exited() || enough());
         self.has_exited()
@@ -118,12 +127,14 @@ impl Thread {
 
     /// Has those in [`Self::wait_for_exit`] look again. Others who wait for the exit, by a pidfd,
     /// wake up for nothing. Does not sleep.
-    pub(crate) fn wake(&self) {
+    #[inline]
+    pub fn wake(&self) {
         self.exits().wake_all();
     }
 }
 
 impl Drop for Thread {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant there is a reference to give back.
         unsafe { bindings::put_pid(self.pid.as_ptr()) };
@@ -133,7 +144,7 @@ impl Drop for Thread {
 /// Whether a signal is pending that the current task will act on when it returns to user space: one
 /// that kills it or that it has a handler for. A stop, a signal that it ignores, the freezer and a
 /// tracer wake a task, too, but are none.
-pub(crate) fn must_act_on_signal() -> bool {
+pub fn must_act_on_signal() -> bool {
     let task = current!().as_ptr();
     // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits. The
     // words are read without `siglock`: others may add signals or change handlers meanwhile, and
@@ -186,11 +197,12 @@ fn acts_on(signal: u32, handler: usize) -> bool {
 
 /// The command name of a task, in whatever encoding. What is printed of it is escaped.
 #[derive(Clone, Copy)]
-pub(crate) struct Comm([u8; COMM_LEN]);
+pub struct Comm([u8; COMM_LEN]);
 
 const COMM_LEN: usize = bindings::TASK_COMM_LEN as usize;
 
 impl From<[u8; COMM_LEN]> for Comm {
+    #[inline]
     fn from(bytes: [u8; COMM_LEN]) -> Self {
         Self(bytes)
     }
@@ -204,7 +216,7 @@ impl fmt::Display for Comm {
     }
 }
 
-#[kernel::macros::kunit_tests(nbd_task)]
+#[crate::macros::kunit_tests(rust_task_process)]
 mod tests {
     use super::*;
 

@@ -4,8 +4,7 @@
 //!
 //! C header: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h)
 
-use crate::kernel::bindings as helpers;
-use kernel::{ffi, types::NotThreadSafe};
+use crate::{bindings, ffi, types::NotThreadSafe};
 
 /// Allocations of the current task do not reclaim memory, and may use the reserves, until dropped.
 /// Such scopes must nest.
@@ -13,26 +12,28 @@ use kernel::{ffi, types::NotThreadSafe};
 /// # Invariants
 ///
 /// `flags` is what the scope's entry returned on this task.
-pub(crate) struct NoReclaim {
+pub struct NoReclaim {
     flags: ffi::c_uint,
     _not_send: NotThreadSafe,
 }
 
 impl NoReclaim {
     /// Enters the scope.
-    pub(crate) fn enter() -> Self {
+    #[inline]
+    pub fn enter() -> Self {
         Self {
             // SAFETY: Only changes flags of the current task.
-            flags: unsafe { helpers::memalloc_noreclaim_save() },
+            flags: unsafe { bindings::memalloc_noreclaim_save() },
             _not_send: NotThreadSafe,
         }
     }
 }
 
 impl Drop for NoReclaim {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
-        unsafe { helpers::memalloc_noreclaim_restore(self.flags) };
+        unsafe { bindings::memalloc_noreclaim_restore(self.flags) };
     }
 }
 
@@ -41,25 +42,27 @@ impl Drop for NoReclaim {
 /// # Invariants
 ///
 /// `flags` is what the scope's entry returned on this task.
-pub(crate) struct NoIo {
+pub struct NoIo {
     flags: ffi::c_uint,
     _not_send: NotThreadSafe,
 }
 
 impl NoIo {
     /// Enters the scope.
-    pub(crate) fn enter() -> Self {
+    #[inline]
+    pub fn enter() -> Self {
         Self {
             // SAFETY: Only changes flags of the current task.
-            flags: unsafe { helpers::memalloc_noio_save() },
+            flags: unsafe { bindings::memalloc_noio_save() },
             _not_send: NotThreadSafe,
         }
     }
 }
 
 impl Drop for NoIo {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
-        unsafe { helpers::memalloc_noio_restore(self.flags) };
+        unsafe { bindings::memalloc_noio_restore(self.flags) };
     }
 }

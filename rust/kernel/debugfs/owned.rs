@@ -6,9 +6,7 @@
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
-use crate::kernel::bindings as helpers;
-use core::{marker::PhantomData, ptr};
-use kernel::{
+use crate::{
     bindings,
     ffi,
     fmt,
@@ -18,16 +16,17 @@ use kernel::{
     seq_print,
     sync::Arc, //
 };
+use core::{marker::PhantomData, ptr};
 
 /// Prints what a file is about. May sleep.
-pub(crate) type Print<T> = fn(&T, &mut fmt::Formatter<'_>) -> fmt::Result;
+pub type Print<T> = fn(&T, &mut fmt::Formatter<'_>) -> fmt::Result;
 
 /// A directory of debugfs's own directory; it goes away with the value.
 ///
 /// # Invariants
 ///
 /// The value is what `debugfs_create_dir` has returned, and was not removed.
-pub(crate) struct Root(*mut bindings::dentry);
+pub struct Root(*mut bindings::dentry);
 
 // SAFETY: debugfs has locks of its own.
 unsafe impl Send for Root {}
@@ -37,18 +36,19 @@ unsafe impl Sync for Root {}
 impl Root {
     /// Makes the directory. Without debugfs there is none, and no error. Sleeps. Fails with
     /// `ENOMEM`.
-    pub(crate) fn new(name: &CStr) -> Result<Arc<Self>> {
+    pub fn new(name: &CStr) -> Result<Arc<Self>> {
         // SAFETY: `name` is a string of C, and without a parent it is debugfs itself.
-        let dentry = unsafe { helpers::debugfs_create_dir(name.as_char_ptr(), ptr::null_mut()) };
+        let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), ptr::null_mut()) };
         // INVARIANT: Just above.
         Ok(Arc::new(Self(dentry), GFP_KERNEL)?)
     }
 }
 
 impl Drop for Root {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant. Directories in it have a reference to the value.
-        unsafe { helpers::debugfs_remove(self.0) };
+        unsafe { bindings::debugfs_remove(self.0) };
     }
 }
 
@@ -71,7 +71,7 @@ impl<T> fmt::Display for File<T> {
 ///
 /// - `dentry` is what `debugfs_create_dir` has returned in `_root`, and was not removed.
 /// - The private data of each file in it is an element of `files`, which does not change.
-pub(crate) struct Dir<T: Send + Sync + 'static, M: ModuleMetadata> {
+pub struct Dir<T: Send + Sync + 'static, M: ModuleMetadata> {
     dentry: *mut bindings::dentry,
     files: KVec<File<T>>,
     _root: Arc<Root>,
@@ -86,7 +86,7 @@ unsafe impl<T: Send + Sync + 'static, M: ModuleMetadata> Sync for Dir<T, M> {}
 impl<T: Clone + Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
     /// Makes the directory, with a file for each of `files`, which only root can read. What debugfs
     /// cannot make is not there. Sleeps. Fails with `ENOMEM`.
-    pub(crate) fn new(
+    pub fn new(
         root: &Arc<Root>,
         name: &CStr,
         data: &T,
@@ -102,7 +102,7 @@ impl<T: Clone + Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
         }
         // SAFETY: `name` is a string of C, and by its invariant `root` is a directory or an error,
         // which debugfs passes on.
-        let dentry = unsafe { helpers::debugfs_create_dir(name.as_char_ptr(), root.0) };
+        let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), root.0) };
         // INVARIANT: There is no file yet.
         let dir = Self {
             dentry,
@@ -116,7 +116,7 @@ impl<T: Clone + Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
             // SAFETY: As above. The operations are for a `File<T>`, which is there until the
             // directory is removed, and live as long as the module, which they name as their owner.
             unsafe {
-                helpers::debugfs_create_file(
+                bindings::debugfs_create_file(
                     name.as_char_ptr(),
                     0o400,
                     dir.dentry,
@@ -169,8 +169,9 @@ impl<T: Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
 
 impl<T: Send + Sync + 'static, M: ModuleMetadata> Drop for Dir<T, M> {
     /// Waits for those who read a file.
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant. The files go with it, before what they point to.
-        unsafe { helpers::debugfs_remove(self.dentry) };
+        unsafe { bindings::debugfs_remove(self.dentry) };
     }
 }

@@ -5,23 +5,9 @@
 //! C headers: [`include/net/genetlink.h`](srctree/include/net/genetlink.h),
 //! [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
-use super::{
-    attr::ATTR_HEADER,
-    Commands,
-    Family,
-    Info, //
-};
-use crate::kernel::bindings as helpers;
-use core::{
-    mem::ManuallyDrop,
-    ptr::NonNull, //
-};
-use kernel::{
-    bindings,
-    error::to_result,
-    ffi,
-    prelude::*, //
-};
+use super::{attr::ATTR_HEADER, Commands, Family, Info};
+use crate::{bindings, error::to_result, ffi, prelude::*};
+use core::{mem::ManuallyDrop, ptr::NonNull};
 
 /// A message of a family to be filled and sent.
 ///
@@ -33,7 +19,7 @@ use kernel::{
 /// # Invariants
 ///
 /// `skb` is a valid message, and owned by the value. `header` is the generic netlink header in it.
-pub(crate) struct Message {
+pub struct Message {
     skb: NonNull<bindings::sk_buff>,
     header: NonNull<c_void>,
 }
@@ -43,7 +29,7 @@ impl Message {
     /// [`attr_size`](super::attr_size). Sleeps.
     ///
     /// Fails with `ENOMEM`.
-    pub(crate) fn reply(info: &Info<'_>, command: u8, size: usize) -> Result<Self> {
+    pub fn reply(info: &Info<'_>, command: u8, size: usize) -> Result<Self> {
         // SAFETY: The info is valid, and its family registered for as long as the command runs.
         unsafe {
             let info = &*info.info;
@@ -55,7 +41,7 @@ impl Message {
     /// [`attr_size`](super::attr_size). Sleeps.
     ///
     /// Fails with `ENOENT` if the family is not registered, and with `ENOMEM`.
-    pub(crate) fn new_multicast<T: Commands>(
+    pub fn new_multicast<T: Commands>(
         family: &'static Family<T>,
         command: u8,
         size: usize,
@@ -95,12 +81,14 @@ impl Message {
     }
 
     /// Adds a number.
-    pub(crate) fn put_u8(&self, attr: u16, value: u8) -> Result {
+    #[inline]
+    pub fn put_u8(&self, attr: u16, value: u8) -> Result {
         self.put(attr, &value.to_ne_bytes())
     }
 
     /// Adds a number.
-    pub(crate) fn put_u32(&self, attr: u16, value: u32) -> Result {
+    #[inline]
+    pub fn put_u32(&self, attr: u16, value: u32) -> Result {
         self.put(attr, &value.to_ne_bytes())
     }
 
@@ -121,10 +109,10 @@ impl Message {
     /// Adds an attribute of those that `fill` adds. If that fails, none of them stays.
     ///
     /// Fails with `EMSGSIZE` also if they are more than an attribute can have: 65531 bytes.
-    pub(crate) fn nest(&self, attr: u16, fill: impl FnOnce(&Self) -> Result) -> Result {
+    pub fn nest(&self, attr: u16, fill: impl FnOnce(&Self) -> Result) -> Result {
         let skb = self.skb.as_ptr();
         // SAFETY: The message is valid and used by nobody else, as in `put`.
-        let start = unsafe { helpers::nla_nest_start_noflag(skb, attr.into()) };
+        let start = unsafe { bindings::nla_nest_start_noflag(skb, attr.into()) };
         if start.is_null() {
             return Err(EMSGSIZE);
         }
@@ -132,16 +120,17 @@ impl Message {
             // SAFETY: As above. `start` is still in the message: it never moves, and `fill` has
             // neither sent nor dropped it, since it is borrowed, nor exchanged it, since that
             // borrow is shared, nor cut anything from it but what it had added itself.
-            to_result(unsafe { helpers::nla_nest_end_safe(skb, start) })
+            to_result(unsafe { bindings::nla_nest_end_safe(skb, start) })
         });
         if filled.is_err() {
             // SAFETY: As above.
-            unsafe { helpers::nla_nest_cancel(skb, start) };
+            unsafe { bindings::nla_nest_cancel(skb, start) };
         }
         filled
     }
 
     /// Ends the message, which is the caller's to give away from then on.
+    #[inline]
     fn finish(self) -> *mut bindings::sk_buff {
         let message = ManuallyDrop::new(self);
         // SAFETY: The message is valid, and the header is the one in it.
@@ -153,9 +142,10 @@ impl Message {
     ///
     /// Fails with `EAGAIN` if the receiver has no room for it, and with `ECONNREFUSED` if it is
     /// gone.
-    pub(crate) fn send_reply(self, info: &Info<'_>) -> Result {
+    #[inline]
+    pub fn send_reply(self, info: &Info<'_>) -> Result {
         // SAFETY: The message is complete, and given away; the info is valid.
-        to_result(unsafe { helpers::genlmsg_reply(self.finish(), info.info) })
+        to_result(unsafe { bindings::genlmsg_reply(self.finish(), info.info) })
     }
 
     /// Sends the message to all that listen to a group of `family`, by its index there, in all
@@ -164,7 +154,7 @@ impl Message {
     /// Fails with `EINVAL` if there is no such group, with `ENOENT` if the family is not
     /// registered, and, the namespaces from some one on being left out, with `ENOBUFS` if a
     /// receiver lost the message and wants the sender to know, and with `ENOMEM`.
-    pub(crate) fn multicast<T: Commands>(self, family: &'static Family<T>, group: u8) -> Result {
+    pub fn multicast<T: Commands>(self, family: &'static Family<T>, group: u8) -> Result {
         let family = family.as_registered()?;
         // SAFETY: A family is valid for ever. The number of its groups never changes.
         if group >= unsafe { (*family).n_mcgrps } {
@@ -182,6 +172,7 @@ impl Message {
 }
 
 impl Drop for Message {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: The message is ours, by the type invariant.
         unsafe { bindings::nlmsg_free(self.skb.as_ptr()) };

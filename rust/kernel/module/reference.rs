@@ -4,11 +4,11 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-use core::marker::PhantomData;
-use kernel::{
+use crate::{
     bindings,
     module::{this_module, ModuleMetadata}, //
 };
+use core::marker::PhantomData;
 
 /// A reference that keeps the module `M` from being unloaded.
 ///
@@ -17,11 +17,12 @@ use kernel::{
 /// # Invariants
 ///
 /// The value stands for one count of the module's references.
-pub(crate) struct ModuleRef<M: ModuleMetadata>(PhantomData<fn() -> M>);
+pub struct ModuleRef<M: ModuleMetadata>(PhantomData<fn() -> M>);
 
 impl<M: ModuleMetadata> ModuleRef<M> {
     /// Takes a reference, unless the module is being unloaded. Does not sleep.
-    pub(crate) fn try_get() -> Option<Self> {
+    #[inline]
+    pub fn try_get() -> Option<Self> {
         // SAFETY: The module is that of this code, which is there.
         if !unsafe { bindings::try_module_get(this_module::<M>().as_ptr()) } {
             return None;
@@ -32,27 +33,9 @@ impl<M: ModuleMetadata> ModuleRef<M> {
 }
 
 impl<M: ModuleMetadata> Drop for ModuleRef<M> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant there is a count to give back.
         unsafe { bindings::module_put(this_module::<M>().as_ptr()) };
     }
-}
-
-/// Declares the constant `VERSION` of a module, which `modinfo` and `/sys/module/*/version` show.
-#[macro_export]
-macro_rules! module_version {
-    ($version:literal) => {
-        const VERSION: &str = $version;
-
-        const _: () = {
-            const TEXT: &[u8] = concat!("version=", $version, "\0").as_bytes();
-
-            #[link_section = ".modinfo"]
-            #[used(compiler)]
-            static INFO: [u8; TEXT.len()] = match TEXT.first_chunk() {
-                Some(text) => *text,
-                None => [0; TEXT.len()],
-            };
-        };
-    };
 }

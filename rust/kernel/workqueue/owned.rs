@@ -4,8 +4,8 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
+use crate::{bindings, ffi, prelude::*, workqueue::Queue};
 use core::{ops::Deref, ptr::NonNull};
-use kernel::{bindings, ffi, prelude::*, workqueue::Queue};
 
 /// A workqueue that is destroyed when dropped, which sleeps until all that was queued has run: not
 /// from one of its own work items.
@@ -13,7 +13,7 @@ use kernel::{bindings, ffi, prelude::*, workqueue::Queue};
 /// # Invariants
 ///
 /// The queue is valid and owned by the value.
-pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+pub struct OwnedQueue(NonNull<bindings::workqueue_struct>);
 
 // SAFETY: A workqueue may be used from any thread.
 unsafe impl Send for OwnedQueue {}
@@ -23,13 +23,13 @@ unsafe impl Sync for OwnedQueue {}
 impl OwnedQueue {
     /// A queue not bound to a CPU, for up to `max_active` items at a time; 0 means the kernel's
     /// default. Sleeps. Fails with `ENOMEM`.
-    pub(crate) fn new_unbound(name: &'static CStr, max_active: u32) -> Result<Self> {
+    pub fn new_unbound(name: &'static CStr, max_active: u32) -> Result<Self> {
         Self::new(name, max_active, bindings::wq_flags_WQ_UNBOUND)
     }
 
     /// As [`Self::new_unbound`], but makes progress when memory is short: so its items must not
     /// wait for memory that only block I/O can free. Sleeps. Fails with `ENOMEM`.
-    pub(crate) fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
+    pub fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
         Self::new(name, max_active, flags)
     }
@@ -50,7 +50,8 @@ impl OwnedQueue {
 
     /// Waits until all that was queued before has run. Sleeps. Must not be called by one of the
     /// queue's own work items.
-    pub(crate) fn flush(&self) {
+    #[inline]
+    pub fn flush(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
     }
@@ -59,6 +60,7 @@ impl OwnedQueue {
 impl Deref for OwnedQueue {
     type Target = Queue;
 
+    #[inline]
     fn deref(&self) -> &Queue {
         // SAFETY: By the type invariant the queue is valid for as long as the value.
         unsafe { Queue::from_raw(self.0.as_ptr()) }
@@ -66,6 +68,7 @@ impl Deref for OwnedQueue {
 }
 
 impl Drop for OwnedQueue {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };

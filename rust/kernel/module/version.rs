@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The version of a module.
+//!
+//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
+
+/// Declares the constant `VERSION` of a module, which `modinfo` and `/sys/module/*/version` show.
+#[macro_export]
+macro_rules! module_version {
+    ($version:literal) => {
+        const VERSION: &str = $version;
+
+        const _: () = {
+            const TEXT: &[u8] = concat!("version=", $version, "\0").as_bytes();
+
+            #[link_section = ".modinfo"]
+            #[used(compiler)]
+            static INFO: [u8; TEXT.len()] = match TEXT.first_chunk() {
+                Some(text) => *text,
+                None => [0; TEXT.len()],
+            };
+        };
+    };
+}
