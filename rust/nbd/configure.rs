@@ -3,11 +3,12 @@
 //! What users ask of a device, by ioctl or netlink: transitions of its configuration.
 
 use crate::{
-    device::{Device, Disk, Setup, PATIENCE_MS},
+    device::{Device, Setup, PATIENCE_MS},
     log::Topic,
     params::Params,
     protocol::ClientFlags,
     refusal::Refusal,
+    request::Disk,
     session::{Origin, Session},
     state::Begun, //
 };

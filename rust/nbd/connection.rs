@@ -5,7 +5,7 @@
 use crate::{
     life::LinkError,
     link::Link,
-    queue::Queue,
+    request::Queue,
     send::{Broken, Sent}, //
 };
 use kernel::{

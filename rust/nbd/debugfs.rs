@@ -2,7 +2,7 @@
 
 //! What a device that is not idle shows in debugfs.
 
-use crate::{device::Disk, protocol::Flags, NbdModule};
+use crate::{protocol::Flags, request::Disk, NbdModule};
 use kernel::{
     block::mq::timeout_in_jiffies,
     debugfs::owned::{Dir, Print, Root},

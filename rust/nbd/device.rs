@@ -30,17 +30,17 @@
 use crate::{
     debugfs::{self, DebugDir},
     devices::{AliveMark, Devices},
-    disk_ops::DiskOps,
     life::Reason,
     log::{LogLimits, Topic},
     params::Params,
     refusal::Refusal,
+    request::{Disk, DiskOps},
     session::Session,
-    state::{self, Endpoint, Identity},
+    state::{self, Endpoint, Identity, LastClose},
     workqueues::Workqueues, //
 };
 use kernel::{
-    block::mq::{DiskBuilder, GenDisk, RegisteredDisk},
+    block::mq::{DiskBuilder, RegisteredDisk},
     fmt,
     net::socket::Socket,
     new_mutex,
@@ -58,8 +58,6 @@ use kernel::{
     workqueue::{impl_has_work, OwnedQueue, Work}, //
 };
 
-/// The block layer's side of a device.
-pub(crate) type Disk = GenDisk<DiskOps>;
 pub(crate) type State = state::State<Process, Socket, Arc<Session>>;
 pub(crate) type Setup = state::Setup<Process, Socket>;
 
@@ -178,6 +176,50 @@ impl_has_work! {
 }
 
 impl Device {
+    /// Somebody opens the device. Sleeps. Fails with `ENXIO` if it is being removed.
+    pub(crate) fn open(&self, disk: &Disk) -> Result {
+        let mut config = self.config.lock();
+        if config.state.is_leaving() {
+            return Err(ENXIO);
+        }
+        // The partitions of the ended session go, if nobody has one open.
+        if config.state.is_stopped() && crate::partitions() {
+            disk.need_partition_scan();
+        }
+        config.open();
+        Ok(())
+    }
+
+    /// Somebody closes the device. Sleeps.
+    pub(crate) fn close(&self, disk: &Disk) {
+        if let Some(session) = self.configured() {
+            session.closed();
+        }
+        let todo = {
+            let mut config = self.config.lock();
+            config.openers = config.openers.saturating_sub(1);
+            if config.openers == 0 {
+                config.state.last_closed()
+            } else {
+                LastClose::Nothing
+            }
+        };
+        match todo {
+            LastClose::Nothing => {}
+            LastClose::Drop(setup) => {
+                drop(setup);
+                self.settled.wake_all();
+                self.show_debug(disk);
+            }
+            LastClose::Clean(params) => self.finish(disk, params),
+            LastClose::Disconnect(session) => {
+                if let Err(refusal) = session.disconnect_whole() {
+                    self.refuse(disk, "a quick close", &refusal);
+                }
+            }
+        }
+    }
+
     /// Makes a device and its disk. Sleeps.
     pub(crate) fn add(
         devices: &Arc<Devices>,

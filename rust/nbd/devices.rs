@@ -3,8 +3,8 @@
 //! Which devices there are.
 
 use crate::{
-    device::{Device, Disk, Minors, Setup, MINOR_BITS},
-    disk_ops::DiskOps,
+    device::{Device, Minors, Setup, MINOR_BITS},
+    request::{Disk, DiskOps},
     state::Begun,
     workqueues::{WorkqueuePool, Workqueues}, //
 };

@@ -2,7 +2,7 @@
 
 //! A link: one socket of a connection, from the time it was given to its end.
 
-use crate::{device::Disk, receive::Receiver, send::SendSide, workqueues::Workqueues};
+use crate::{receive::Receiver, request::Disk, send::SendSide, workqueues::Workqueues};
 use core::cell::Cell;
 use kernel::{
     net::{
@@ -256,7 +256,7 @@ impl Link {
     pub(crate) fn in_flight(&self) -> u32 {
         let in_flight = Cell::new(0);
         self.disk.for_each_started(|rq| {
-            if rq.published(|data| data.is_on(self)) == Some(true) {
+            if rq.published(|data| data.generation() == self.generation()) == Some(true) {
                 in_flight.set(in_flight.get() + 1);
             }
         });

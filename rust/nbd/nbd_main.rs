@@ -4,20 +4,20 @@
 //!
 //! Three ways go through the driver, each in one direction:
 //!
-//! - submit: [`queue`] → [`session`] → [`connection`] → [`send`]
+//! - submit: [`block`] → [`session`] → [`connection`] → [`send`]
 //! - complete: [`receive`] → request by tag → completion
 //! - configure: [`ioctl`] or [`netlink`] → [`configure`] → [`state`] → [`session`]
 //!
 //! A session loses connections and gets new ones in [`reconnect`], and comes to its end in
 //! [`ending`].
 
+mod block;
 mod configure;
 mod connection;
 mod connections;
 mod debugfs;
 mod device;
 mod devices;
-mod disk_ops;
 mod ending;
 mod ioctl;
 
@@ -27,10 +27,10 @@ mod log;
 mod netlink;
 mod params;
 mod protocol;
-mod queue;
 mod receive;
 mod reconnect;
 mod refusal;
+mod request;
 mod send;
 mod sender;
 mod session;

@@ -6,11 +6,12 @@
 
 use crate::{
     configure::Changes,
-    device::{Device, Disk, Setup},
+    device::{Device, Setup},
     devices::Devices,
     params::Params,
     protocol::{ClientFlags, Flags},
     refusal::{Refusal, MAX_CONNECTIONS},
+    request::Disk,
     session::Origin,
     state::Begun,
     NbdModule, //

@@ -6,7 +6,7 @@ use crate::{
     life::{LinkError, ReceiveError},
     link::Link,
     protocol::{Cookie, Failure, Reply, REPLY_LEN},
-    queue::Queue,
+    request::Queue,
     trace, //
 };
 use kernel::{
@@ -166,7 +166,9 @@ impl Receiver {
         let claim = link.disk().hold_requests().and_then(|requests| {
             requests
                 .request(cookie.tag)?
-                .claim(Some(cookie.attempt), |data| data.is_on(link))
+                .claim(Some(cookie.attempt), |data| {
+                    data.generation() == link.generation()
+                })
         });
         let Some(claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });

@@ -8,7 +8,7 @@ use crate::{
     life::{LastLost, LinkError, Lost, Reason, SessionState},
     link::Link,
     log::Topic,
-    queue::Queue,
+    request::Queue,
     send::{Broken, Sent},
     session::{Origin, Session}, //
 };
@@ -180,7 +180,7 @@ impl Session {
     /// Has the requests of a closed link come again, and calls `f` for each.
     fn replay(&self, link: &Link, f: impl Fn()) {
         self.disk().for_each_started(|rq| {
-            if let Some(claim) = rq.claim(None, |data| data.is_on(link)) {
+            if let Some(claim) = rq.claim(None, |data| data.generation() == link.generation()) {
                 f();
                 claim.requeue();
             }

@@ -5,7 +5,7 @@
 use crate::{
     link::Link,
     protocol::encode_request,
-    queue::Queue,
+    request::Queue,
     sender::{Progress, Sender},
     trace, //
 };
@@ -186,7 +186,7 @@ impl Link {
         let mut header = encode_request(&rq, cookie);
         match &mut *self.send_side.lock() {
             SendSide::Active(outbox) if outbox.stage == Stage::Open => {
-                rq.data().set_link(self);
+                rq.data().set_generation(self.generation());
                 trace::nbd_send_request(&mut header, || rq.disk().data().index(), &rq);
                 rq.set_header(header);
                 outbox.queue.push_back(rq.publish(cookie));

@@ -5,7 +5,7 @@
 use crate::{
     link::Link,
     protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
-    queue::Queue,
+    request::Queue,
     trace, //
 };
 use kernel::{

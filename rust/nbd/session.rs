@@ -9,14 +9,13 @@
 use crate::{
     connection::Connection,
     connections,
-    device::{Disk, Setup},
-    disk_ops::DiskOps,
+    device::Setup,
     life::{LinkError, SessionState},
     link::Link,
     log::Topic,
     params::Params,
     protocol::{is_supported, Flags},
-    queue::Queue,
+    request::{Disk, DiskOps, Queue},
     sysfs::{Backend, Pid as PidAttribute},
     workqueues::Workqueues,
     NbdModule, //

@@ -2,7 +2,7 @@
 
 //! What a connected disk shows in sysfs.
 
-use crate::{device::Disk, disk_ops::DiskOps};
+use crate::request::{Disk, DiskOps};
 use kernel::{block::mq::Attribute, fmt, prelude::*, str::BStr};
 
 /// The file `pid`: the thread that asked for the session.

@@ -8,8 +8,8 @@ use core::mem::size_of;
 use kernel::{
     bindings,
     block::mq::{Operations, StartedRequest},
-    do_trace, //
-    ffi,
+    do_trace,
+    ffi, //
 };
 
 /// `nbd_send_request`: `header` is about to be sent for `rq`, on the device with this index. A BPF
