@@ -63,7 +63,7 @@ impl Device {
     /// Adds a socket of the current process.
     pub(crate) fn set_socket(&self, disk: &Disk, fd: u32) -> Result {
         let socket = Socket::from_fd(fd).inspect_err(|error| {
-            if self.may_log(Topic::Refusal) {
+            if self.info().may_log(Topic::Refusal) {
                 dev_err!(
                     disk.device(),
                     "NBD_SET_SOCK refused: descriptor {} is no TCP or AF_UNIX stream socket ({})\n",
@@ -91,7 +91,7 @@ impl Device {
                 self.show_debug(disk);
                 Ok(())
             }
-            Err((refusal, _socket)) => Err(self.refuse(disk, "NBD_SET_SOCK", &refusal)),
+            Err((refusal, _socket)) => Err(self.info().refuse(disk, "NBD_SET_SOCK", &refusal)),
         }
     }
 
@@ -123,8 +123,8 @@ impl Device {
         match updated {
             Ok(None) => Ok(()),
             Ok(Some(session)) => Self::refreshed(session.refresh())
-                .map_err(|refusal| self.refuse(disk, what, &refusal)),
-            Err(refusal) => Err(self.refuse(disk, what, &refusal)),
+                .map_err(|refusal| self.info().refuse(disk, what, &refusal)),
+            Err(refusal) => Err(self.info().refuse(disk, what, &refusal)),
         }
     }
 
@@ -146,7 +146,7 @@ impl Device {
             let openers = config.openers;
             config.state.start(openers)
         };
-        let setup = setup.map_err(|refusal| self.refuse(disk, "NBD_DO_IT", &refusal))?;
+        let setup = setup.map_err(|refusal| self.info().refuse(disk, "NBD_DO_IT", &refusal))?;
         let before = setup.params();
         self.make_session(disk, setup, before, Origin::Ioctl { thread })
     }
@@ -232,7 +232,7 @@ impl Device {
             }
             Err(error) => {
                 self.finish(disk, before);
-                if self.may_log(Topic::Refusal) {
+                if self.info().may_log(Topic::Refusal) {
                     dev_err!(
                         disk.device(),
                         "no session was started ({}), the setup was dropped; set it up again\n",
@@ -275,7 +275,7 @@ impl Device {
                 ENOMEM => Refusal::NoMemory,
                 _ => Refusal::NotConnected,
             })?;
-            if (used as usize) < given && self.may_log(Topic::Refusal) {
+            if (used as usize) < given && self.info().may_log(Topic::Refusal) {
                 dev_info!(
                     disk.device(),
                     "{} of {} new sockets were not needed\n",

@@ -29,7 +29,7 @@ pub(crate) type DebugDir = Dir<ARef<Disk>, NbdModule>;
 
 /// Makes the directory of a device. Sleeps.
 pub(crate) fn show(root: &Arc<Root>, disk: &Disk) -> Result<DebugDir> {
-    let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().index()))?;
+    let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().info().index()))?;
     Dir::new(root, &name, &ARef::from(disk), &FILES)
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Locks, outermost first. What a lock guards is moved out under it and dropped after it.
 //!
-//! 1. `Devices::table`, which devices there are; held while one is added or removed
+//! 1. `Driver::table`, which devices there are; held while one is added or removed
 //! 2. `disk->open_mutex`, of the block layer, around `DiskOps::open` and `release`
 //! 3. `Session::applied`, while parameters of a running disk change; freezes the queue
 //! 4. [`Device::debug`], while the debugfs directory comes or goes; waits for its readers
@@ -29,15 +29,12 @@
 
 use crate::{
     debugfs::{self, DebugDir},
-    devices::{AliveMark, Devices},
+    driver::{AliveMark, DeviceInfo, Driver},
     life::Reason,
-    log::{LogLimits, Topic},
     params::Params,
-    refusal::Refusal,
     request::{Disk, DiskOps},
     session::Session,
-    state::{self, Endpoint, Identity, LastClose},
-    workqueues::Workqueues, //
+    state::{self, Endpoint, Identity, LastClose}, //
 };
 use kernel::{
     block::mq::{DiskBuilder, RegisteredDisk},
@@ -49,13 +46,12 @@ use kernel::{
     new_work,
     prelude::*,
     sync::{
-        atomic::{Atomic, Relaxed},
         wait::{WaitMode, WaitQueue},
         Arc, Mutex, SpinLock,
     },
     task::{Comm, Pid, Process, Thread},
     time::{jiffies, jiffies_since, msecs_to_jiffies, Jiffies},
-    workqueue::{impl_has_work, OwnedQueue, Work}, //
+    workqueue::{impl_has_work, Work}, //
 };
 
 pub(crate) type State = state::State<Process, Socket, Arc<Session>>;
@@ -63,9 +59,6 @@ pub(crate) type Setup = state::Setup<Process, Socket>;
 
 /// The major number of nbd devices.
 pub(crate) const MAJOR: u32 = 43;
-
-/// Log2 of the minors of a major number.
-pub(crate) const MINOR_BITS: u32 = 20;
 
 /// Requests in flight per connection.
 const QUEUE_DEPTH: u32 = 128;
@@ -80,13 +73,6 @@ pub(crate) const PATIENCE_MS: u32 = 1000;
 
 /// How long a disconnect waits for them, after the server, in milliseconds.
 pub(crate) const LINGER_MS: u32 = 700;
-
-/// How many minors a device has, and where they begin.
-#[derive(Clone, Copy)]
-pub(crate) struct Minors {
-    /// Log2 of the minors per device; 0 without partitions.
-    pub(crate) shift: u32,
-}
 
 impl Identity for Process {
     fn is(&self, other: &Self) -> bool {
@@ -143,7 +129,7 @@ const MOMENT_MS: u32 = 1000;
 /// A device.
 #[pin_data]
 pub(crate) struct Device {
-    index: u32,
+    info: Arc<DeviceInfo>,
     #[pin]
     pub(crate) config: Mutex<Config>,
     /// The session that takes requests.
@@ -152,14 +138,9 @@ pub(crate) struct Device {
     /// A device is not starting, or not held after its session, any more.
     #[pin]
     pub(crate) settled: WaitQueue,
-    devices: Arc<Devices>,
     /// There while the device is not idle.
     #[pin]
     debug: Mutex<Option<DebugDir>>,
-    #[pin]
-    log: LogLimits,
-    links_made: Atomic<u64>,
-    requests_sent: Atomic<u32>,
     /// Removes the device.
     #[pin]
     remove_work: Work<Device, 0>,
@@ -214,7 +195,7 @@ impl Device {
             LastClose::Clean(params) => self.finish(disk, params),
             LastClose::Disconnect(session) => {
                 if let Err(refusal) = session.disconnect_whole() {
-                    self.refuse(disk, "a quick close", &refusal);
+                    self.info.refuse(disk, "a quick close", &refusal);
                 }
             }
         }
@@ -222,14 +203,13 @@ impl Device {
 
     /// Makes a device and its disk. Sleeps.
     pub(crate) fn add(
-        devices: &Arc<Devices>,
+        driver: &Arc<Driver>,
         index: u32,
-        minors: Minors,
         hw_queues: u32,
     ) -> Result<RegisteredDisk<DiskOps>> {
         let device = Arc::pin_init(
-            pin_init!(Self {
-                index,
+            try_pin_init!(Self {
+                info: DeviceInfo::new(driver, index)?,
                 config <- new_mutex!(Config {
                     openers: 0,
                     opened: 0,
@@ -238,22 +218,18 @@ impl Device {
                 }),
                 session <- new_spinlock!(None),
                 settled <- new_wait_queue!("nbd_device"),
-                devices: devices.clone(),
                 debug <- new_mutex!(None),
-                log <- LogLimits::new(),
-                links_made: Atomic::new(0),
-                requests_sent: Atomic::new(0),
                 remove_work <- new_work!("nbd_remove"),
                 free_work <- new_work!("nbd_free"),
-                _alive: devices.mark(),
+                _alive: driver.mark(),
             }),
             GFP_KERNEL,
         )?;
         DiskBuilder {
             name: fmt!("nbd{index}"),
             major: MAJOR,
-            first_minor: index << minors.shift,
-            minors: 1 << minors.shift,
+            first_minor: driver.minors().first(index),
+            minors: driver.minors().count(),
             hw_queues,
             queue_depth: QUEUE_DEPTH,
             max_bytes: MAX_REQUEST,
@@ -262,33 +238,9 @@ impl Device {
         .build(device)
     }
 
-    pub(crate) fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// A number that no other link of the device ever has.
-    pub(crate) fn new_generation(&self) -> u64 {
-        self.links_made.fetch_add(1, Relaxed).wrapping_add(1)
-    }
-
-    /// A number for a request that no other of the last 2^32 had.
-    pub(crate) fn new_cookie(&self) -> u32 {
-        self.requests_sent.fetch_add(1, Relaxed)
-    }
-
-    /// Where sessions are ended.
-    pub(crate) fn end_wq(&self) -> &OwnedQueue {
-        self.devices.end_wq()
-    }
-
-    /// Where devices are removed and losses told.
-    pub(crate) fn event_wq(&self) -> &OwnedQueue {
-        self.devices.event_wq()
-    }
-
-    /// The workqueues of a new session. Sleeps.
-    pub(crate) fn session_workqueues(&self) -> Result<Arc<Workqueues>> {
-        self.devices.session_workqueues()
+    /// What sessions and links of the device know of it.
+    pub(crate) fn info(&self) -> &Arc<DeviceInfo> {
+        &self.info
     }
 
     /// The session that takes requests.
@@ -299,19 +251,6 @@ impl Device {
     /// Has no more requests go to the session. Returns it, to be dropped by the caller.
     pub(crate) fn unpublish(&self) -> Option<Arc<Session>> {
         self.session.lock().take()
-    }
-
-    /// Whether one more message may be logged now.
-    pub(crate) fn may_log(&self, topic: Topic) -> bool {
-        self.log.allow(topic)
-    }
-
-    /// Says once in a while what was refused, why, and what to do. Returns the errno.
-    pub(crate) fn refuse(&self, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
-        if self.may_log(Topic::Refusal) {
-            dev_err!(disk.device(), "{} refused: {}\n", what, refusal);
-        }
-        refusal.errno()
     }
 
     /// The parameters of the running session.
@@ -409,7 +348,7 @@ impl Device {
     /// The running session, to be ended by the caller for `what`.
     pub(crate) fn running(&self, disk: &Disk, what: &str) -> Result<Option<Arc<Session>>> {
         let session = self.config.lock().state.session();
-        session.map_err(|refusal| self.refuse(disk, what, &refusal))
+        session.map_err(|refusal| self.info.refuse(disk, what, &refusal))
     }
 
     /// Takes from a disk without session what is left of one: data, size, policies
@@ -471,6 +410,8 @@ impl Device {
                 // Under the lock: whoever sees a device leave waits for the worker. It cannot be
                 // queued already: a device begins to leave once.
                 let _ = self
+                    .info
+                    .driver()
                     .event_wq()
                     .enqueue::<Arc<Self>, 0>(Arc::from(disk.data()));
             }
@@ -490,7 +431,7 @@ impl Device {
         if self.config.lock().state.is_unused() {
             *debug = None;
         } else if debug.is_none() {
-            *debug = debugfs::show(self.devices.debug(), disk).ok();
+            *debug = debugfs::show(self.info.driver().debug(), disk).ok();
         }
     }
 
@@ -498,14 +439,14 @@ impl Device {
     pub(crate) fn remove(&self) {
         // Before there can be another of the same name.
         *self.debug.lock() = None;
-        self.devices.remove(self.index);
+        self.info.driver().remove(self.info.index());
     }
 
     /// Drops what the last user of the disk has left, where the unloading of the module waits for
     /// it. Does not sleep.
     pub(crate) fn free(self: Arc<Self>) {
-        let devices = self.devices.clone();
+        let info = self.info.clone();
         // It cannot be queued already: a disk is freed once.
-        let _ = devices.event_wq().enqueue::<Arc<Self>, 1>(self);
+        let _ = info.driver().event_wq().enqueue::<Arc<Self>, 1>(self);
     }
 }

@@ -39,8 +39,8 @@ impl Session {
         }
         // It cannot be queued already: a session begins to end once.
         let _ = self
-            .disk()
-            .data()
+            .info()
+            .driver()
             .end_wq()
             .enqueue::<Arc<Self>, 0>(self.clone());
         if let (Origin::Ioctl { thread }, Attendance::Away) = (&self.origin, &life.attendance) {
@@ -201,9 +201,7 @@ impl Session {
             return match self.stop(Reason::Interrupted) {
                 Ok(reason) => reason.result(),
                 Err(refusal) => {
-                    self.disk()
-                        .data()
-                        .refuse(self.disk(), "a quick end", &refusal);
+                    self.info().refuse(self.disk(), "a quick end", &refusal);
                     Reason::Interrupted.result()
                 }
             };
@@ -304,7 +302,7 @@ impl Session {
         // Who changes the size of the disk does so before this, or sees that the session has ended.
         let applied = self.applied.lock();
         let stopped = device.stopped(disk, self);
-        if device.may_log(Topic::Session) {
+        if self.info().may_log(Topic::Session) {
             dev_info!(disk.device(), "session ended: {}\n", reason.describe());
         }
         self.life.lock().state.end();

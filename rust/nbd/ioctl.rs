@@ -53,15 +53,15 @@ pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
             if let Some(session) = device.running(disk, "NBD_DISCONNECT")? {
                 session
                     .disconnect()
-                    .map_err(|refusal| device.refuse(disk, "NBD_DISCONNECT", &refusal))?;
+                    .map_err(|refusal| device.info().refuse(disk, "NBD_DISCONNECT", &refusal))?;
             }
         }
         CLEAR_SOCK => {
             match device.running(disk, "NBD_CLEAR_SOCK")? {
                 Some(session) => {
-                    session
-                        .stop(Reason::Requested)
-                        .map_err(|refusal| device.refuse(disk, "NBD_CLEAR_SOCK", &refusal))?;
+                    session.stop(Reason::Requested).map_err(|refusal| {
+                        device.info().refuse(disk, "NBD_CLEAR_SOCK", &refusal)
+                    })?;
                 }
                 None => device.clear_setup(disk),
             }

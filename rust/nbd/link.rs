@@ -2,7 +2,13 @@
 
 //! A link: one socket of a connection, from the time it was given to its end.
 
-use crate::{receive::Receiver, request::Disk, send::SendSide, workqueues::Workqueues};
+use crate::{
+    driver::DeviceInfo,
+    receive::Receiver,
+    request::Disk,
+    send::SendSide,
+    workqueues::Workqueues, //
+};
 use core::cell::Cell;
 use kernel::{
     net::{
@@ -101,6 +107,7 @@ impl LinkStats {
 pub(crate) struct Link {
     /// Never used twice for a device: what tells this link from those before and after it.
     generation: u64,
+    info: Arc<DeviceInfo>,
     disk: ARef<Disk>,
     #[pin]
     socket: BlockSocket,
@@ -141,12 +148,14 @@ impl Link {
     /// Makes a link of a socket that the current process gave. May sleep.
     pub(crate) fn new(
         disk: &Disk,
+        info: &Arc<DeviceInfo>,
         workqueues: &Arc<Workqueues>,
         socket: Socket,
     ) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                generation: disk.data().new_generation(),
+                generation: info.new_generation(),
+                info: info.clone(),
                 disk: disk.into(),
                 socket <- BlockSocket::new(socket),
                 made: Instant::now(),
@@ -172,6 +181,10 @@ impl Link {
 
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.generation == other.generation
+    }
+
+    pub(crate) fn info(&self) -> &DeviceInfo {
+        &self.info
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -246,8 +259,8 @@ impl Link {
     pub(crate) fn give_back_later(self: &Arc<Self>) {
         // If it is queued already, it does all that this would.
         let _ = self
-            .disk()
-            .data()
+            .info
+            .driver()
             .end_wq()
             .enqueue::<Arc<Self>, 3>(self.clone());
     }

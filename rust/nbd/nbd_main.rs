@@ -18,6 +18,7 @@ mod connections;
 mod debugfs;
 mod device;
 mod devices;
+mod driver;
 mod ending;
 mod ioctl;
 
@@ -40,8 +41,7 @@ mod trace;
 mod work;
 mod workqueues;
 
-use device::Minors;
-use devices::Devices;
+use driver::{Driver, Minors};
 use kernel::{block::Major, net::genetlink::Registration, prelude::*, sync::Arc};
 use netlink::Nbd;
 
@@ -87,7 +87,7 @@ fn partitions() -> bool {
 }
 
 /// All devices; dropping it removes them.
-struct AllDevices(Arc<Devices>);
+struct AllDevices(Arc<Driver>);
 
 impl Drop for AllDevices {
     fn drop(&mut self) {
@@ -105,13 +105,13 @@ struct NbdModule {
 
 impl kernel::Module for NbdModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let devices = Devices::new(minors()?)?;
+        let driver = Driver::new(minors()?)?;
         let count = u32::try_from(NBDS_MAX.get()).map_err(|_| EINVAL)?;
-        if count > devices.limit() {
+        if count > driver.minors().devices() {
             pr_err!(
                 "nbds_max={} is too large: there are minors for {} devices with max_part={}\n",
                 count,
-                devices.limit(),
+                driver.minors().devices(),
                 MAX_PART.get()
             );
             return Err(EINVAL);
@@ -127,8 +127,8 @@ impl kernel::Module for NbdModule {
         // Before any device is there: one may be open already, and then the module cannot go away
         // any more.
         let module = Self {
-            _netlink: netlink::register(devices.clone())?,
-            devices: AllDevices(devices),
+            _netlink: netlink::register(driver.clone())?,
+            devices: AllDevices(driver),
             _major: major,
         };
         for index in 0..count {
@@ -174,5 +174,5 @@ fn minors() -> Result<Minors> {
         return Err(EINVAL);
     }
     MAX_PART.adjust((1 << shift) - 1);
-    Ok(Minors { shift })
+    Ok(Minors::new(shift))
 }

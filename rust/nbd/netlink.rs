@@ -7,7 +7,7 @@
 use crate::{
     configure::Changes,
     device::{Device, Setup},
-    devices::Devices,
+    driver::Driver,
     params::Params,
     protocol::{ClientFlags, Flags},
     refusal::{Refusal, MAX_CONNECTIONS},
@@ -101,8 +101,8 @@ static FAMILY: Family<Nbd> = Family::new(
 pub(crate) struct Nbd;
 
 /// Has users find the family. Sleeps.
-pub(crate) fn register(devices: Arc<Devices>) -> Result<Registration<Nbd>> {
-    FAMILY.register(devices)
+pub(crate) fn register(driver: Arc<Driver>) -> Result<Registration<Nbd>> {
+    FAMILY.register(driver)
 }
 
 /// Tells who listens that a connection of device `index` was lost. Sleeps.
@@ -115,23 +115,23 @@ pub(crate) fn notify_link_dead(index: u32) {
 }
 
 impl Commands for Nbd {
-    type Context = Devices;
+    type Context = Driver;
 
-    fn handle(devices: ArcBorrow<'_, Devices>, command: u8, info: &Info<'_>) -> Result {
+    fn handle(driver: ArcBorrow<'_, Driver>, command: u8, info: &Info<'_>) -> Result {
         // A message, or another that waits for the same lock, may bring or end what the I/O that
         // frees memory waits for.
         let _noio = NoIo::enter();
         if command == STATUS {
-            return status(&devices, info);
+            return status(&driver, info);
         }
         if !info.is_admin() {
             info.refuse(None, fmt!("only CAP_SYS_ADMIN may do that"));
             return Err(EPERM);
         }
         match command {
-            CONNECT => connect(&devices.into(), info),
-            DISCONNECT => disconnect(&devices, info),
-            RECONFIGURE => reconfigure(&devices, info),
+            CONNECT => connect(&driver.into(), info),
+            DISCONNECT => disconnect(&driver, info),
+            RECONFIGURE => reconfigure(&driver, info),
             _ => Err(EOPNOTSUPP),
         }
     }
@@ -140,13 +140,13 @@ impl Commands for Nbd {
 /// Tells the sender and the log what was refused, why, and what to do. Returns the errno.
 fn refuse(info: &Info<'_>, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
     info.refuse(None, fmt!("{refusal}"));
-    disk.data().refuse(disk, what, refusal)
+    disk.data().info().refuse(disk, what, refusal)
 }
 
 /// The device that the message is about, which must be there.
-fn device(devices: &Devices, info: &Info<'_>) -> Result<ARef<Disk>> {
+fn device(driver: &Driver, info: &Info<'_>) -> Result<ARef<Disk>> {
     let index = info.require(INDEX)?;
-    devices.find(index.u32()?).ok_or_else(|| {
+    driver.find(index.u32()?).ok_or_else(|| {
         info.refuse(Some(index), fmt!("there is no such device"));
         EINVAL
     })
@@ -213,16 +213,19 @@ fn copy(bytes: &[u8]) -> Result<KVec<u8>> {
     Ok(copy)
 }
 
-fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
+fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
     let index = info
         .attr(INDEX)
         .map(|attr| Ok::<_, Error>((attr, attr.u32()?)));
     let index = index.transpose()?;
     if let Some((attr, index)) = index {
-        if index >= devices.limit() {
+        if index >= driver.minors().devices() {
             info.refuse(
                 Some(attr),
-                fmt!("the index is too large: at most {}", devices.limit() - 1),
+                fmt!(
+                    "the index is too large: at most {}",
+                    driver.minors().devices() - 1
+                ),
             );
             return Err(EINVAL);
         }
@@ -257,16 +260,16 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
     }
 
     let (disk, begun) = match index {
-        Some((_, index)) => begin_at(devices, info, index, setup)?,
+        Some((_, index)) => begin_at(driver, info, index, setup)?,
         None => {
             let hw_queues = setup.socket_count() as u32;
-            devices.begin_any(setup, hw_queues).inspect_err(|error| {
+            driver.begin_any(setup, hw_queues).inspect_err(|error| {
                 if *error == ENOSPC {
                     info.refuse(
                         None,
                         fmt!(
                             "{} devices are all there can be: disconnect one",
-                            devices.limit()
+                            driver.minors().devices()
                         ),
                     );
                 }
@@ -282,13 +285,13 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
     let origin = Origin::Netlink { backend };
     if let Err(error) = disk.data().make_session(&disk, setup, before, origin) {
         info.refuse(None, fmt!("no session was started: see the kernel's log"));
-        devices.let_go(disk);
+        driver.let_go(disk);
         return Err(error);
     }
 
     // The session runs, whether or not the sender hears of it.
     let _ = Message::reply(info, CONNECT, attr_size(4)).and_then(|reply| {
-        reply.put_u32(INDEX, disk.data().index())?;
+        reply.put_u32(INDEX, disk.data().info().index())?;
         reply.send_reply(info)
     });
     Ok(())
@@ -296,14 +299,14 @@ fn connect(devices: &Arc<Devices>, info: &Info<'_>) -> Result {
 
 /// Takes the device of this index for a session, or one that is made.
 fn begin_at(
-    devices: &Arc<Devices>,
+    driver: &Arc<Driver>,
     info: &Info<'_>,
     index: u32,
     mut setup: Setup,
 ) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
     loop {
         let hw_queues = setup.socket_count() as u32;
-        let (disk, made) = match devices.find_or_add(index, hw_queues) {
+        let (disk, made) = match driver.find_or_add(index, hw_queues) {
             Ok(found) => found,
             Err(error) => {
                 setup.forget();
@@ -315,7 +318,7 @@ fn begin_at(
             Ok(begun) => return Ok((disk, begun)),
             Err((Refusal::Leaving, back)) => {
                 setup = back;
-                devices.let_go(disk);
+                driver.let_go(disk);
             }
             Err((refusal, setup)) => {
                 setup.forget();
@@ -325,26 +328,26 @@ fn begin_at(
     }
 }
 
-fn disconnect(devices: &Devices, info: &Info<'_>) -> Result {
-    let disk = device(devices, info)?;
+fn disconnect(driver: &Driver, info: &Info<'_>) -> Result {
+    let disk = device(driver, info)?;
     disk.data()
         .disconnect()
         .map_err(|refusal| refuse(info, &disk, "NBD_CMD_DISCONNECT", &refusal))?;
-    devices.let_go(disk);
+    driver.let_go(disk);
     Ok(())
 }
 
-fn reconfigure(devices: &Devices, info: &Info<'_>) -> Result {
-    let disk = device(devices, info)?;
+fn reconfigure(driver: &Driver, info: &Info<'_>) -> Result {
+    let disk = device(driver, info)?;
     disk.data()
         .reconfigure(&disk, backend(info), changes(info)?)
         .map_err(|refusal| refuse(info, &disk, "NBD_CMD_RECONFIGURE", &refusal))
 }
 
-fn status(devices: &Devices, info: &Info<'_>) -> Result {
+fn status(driver: &Driver, info: &Info<'_>) -> Result {
     match info.attr(INDEX).map(|attr| attr.u32()).transpose()? {
-        None => devices.with_all(|count, disks| list(info, count, disks)),
-        Some(index) => match devices.find(index) {
+        None => driver.with_all(|count, disks| list(info, count, disks)),
+        Some(index) => match driver.find(index) {
             Some(disk) => list(info, 1, &mut [&*disk].into_iter()),
             None => list(info, 0, &mut [].into_iter()),
         },
@@ -359,7 +362,7 @@ fn list(info: &Info<'_>, count: usize, disks: &mut dyn Iterator<Item = &Disk>) -
         .nest(DEVICE_LIST, |reply| {
             for disk in disks {
                 reply.nest(DEVICE_ITEM, |reply| {
-                    reply.put_u32(DEVICE_INDEX, disk.data().index())?;
+                    reply.put_u32(DEVICE_INDEX, disk.data().info().index())?;
                     reply.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())
                 })?;
             }

@@ -152,7 +152,7 @@ impl Session {
     }
 
     fn log_loss(&self, connection: u32, error: LinkError, left: u32) {
-        if self.disk().data().may_log(Topic::Connection) {
+        if self.info().may_log(Topic::Connection) {
             dev_info!(
                 self.disk().device(),
                 "connection {} lost: {}; {} of {} left\n",
@@ -170,8 +170,8 @@ impl Session {
             self.pending_link_dead.fetch_add(count, Relaxed);
             // If it is queued already, it will find this, too.
             let _ = self
-                .disk()
-                .data()
+                .info()
+                .driver()
                 .event_wq()
                 .enqueue::<Arc<Self>, 2>(self.clone());
         }
@@ -215,7 +215,7 @@ impl Session {
             if !self.connections().iter().any(|one| one.is_vacant()) {
                 break;
             }
-            let mut link = Link::new(self.disk(), self.workqueues(), socket)?;
+            let mut link = Link::new(self.disk(), self.info(), self.workqueues(), socket)?;
             let opened = {
                 let mut life = self.life.lock();
                 if !life.state.takes_links() {
@@ -245,7 +245,7 @@ impl Session {
             used += 1;
             self.changed.wake_all();
             self.disk().kick_requeued();
-            if self.disk().data().may_log(Topic::Connection) {
+            if self.info().may_log(Topic::Connection) {
                 dev_info!(
                     self.disk().device(),
                     "connection {} has a new socket\n",
@@ -307,7 +307,7 @@ impl Session {
             }
         };
         if gave_up {
-            if self.disk().data().may_log(Topic::Connection) {
+            if self.info().may_log(Topic::Connection) {
                 dev_warn!(
                     self.disk().device(),
                     "no new connection in time: requests fail until there is one\n"

@@ -187,7 +187,7 @@ impl Link {
         match &mut *self.send_side.lock() {
             SendSide::Active(outbox) if outbox.stage == Stage::Open => {
                 rq.data().set_generation(self.generation());
-                trace::nbd_send_request(&mut header, || rq.disk().data().index(), &rq);
+                trace::nbd_send_request(&mut header, || self.info().index(), &rq);
                 rq.set_header(header);
                 outbox.queue.push_back(rq.publish(cookie));
                 Ok(if last { outbox.take_idle() } else { None })

@@ -10,6 +10,7 @@ use crate::{
     connection::Connection,
     connections,
     device::Setup,
+    driver::DeviceInfo,
     life::{LinkError, SessionState},
     link::Link,
     log::Topic,
@@ -87,6 +88,7 @@ pub(crate) struct Session {
     pub(crate) dead_conn_timeout: Atomic<u32>,
     connections: KVec<Arc<Connection>>,
     workqueues: Arc<Workqueues>,
+    info: Arc<DeviceInfo>,
     /// The connection that the next request falls back to.
     fallback: Atomic<u32>,
     hw_queues: u32,
@@ -132,8 +134,9 @@ impl Session {
         let params = setup.params();
         let count = u32::try_from(setup.socket_count())?;
         let device = disk.data();
+        let info = device.info().clone();
         if count > 1 && !params.flags().multi_conn() {
-            if device.may_log(Topic::Refusal) {
+            if info.may_log(Topic::Refusal) {
                 dev_err!(
                     disk.device(),
                     "not started: the server does not support multiple connections, but {} \
@@ -143,13 +146,13 @@ impl Session {
             }
             return Err(EINVAL);
         }
-        let workqueues = device.session_workqueues()?;
+        let workqueues = info.driver().session_workqueues()?;
         let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
         for index in 0..count {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
-            let link = Link::new(disk, &workqueues, socket)?;
+            let link = Link::new(disk, &info, &workqueues, socket)?;
             connections.push(Connection::new(index, link)?, GFP_KERNEL)?;
         }
 
@@ -165,6 +168,7 @@ impl Session {
                 dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
                 connections,
                 workqueues,
+                info,
                 fallback: Atomic::new(0),
                 hw_queues,
                 pending_link_dead: Atomic::new(0),
@@ -237,7 +241,7 @@ impl Session {
             }
             applied.apply_size(&self.disk);
         }
-        if self.disk.data().may_log(Topic::Session) {
+        if self.info.may_log(Topic::Session) {
             dev_info!(
                 self.disk.device(),
                 "session started by task {} with {} connection(s)\n",
@@ -253,6 +257,10 @@ impl Session {
 
     pub(crate) fn disk(&self) -> &Disk {
         &self.disk
+    }
+
+    pub(crate) fn info(&self) -> &Arc<DeviceInfo> {
+        &self.info
     }
 
     pub(crate) fn workqueues(&self) -> &Arc<Workqueues> {
@@ -299,7 +307,7 @@ impl Session {
             };
             let pushed = match chosen {
                 Some(connection) => {
-                    let cookie = self.disk.data().new_cookie();
+                    let cookie = self.info.new_cookie();
                     self.pushed(connection.push(rq, cookie, last && own == 1))
                 }
                 None => Err(rq),
@@ -319,7 +327,7 @@ impl Session {
         let turn = self.fallback.fetch_add(1, Relaxed);
         for connection in connections::in_turn(&self.connections, turn, |c| c.is_open()) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
-            match self.pushed(connection.push(rq, self.disk.data().new_cookie(), true)) {
+            match self.pushed(connection.push(rq, self.info.new_cookie(), true)) {
                 Ok(()) => return,
                 Err(back) => rq = back,
             }
@@ -364,7 +372,7 @@ impl Session {
         };
         let timeout = self.timeout.load(Relaxed);
         if timeout == 0 {
-            if self.disk.data().may_log(Topic::Connection) {
+            if self.info.may_log(Topic::Connection) {
                 dev_warn!(
                     self.disk.device(),
                     "a request waits for the server for a long time; there is no timeout\n"

@@ -132,7 +132,7 @@ impl WorkItem<2> for Session {
     /// Tells who listens which device has lost a link, once for each.
     fn run(this: Arc<Self>) {
         for _ in 0..this.pending_link_dead.xchg(0, Relaxed) {
-            crate::netlink::notify_link_dead(this.disk().data().index());
+            crate::netlink::notify_link_dead(this.disk().data().info().index());
         }
     }
 }
