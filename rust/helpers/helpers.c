@@ -19,4 +19,5 @@
 #include "netlink.c"
 #include "ratelimit.c"
 #include "signal.c"
+#include "sysfs.c"
 #include "task.c"

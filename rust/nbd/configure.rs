@@ -122,7 +122,7 @@ impl Device {
         };
         match updated {
             Ok(None) => Ok(()),
-            Ok(Some(session)) => Self::refreshed(session.refresh())
+            Ok(Some(session)) => Self::refreshed(session.refresh(self))
                 .map_err(|refusal| self.info().refuse(disk, what, &refusal)),
             Err(refusal) => Err(self.info().refuse(disk, what, &refusal)),
         }
@@ -208,7 +208,7 @@ impl Device {
         origin: Origin,
     ) -> Result<Arc<Session>> {
         let params = setup.params();
-        let started = Session::new(disk, setup, origin).and_then(|session| {
+        let started = Session::new(disk, self.info(), setup, origin).and_then(|session| {
             // Nobody can end the session before its files are complete.
             *self.session.lock() = Some(session.clone());
             session.publish().inspect_err(|_| session.stop_whole())?;
@@ -226,7 +226,7 @@ impl Device {
         match started {
             Ok(session) => {
                 self.settled.wake_all();
-                session.launch();
+                session.launch(self);
                 self.show_debug(disk);
                 Ok(session)
             }
@@ -297,7 +297,7 @@ impl Device {
                 _ => return Err(Refusal::NotConnected),
             };
         }
-        Self::refreshed(session.refresh())
+        Self::refreshed(session.refresh(self))
     }
 
     fn refreshed(result: Result) -> Result<(), Refusal> {
@@ -305,19 +305,6 @@ impl Device {
             EBUSY => Refusal::InFlight,
             error => Refusal::BadParameter(error),
         })
-    }
-
-    /// Puts back the block size of a running session: the disk could not have the one that
-    /// `failed`. Leaves alone another that somebody has asked for since.
-    pub(crate) fn revert_block_size(&self, failed: u32, block_size: u32) {
-        // The old one is valid.
-        let _ = self.config.lock().state.update(|params| {
-            if params.block_size() == failed {
-                params.with_block_size(block_size as usize)
-            } else {
-                Ok(params)
-            }
-        });
     }
 
     /// Ends the session, if there is one, and waits for a short while until others who have opened the

@@ -33,8 +33,8 @@ use crate::{
     life::Reason,
     params::Params,
     request::{Disk, DiskOps},
-    session::Session,
-    state::{self, Endpoint, Identity, LastClose}, //
+    session::{Session, SessionOwner},
+    state::{self, LastClose}, //
 };
 use kernel::{
     block::mq::{DiskBuilder, RegisteredDisk},
@@ -49,7 +49,7 @@ use kernel::{
         wait::{WaitMode, WaitQueue},
         Arc, Mutex, SpinLock,
     },
-    task::{Comm, Pid, Process, Thread},
+    task::{Process, Thread},
     time::{jiffies, jiffies_since, msecs_to_jiffies, Jiffies},
     workqueue::{impl_has_work, Work}, //
 };
@@ -73,30 +73,6 @@ pub(crate) const PATIENCE_MS: u32 = 1000;
 
 /// How long a disconnect waits for them, after the server, in milliseconds.
 pub(crate) const LINGER_MS: u32 = 700;
-
-impl Identity for Process {
-    fn is(&self, other: &Self) -> bool {
-        Process::is(self, other)
-    }
-
-    fn is_alive(&self) -> bool {
-        Process::is_alive(self)
-    }
-
-    fn pid(&self) -> Pid {
-        Process::pid(self)
-    }
-
-    fn comm(&self) -> Comm {
-        Process::comm(self)
-    }
-}
-
-impl Endpoint for Socket {
-    fn shutdown(&self) {
-        Socket::shutdown(self);
-    }
-}
 
 /// The configuration of a device.
 pub(crate) struct Config {
@@ -248,16 +224,6 @@ impl Device {
         self.session.lock().clone()
     }
 
-    /// Has no more requests go to the session. Returns it, to be dropped by the caller.
-    pub(crate) fn unpublish(&self) -> Option<Arc<Session>> {
-        self.session.lock().take()
-    }
-
-    /// The parameters of the running session.
-    pub(crate) fn running_params(&self) -> Option<Params> {
-        self.config.lock().state.running().map(|(_, params)| params)
-    }
-
     /// Waits for a short while if somebody starts or cleans the device. May sleep.
     pub(crate) fn wait_if_starting(&self) {
         self.wait_while(|config| config.state.is_starting(), PATIENCE_MS);
@@ -314,11 +280,6 @@ impl Device {
         self.config.lock().state.session().ok().flatten()
     }
 
-    /// The session that has files in sysfs.
-    pub(crate) fn shown(&self) -> Option<Arc<Session>> {
-        self.session().or_else(|| self.configured())
-    }
-
     /// Writes the state for people to read.
     pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (openers, session) = {
@@ -363,26 +324,6 @@ impl Device {
         if crate::partitions() {
             disk.need_partition_scan();
         }
-    }
-
-    /// The end of `session` is made. Returns the configuration's reference to it, to be dropped by
-    /// the caller.
-    pub(crate) fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
-        // The task in `NBD_DO_IT`.
-        let own = u32::from(!session.is_of_netlink());
-        let (session, _unclaimed) = {
-            let mut config = self.config.lock();
-            let unclaimed = session.end_attendance();
-            let unclaimed = core::mem::replace(&mut config.unclaimed, unclaimed);
-            // Others still see the size that they opened the device with, and get errors: without a
-            // size they would read the end of the device.
-            if config.openers <= own {
-                disk.set_capacity(0);
-            }
-            (config.state.stopped(), unclaimed)
-        };
-        self.retire(disk, 0);
-        session
     }
 
     /// Cleans the device and makes it idle, if it is left from an ended session and at most so many
@@ -448,5 +389,44 @@ impl Device {
         let info = self.info.clone();
         // It cannot be queued already: a disk is freed once.
         let _ = info.driver().event_wq().enqueue::<Arc<Self>, 1>(self);
+    }
+}
+
+impl SessionOwner for Device {
+    fn running_params(&self) -> Option<Params> {
+        self.config.lock().state.running().map(|(_, params)| params)
+    }
+
+    fn revert_block_size(&self, failed: u32, block_size: u32) {
+        // The old one is valid. Another that somebody has asked for since is left alone.
+        let _ = self.config.lock().state.update(|params| {
+            if params.block_size() == failed {
+                params.with_block_size(block_size as usize)
+            } else {
+                Ok(params)
+            }
+        });
+    }
+
+    fn unpublish(&self) -> Option<Arc<Session>> {
+        self.session.lock().take()
+    }
+
+    fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
+        // The task in `NBD_DO_IT`.
+        let own = u32::from(!session.is_of_netlink());
+        let (session, _unclaimed) = {
+            let mut config = self.config.lock();
+            let unclaimed = session.end_attendance();
+            let unclaimed = core::mem::replace(&mut config.unclaimed, unclaimed);
+            // Others still see the size that they opened the device with, and get errors: without a
+            // size they would read the end of the device.
+            if config.openers <= own {
+                disk.set_capacity(0);
+            }
+            (config.state.stopped(), unclaimed)
+        };
+        self.retire(disk, 0);
+        session
     }
 }

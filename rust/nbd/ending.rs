@@ -10,7 +10,7 @@ use crate::{
     link::Link,
     log::Topic,
     refusal::Refusal,
-    session::{Attendance, Life, Origin, Session}, //
+    session::{Attendance, Life, Origin, Session, SessionOwner}, //
 };
 use core::mem;
 use kernel::{
@@ -267,11 +267,10 @@ impl Session {
     }
 
     /// Makes the end. May sleep.
-    pub(crate) fn make_end(self: &Arc<Self>) {
+    pub(crate) fn make_end(self: &Arc<Self>, owner: &impl SessionOwner) {
         // What frees memory may wait for another end.
         let _noio = NoIo::enter();
         let disk = self.disk();
-        let device = disk.data();
         let Some(reason) = self.life.lock().state.ending() else {
             return;
         };
@@ -287,7 +286,7 @@ impl Session {
         // once more then.
         self.workqueues().senders.flush();
         self.workqueues().receivers.flush();
-        let session = device.unpublish();
+        let session = owner.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
         disk.quiesced(|| self.fail_requests(|_| false));
         // Requests that were requeued are failed when they come again.
@@ -301,7 +300,7 @@ impl Session {
         drop(files);
         // Who changes the size of the disk does so before this, or sees that the session has ended.
         let applied = self.applied.lock();
-        let stopped = device.stopped(disk, self);
+        let stopped = owner.stopped(disk, self);
         if self.info().may_log(Topic::Session) {
             dev_info!(disk.device(), "session ended: {}\n", reason.describe());
         }

@@ -207,10 +207,10 @@ fn backend<'a>(info: &Info<'a>) -> Option<&'a [u8]> {
     name.split(|byte| *byte == 0).next()
 }
 
-fn copy(bytes: &[u8]) -> Result<KVec<u8>> {
+fn copy(bytes: &[u8]) -> Result<Arc<KVec<u8>>> {
     let mut copy = KVec::new();
     copy.extend_from_slice(bytes, GFP_KERNEL)?;
-    Ok(copy)
+    Ok(Arc::new(copy, GFP_KERNEL)?)
 }
 
 fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {

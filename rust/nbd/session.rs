@@ -9,7 +9,6 @@
 use crate::{
     connection::Connection,
     connections,
-    device::Setup,
     driver::DeviceInfo,
     life::{LinkError, SessionState},
     link::Link,
@@ -17,6 +16,7 @@ use crate::{
     params::Params,
     protocol::{is_supported, Flags},
     request::{Disk, DiskOps, Queue},
+    state::Setup,
     sysfs::{Backend, Pid as PidAttribute},
     workqueues::Workqueues,
     NbdModule, //
@@ -27,6 +27,7 @@ use kernel::{
         BlkStatus,
     },
     module::ModuleRef,
+    net::socket::Socket,
     new_mutex,
     new_wait_queue,
     new_work,
@@ -37,7 +38,7 @@ use kernel::{
         wait::WaitQueue,
         Arc, Mutex,
     },
-    task::{Pid, Thread},
+    task::{Pid, Process, Thread},
     time::Jiffies,
     workqueue::{impl_has_work, Work}, //
 };
@@ -50,7 +51,7 @@ pub(crate) enum Origin {
     /// connections.
     Netlink {
         /// What the backend is called, for reconnects to check.
-        backend: Option<KVec<u8>>,
+        backend: Option<Arc<KVec<u8>>>,
     },
 }
 
@@ -126,15 +127,35 @@ impl_has_work! {
     impl HasWork<Session, 3> for Session { self.absence_work }
 }
 
+/// What has a session: the configuration of a device.
+pub(crate) trait SessionOwner {
+    /// The parameters of the session that runs.
+    fn running_params(&self) -> Option<Params>;
+
+    /// Puts back the block size of the session that runs: the disk could not have the one that
+    /// `failed`.
+    fn revert_block_size(&self, failed: u32, block_size: u32);
+
+    /// Has no more requests go to the session. Returns it, to be dropped by the caller.
+    fn unpublish(&self) -> Option<Arc<Session>>;
+
+    /// The end of `session` is made. Returns the owner's reference to it, to be dropped by the
+    /// caller.
+    fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>>;
+}
+
 impl Session {
     /// Makes a session of `setup`. Nothing is served before [`Self::launch`]. Sleeps.
     ///
     /// Fails with `EINVAL` if the server does not take as many connections as there are sockets.
-    pub(crate) fn new(disk: &Disk, mut setup: Setup, origin: Origin) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        disk: &Disk,
+        info: &Arc<DeviceInfo>,
+        mut setup: Setup<Process, Socket>,
+        origin: Origin,
+    ) -> Result<Arc<Self>> {
         let params = setup.params();
         let count = u32::try_from(setup.socket_count())?;
-        let device = disk.data();
-        let info = device.info().clone();
         if count > 1 && !params.flags().multi_conn() {
             if info.may_log(Topic::Refusal) {
                 dev_err!(
@@ -152,7 +173,7 @@ impl Session {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
-            let link = Link::new(disk, &info, &workqueues, socket)?;
+            let link = Link::new(disk, info, &workqueues, socket)?;
             connections.push(Connection::new(index, link)?, GFP_KERNEL)?;
         }
 
@@ -168,7 +189,7 @@ impl Session {
                 dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
                 connections,
                 workqueues,
-                info,
+                info: info.clone(),
                 fallback: Atomic::new(0),
                 hw_queues,
                 pending_link_dead: Atomic::new(0),
@@ -193,10 +214,13 @@ impl Session {
     /// module loaded. Sleeps. Fails with `ENODEV` if the module is being unloaded.
     pub(crate) fn publish(&self) -> Result {
         let module = ModuleRef::try_get().ok_or(ENODEV)?;
-        let pid = AttributeFile::create(&self.disk)?;
-        let backend = match self.origin {
+        let pid = AttributeFile::create(&self.disk, PidAttribute::new(self.pid))?;
+        let backend = match &self.origin {
             Origin::Ioctl { .. } => None,
-            Origin::Netlink { .. } => Some(AttributeFile::create(&self.disk)?),
+            Origin::Netlink { backend } => {
+                let backend = Backend::new(backend.clone());
+                Some(AttributeFile::create(&self.disk, backend)?)
+            }
         };
         let files = Files {
             _pid: pid,
@@ -219,7 +243,7 @@ impl Session {
     }
 
     /// Starts serving requests, after the session was made known to the device.
-    pub(crate) fn launch(&self) {
+    pub(crate) fn launch(&self, owner: &impl SessionOwner) {
         {
             // Whoever ends the session waits for the receivers that were started under the lock.
             let life = self.life.lock();
@@ -236,7 +260,7 @@ impl Session {
                 return;
             }
             // What was changed since the session was made.
-            if self.apply(&mut applied).is_err() {
+            if self.apply(owner, &mut applied).is_err() {
                 dev_warn!(self.disk.device(), "could not change the block size\n");
             }
             applied.apply_size(&self.disk);
@@ -279,7 +303,7 @@ impl Session {
     /// What the backend is called, if the session knows.
     pub(crate) fn backend(&self) -> Option<&[u8]> {
         match &self.origin {
-            Origin::Netlink { backend } => backend.as_deref(),
+            Origin::Netlink { backend } => backend.as_ref().map(|name| name.as_slice()),
             Origin::Ioctl { .. } => None,
         }
     }
@@ -404,13 +428,13 @@ impl Session {
     /// block size, until no request is in flight.
     ///
     /// Fails with `EBUSY` if that takes longer than a second; the block size is then as before.
-    pub(crate) fn refresh(&self) -> Result {
+    pub(crate) fn refresh(&self, owner: &impl SessionOwner) -> Result {
         let mut applied = self.applied.lock();
         if self.is_ended() {
             return Ok(());
         }
         let old = *applied;
-        let result = self.apply(&mut applied);
+        let result = self.apply(owner, &mut applied);
         // Partition tables count in blocks.
         if old.size() != applied.size() || old.block_size() != applied.block_size() {
             applied.apply_size(&self.disk);
@@ -419,9 +443,8 @@ impl Session {
     }
 
     /// Gives the disk all parameters but the size.
-    fn apply(&self, applied: &mut Params) -> Result {
-        let device = self.disk.data();
-        let Some(new) = device.running_params() else {
+    fn apply(&self, owner: &impl SessionOwner, applied: &mut Params) -> Result {
+        let Some(new) = owner.running_params() else {
             return Ok(());
         };
         let old = core::mem::replace(applied, new);
@@ -438,7 +461,7 @@ impl Session {
         }
         if old.block_size() != new.block_size() {
             new.apply_limits(&self.disk).inspect_err(|_| {
-                device.revert_block_size(new.block_size(), old.block_size());
+                owner.revert_block_size(new.block_size(), old.block_size());
                 if let Ok(reverted) = new.with_block_size(old.block_size() as usize) {
                     *applied = reverted;
                 }

@@ -12,13 +12,18 @@ use crate::{
     refusal::{Refusal, MAX_CONNECTIONS}, //
 };
 use core::mem;
-use kernel::{fmt, prelude::*, task::Comm};
+use kernel::{
+    fmt,
+    net::socket::Socket,
+    prelude::*,
+    task::{Comm, Pid, Process}, //
+};
 
 /// Who sets a device up.
 pub(crate) trait Identity {
     fn is(&self, other: &Self) -> bool;
     fn is_alive(&self) -> bool;
-    fn pid(&self) -> i32;
+    fn pid(&self) -> Pid;
     fn comm(&self) -> Comm;
 }
 
@@ -26,6 +31,30 @@ pub(crate) trait Identity {
 pub(crate) trait Endpoint {
     /// Has the peer see the end of the stream.
     fn shutdown(&self);
+}
+
+impl Identity for Process {
+    fn is(&self, other: &Self) -> bool {
+        Process::is(self, other)
+    }
+
+    fn is_alive(&self) -> bool {
+        Process::is_alive(self)
+    }
+
+    fn pid(&self) -> Pid {
+        Process::pid(self)
+    }
+
+    fn comm(&self) -> Comm {
+        Process::comm(self)
+    }
+}
+
+impl Endpoint for Socket {
+    fn shutdown(&self) {
+        Socket::shutdown(self);
+    }
 }
 
 /// A device being set up. There is no owner without a socket, and no socket without an owner.

@@ -2,30 +2,39 @@
 
 //! What a connected disk shows in sysfs.
 
-use crate::request::{Disk, DiskOps};
-use kernel::{block::mq::Attribute, fmt, prelude::*, str::BStr};
+use kernel::{block::mq::Attribute, fmt, prelude::*, str::BStr, sync::Arc, task};
 
 /// The file `pid`: the thread that asked for the session.
-pub(crate) struct Pid;
+pub(crate) struct Pid(task::Pid);
 
-impl Attribute<DiskOps> for Pid {
+impl Pid {
+    pub(crate) fn new(pid: task::Pid) -> Self {
+        Self(pid)
+    }
+}
+
+impl Attribute for Pid {
     const NAME: &'static CStr = c"pid";
 
-    fn show(disk: &Disk, to: &mut dyn fmt::Write) -> fmt::Result {
-        // The files come before the session is configured, and go before it is not any more.
-        let session = disk.data().shown();
-        writeln!(to, "{}", session.map_or(0, |session| session.pid()))
+    fn show(&self, to: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(to, "{}", self.0)
     }
 }
 
 /// The file `backend`: what the backend is called, for sessions that netlink made.
-pub(crate) struct Backend;
+pub(crate) struct Backend(Option<Arc<KVec<u8>>>);
 
-impl Attribute<DiskOps> for Backend {
+impl Backend {
+    pub(crate) fn new(name: Option<Arc<KVec<u8>>>) -> Self {
+        Self(name)
+    }
+}
+
+impl Attribute for Backend {
     const NAME: &'static CStr = c"backend";
 
-    fn show(disk: &Disk, to: &mut dyn fmt::Write) -> fmt::Result {
-        if let Some(backend) = disk.data().shown().as_ref().and_then(|s| s.backend()) {
+    fn show(&self, to: &mut dyn fmt::Write) -> fmt::Result {
+        if let Some(backend) = &self.0 {
             match core::str::from_utf8(backend) {
                 Ok(text) => to.write_str(text)?,
                 Err(_) => to.write_fmt(fmt!("{}", BStr::from_bytes(backend)))?,

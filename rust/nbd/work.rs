@@ -112,7 +112,7 @@ impl WorkItem<0> for Session {
 
     /// Makes the end.
     fn run(this: Arc<Self>) {
-        this.make_end();
+        this.make_end(&*this.disk().data());
     }
 }
 
