@@ -4,9 +4,8 @@
 
 use crate::{
     life::LinkError,
-    link::Link,
-    request::Queue,
-    send::{Broken, Sent}, //
+    link::{Broken, Link, Sent},
+    request::Queue, //
 };
 use kernel::{
     block::mq::OwnedRequest,

@@ -2,15 +2,24 @@
 
 //! A link: one socket of a connection, from the time it was given to its end.
 
+mod read_ahead;
+mod receive;
+mod send;
+mod send_side;
+mod sender;
+mod stats;
+
+pub(crate) use send_side::{Broken, Sent};
+
 use crate::{
     driver::DeviceInfo,
-    receive::Receiver,
-    request::Disk,
-    send::SendSide,
+    protocol::Cookie,
+    request::{Disk, Queue},
     workqueues::Workqueues, //
 };
 use core::cell::Cell;
 use kernel::{
+    block::mq::Claim,
     net::{
         ready::ReadyHook,
         socket::{BlockSocket, Socket},
@@ -25,80 +34,35 @@ use kernel::{
         Arc, Mutex, SpinLock,
     },
     task::Process,
-    time::{jiffies, jiffies_since, Instant, Jiffies, Monotonic},
+    time::{Instant, Monotonic},
     workqueue::{impl_has_work, Work}, //
 };
+use read_ahead::ReadAhead;
+use send_side::SendSide;
+use stats::LinkStats;
 
-/// What went over a link. Only whoever sends writes what concerns sending, and only the receiver
-/// what concerns receiving.
-pub(crate) struct LinkStats {
-    requests: Atomic<u64>,
-    replies: Atomic<u64>,
-    sent: Atomic<u64>,
-    received: Atomic<u64>,
-    /// When bytes moved last, in jiffies. Written by both: either is right.
-    moved: Atomic<Jiffies>,
+/// What the receiver keeps from one of its runs to the next. It must not be on the stack, see
+/// [`BvecDest::push_bytes`](kernel::bvec::BvecDest::push_bytes).
+pub(crate) struct Receiver {
+    ahead: ReadAhead,
+    partial: Option<Partial>,
 }
 
-impl LinkStats {
-    fn new() -> Self {
-        Self {
-            requests: Atomic::new(0),
-            replies: Atomic::new(0),
-            sent: Atomic::new(0),
-            received: Atomic::new(0),
-            moved: Atomic::new(jiffies()),
-        }
-    }
+/// What the receiver has to tell while it goes on.
+pub(crate) enum Told {
+    /// A request of a link that is watched has finished.
+    Finished,
+    /// The server refused a request because it is shutting down: the link is to be left, and the
+    /// request to be requeued after that.
+    Refused(Claim<Queue>),
+}
 
-    /// Adds without a locked operation: there is one writer at a time.
-    fn add(counter: &Atomic<u64>, n: usize) {
-        counter.store(counter.load(Relaxed).wrapping_add(n as u64), Relaxed);
-    }
-
-    /// So many requests are sent whole.
-    pub(crate) fn add_requests(&self, n: usize) {
-        Self::add(&self.requests, n);
-    }
-
-    /// One more reply has begun to arrive.
-    pub(crate) fn add_reply(&self) {
-        Self::add(&self.replies, 1);
-    }
-
-    /// Whether every request that was sent has its reply. Only a hint: either may be counted late.
-    pub(crate) fn all_replied(&self) -> bool {
-        self.requests.load(Relaxed) == self.replies.load(Relaxed)
-    }
-
-    /// So many bytes are sent.
-    pub(crate) fn add_sent(&self, bytes: usize) {
-        Self::add(&self.sent, bytes);
-        self.moved.store(jiffies(), Relaxed);
-    }
-
-    /// So many bytes are received.
-    pub(crate) fn add_received(&self, bytes: usize) {
-        Self::add(&self.received, bytes);
-        self.moved.store(jiffies(), Relaxed);
-    }
-
-    /// For how long no byte has moved, in jiffies.
-    pub(crate) fn idle_for(&self) -> Jiffies {
-        jiffies_since(self.moved.load(Relaxed))
-    }
-
-    pub(crate) fn requests(&self) -> u64 {
-        self.requests.load(Relaxed)
-    }
-
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Relaxed)
-    }
-
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Relaxed)
-    }
+/// A reply of which the payload is on its way.
+struct Partial {
+    claim: Claim<Queue>,
+    cookie: Cookie,
+    /// Bytes of the payload that have arrived.
+    done: usize,
 }
 
 /// A socket that serves requests, with its sender and its receiver. The connection that it belongs
@@ -119,12 +83,12 @@ pub(crate) struct Link {
     watchers: Atomic<u32>,
     workqueues: Arc<Workqueues>,
     #[pin]
-    pub(crate) send_side: SpinLock<SendSide>,
+    send_side: SpinLock<SendSide>,
     /// The receiver's work has it for as long as it runs; nobody else wants it. `None` once it is
     /// over.
     #[pin]
-    pub(crate) receiver: Mutex<Option<Receiver>>,
-    /// WorkqueuePair the receiver's work when there is something to receive.
+    receiver: Mutex<Option<Receiver>>,
+    /// Queues the receiver's work when there is something to receive.
     #[pin]
     ready: ReadyHook<Link>,
     #[pin]
@@ -154,23 +118,26 @@ impl Link {
     ) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                generation: info.new_generation(),
-                info: info.clone(),
-                disk: disk.into(),
-                socket <- BlockSocket::new(socket),
-                made: Instant::now(),
-                added_by: Process::current(),
-                stats: LinkStats::new(),
-                watchers: Atomic::new(0),
-                workqueues: workqueues.clone(),
-                send_side <- new_spinlock!(SendSide::new()),
-                receiver <- new_mutex!(Some(Receiver::new())),
-                ready <- ReadyHook::new(),
-                receive_work <- new_work!("nbd_receive"),
-                send_work <- new_work!("nbd_send"),
-                shutdown_work <- new_work!("nbd_shutdown"),
-                give_back_work <- new_work!("nbd_give_back"),
-            }),
+                           generation: info.new_generation(),
+                           info: info.clone(),
+                           disk: disk.into(),
+                           socket <- BlockSocket::new(socket),
+                           made: Instant::now(),
+                           added_by: Process::current(),
+                           stats: LinkStats::new(),
+                           watchers: Atomic::new(0),
+                           workqueues: workqueues.clone(),
+                           send_side <- new_spinlock!(SendSide::new()),
+                           receiver <- new_mutex!(Some(Receiver {
+            ahead: ReadAhead::new(),
+            partial: None,
+            })),
+                           ready <- ReadyHook::new(),
+                           receive_work <- new_work!("nbd_receive"),
+                           send_work <- new_work!("nbd_send"),
+                           shutdown_work <- new_work!("nbd_shutdown"),
+                           give_back_work <- new_work!("nbd_give_back"),
+                       }),
             GFP_KERNEL,
         )
     }

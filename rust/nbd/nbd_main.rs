@@ -4,8 +4,8 @@
 //!
 //! Three ways go through the driver, each in one direction:
 //!
-//! - submit: [`block`] → [`session`] → [`connection`] → [`send`]
-//! - complete: [`receive`] → request by tag → completion
+//! - submit: [`block`] → [`session`] → [`connection`] → [`link`]
+//! - complete: [`link`] → request by tag → completion
 //! - configure: [`ioctl`] or [`netlink`] → [`configure`] → [`state`] → [`session`]
 //!
 //! A session loses connections and gets new ones in [`reconnect`], and comes to its end in
@@ -28,12 +28,9 @@ mod log;
 mod netlink;
 mod params;
 mod protocol;
-mod receive;
 mod reconnect;
 mod refusal;
 mod request;
-mod send;
-mod sender;
 mod session;
 mod state;
 mod sysfs;

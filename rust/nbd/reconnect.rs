@@ -6,10 +6,9 @@ use crate::{
     connection::{waits, PushError},
     ending::DISCONNECT_MS,
     life::{LastLost, LinkError, Lost, Reason, SessionState},
-    link::Link,
+    link::{Broken, Link, Sent},
     log::Topic,
     request::Queue,
-    send::{Broken, Sent},
     session::{Origin, Session}, //
 };
 use kernel::{
@@ -108,7 +107,7 @@ impl Session {
 
     /// Nothing can be sent on `link` any more. May sleep, as [`Self::link_failed`].
     pub(crate) fn send_failed(self: &Arc<Self>, link: &Arc<Link>, broken: Broken) {
-        let broken = match broken.error {
+        let broken = match broken.error() {
             // The server may have answered, or have said that it shuts down, before it closed its end.
             EPIPE | ECONNRESET => match link.fail_sending(broken) {
                 Ok(()) => return link.receive_later(),
@@ -116,7 +115,7 @@ impl Session {
             },
             _ => broken,
         };
-        self.link_failed(link, LinkError::Send(broken.error));
+        self.link_failed(link, LinkError::Send(broken.error()));
         // What the sender holds was published until here.
         drop(broken);
     }

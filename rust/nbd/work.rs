@@ -2,7 +2,11 @@
 
 //! The bodies of work items, which reach from a link up to its session.
 
-use crate::{device::Device, link::Link, receive::Event, send::Sent, session::Session};
+use crate::{
+    device::Device,
+    link::{Link, Sent, Told},
+    session::Session, //
+};
 use kernel::{
     net::ready::ReadReady,
     sync::{atomic::Relaxed, wait::WaitMode, Arc, ArcBorrow},
@@ -25,36 +29,21 @@ impl WorkItem<0> for Link {
 
     /// Receives what is there.
     fn run(this: Arc<Self>) {
-        let error = {
-            let mut place = this.receiver.lock();
-            loop {
-                // It is over once it has failed.
-                let Some(receiver) = &mut *place else {
-                    return;
-                };
-                match receiver.run(&this) {
-                    Event::Broken(error) => {
-                        *place = None;
-                        break error;
-                    }
-                    Event::Idle => return,
-                    Event::Turn => {
-                        this.receive_later();
-                        return;
-                    }
-                    Event::Finished => {}
-                    Event::Refused(claim) => {
-                        if let Some(session) = session_of(&this) {
-                            session.leave(&this);
-                        }
-                        // Not before it can go elsewhere.
-                        claim.requeue();
-                    }
+        let error = this.receive(|told| {
+            let session = session_of(&this);
+            if let Told::Refused(claim) = told {
+                if let Some(session) = &session {
+                    session.leave(&this);
                 }
-                if let Some(session) = session_of(&this) {
-                    session.request_finished(&this);
-                }
+                // Not before it can go elsewhere.
+                claim.requeue();
             }
+            if let Some(session) = session {
+                session.request_finished(&this);
+            }
+        });
+        let Some(error) = error else {
+            return;
         };
         match session_of(&this) {
             Some(session) => session.link_failed(&this, error),

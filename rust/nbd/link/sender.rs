@@ -2,8 +2,8 @@
 
 //! Turning queued requests into bytes on a socket.
 
+use super::stats::LinkStats;
 use crate::{
-    link::Link,
     protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
     request::Queue,
     trace, //
@@ -11,7 +11,7 @@ use crate::{
 use kernel::{
     block::mq::RequestList,
     bvec::{BvecSource, HeaderSlots, Headers},
-    net::socket::Wait,
+    net::socket::{Socket, Wait},
     prelude::*, //
 };
 
@@ -24,7 +24,7 @@ const MAX_WAITING: usize = 64 << 10;
 
 /// How far a send came.
 #[derive(PartialEq, Eq)]
-pub(crate) enum Progress {
+pub(super) enum Progress {
     /// All was sent.
     Done,
     /// The socket has no room, and the caller did not want to wait.
@@ -38,6 +38,14 @@ enum Call {
     Nothing,
     /// There is no room, and the caller does not want to wait.
     NoRoom,
+}
+
+/// Where a sender writes to.
+pub(super) struct Output<'a, F: Fn() -> bool> {
+    pub(super) socket: &'a Socket,
+    pub(super) stats: &'a LinkStats,
+    /// Whether nothing is to be sent any more.
+    pub(super) is_closed: F,
 }
 
 /// A place in a batch of requests: so many bytes behind the beginning of its first one.
@@ -90,7 +98,7 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             headers: None,
             batch: RequestList::new(),
@@ -99,12 +107,12 @@ impl Sender {
     }
 
     /// Whether all that was loaded is sent.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.batch.is_empty()
     }
 
     /// Takes what is to be sent next, when it [`Self::is_empty`].
-    pub(crate) fn load(&mut self, batch: RequestList<Queue>) {
+    pub(super) fn load(&mut self, batch: RequestList<Queue>) {
         self.batch = batch;
         self.sent = Position::default();
     }
@@ -113,10 +121,14 @@ impl Sender {
     /// header and payload. May sleep; waits for the peer only as `wait` says.
     ///
     /// After an error nothing more can be sent on the socket.
-    pub(crate) fn send(&mut self, link: &Link, wait: Wait) -> Result<Progress> {
+    pub(super) fn send(
+        &mut self,
+        out: &Output<'_, impl Fn() -> bool>,
+        wait: Wait,
+    ) -> Result<Progress> {
         let mut calls = 0;
         while !self.batch.is_empty() {
-            Self::check_open(link, &mut calls)?;
+            Self::check_open(out, &mut calls)?;
             let limit = match wait {
                 Wait::No => usize::MAX,
                 Wait::Some | Wait::All => MAX_WAITING,
@@ -126,12 +138,12 @@ impl Sender {
             }
             let result = match &mut self.headers {
                 Some(headers) => {
-                    Self::send_batch(headers.slots(), &self.batch, self.sent, link, limit, wait)
+                    Self::send_batch(headers.slots(), &self.batch, self.sent, out, limit, wait)
                 }
-                None => self.send_part(link, limit, wait),
+                None => self.send_part(out, limit, wait),
             };
             match Self::call(result, wait)? {
-                Call::Sent(bytes) => self.advance(link, bytes),
+                Call::Sent(bytes) => self.advance(out, bytes),
                 Call::Nothing => {}
                 Call::NoRoom => return Ok(Progress::Blocked),
             }
@@ -144,7 +156,7 @@ impl Sender {
         mut slots: HeaderSlots<'a>,
         batch: &'a RequestList<Queue>,
         mut from: Position,
-        link: &Link,
+        out: &Output<'_, impl Fn() -> bool>,
         limit: usize,
         wait: Wait,
     ) -> Result<usize> {
@@ -157,31 +169,40 @@ impl Sender {
             }
             from = Position::default();
         }
-        link.socket().send(&source, wait)
+        out.socket.send(&source, wait)
     }
 
     /// Sends what is left of the first request's header, or of its payload: without room for headers
     /// the two cannot go out in one call.
-    fn send_part(&self, link: &Link, limit: usize, wait: Wait) -> Result<usize> {
+    fn send_part(
+        &self,
+        out: &Output<'_, impl Fn() -> bool>,
+        limit: usize,
+        wait: Wait,
+    ) -> Result<usize> {
         let Some(rq) = self.batch.front() else {
             return Ok(0);
         };
         if let Some(rest @ [_, ..]) = rq.header().as_bytes().get(self.sent.in_header()..) {
-            return link.socket().send_bytes(rest, wait);
+            return out.socket.send_bytes(rest, wait);
         }
         let mut source = BvecSource::<MAX_PIECES>::new(limit);
         source.push_request(rq, self.sent.in_payload());
-        link.socket().send(&source, wait)
+        out.socket.send(&source, wait)
     }
 
     /// Sends the message that ends a connection, after all requests, and ends the stream: some
     /// servers close their end only then. May sleep; waits for the peer only as `wait` says.
-    pub(crate) fn send_disconnect(&mut self, link: &Link, wait: Wait) -> Result<Progress> {
+    pub(super) fn send_disconnect(
+        &mut self,
+        out: &Output<'_, impl Fn() -> bool>,
+        wait: Wait,
+    ) -> Result<Progress> {
         let message = encode_disconnect();
         let mut calls = 0;
         while let Some(rest @ [_, ..]) = message.get(self.sent.in_header()..) {
-            Self::check_open(link, &mut calls)?;
-            match Self::call(link.socket().send_bytes(rest, wait), wait)? {
+            Self::check_open(out, &mut calls)?;
+            match Self::call(out.socket.send_bytes(rest, wait), wait)? {
                 Call::Sent(bytes) => self.sent.advance(bytes),
                 Call::Nothing => {}
                 Call::NoRoom => return Ok(Progress::Blocked),
@@ -189,16 +210,16 @@ impl Sender {
         }
         // An upper layer protocol may hold back what it has taken, which the end of the stream would
         // cut off: the server closes its end, or the session does after the usual time.
-        if !link.socket().has_ulp() {
-            link.socket().shutdown_send();
+        if !out.socket.has_ulp() {
+            out.socket.shutdown_send();
         }
         Ok(Progress::Done)
     }
 
     /// Fails if the link was closed since the call before this one: another user of the socket may
     /// have connected it anew.
-    fn check_open(link: &Link, calls: &mut u32) -> Result {
-        if *calls > 0 && link.is_closed() {
+    fn check_open(out: &Output<'_, impl Fn() -> bool>, calls: &mut u32) -> Result {
+        if *calls > 0 && (out.is_closed)() {
             return Err(EPIPE);
         }
         *calls += 1;
@@ -216,7 +237,7 @@ impl Sender {
     }
 
     /// Lets go of the requests that are sent whole once `bytes` more are sent.
-    fn advance(&mut self, link: &Link, bytes: usize) {
+    fn advance(&mut self, out: &Output<'_, impl Fn() -> bool>, bytes: usize) {
         let mut before = self.sent;
         self.sent.advance(bytes);
         let mut whole = 0;
@@ -234,8 +255,8 @@ impl Sender {
             self.batch.pop_front();
             whole += 1;
         }
-        link.stats().add_sent(bytes);
-        link.stats().add_requests(whole);
+        out.stats.add_sent(bytes);
+        out.stats.add_requests(whole);
     }
 }
 

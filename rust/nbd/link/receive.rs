@@ -2,9 +2,9 @@
 
 //! Turning bytes from a socket into finished requests.
 
+use super::{Link, Partial, Receiver, Told};
 use crate::{
     life::{LinkError, ReceiveError},
-    link::Link,
     protocol::{Cookie, Failure, Reply, REPLY_LEN},
     request::Queue,
     trace, //
@@ -17,6 +17,7 @@ use kernel::{
     bvec::BvecDest,
     net::socket::Wait,
     prelude::*,
+    sync::Arc,
     time::{jiffies, jiffies_since, msecs_to_jiffies}, //
 };
 
@@ -25,10 +26,6 @@ use kernel::{
 const MAX_PIECES: usize = 40;
 
 type Dest<'a> = BvecDest<'a, MAX_PIECES>;
-
-/// Bytes read ahead: this many replies without payload cost one receive. What it holds of a
-/// payload is copied once more, so it is kept small; a link takes 256 bytes with it.
-const READ_AHEAD: usize = 6 * REPLY_LEN;
 
 /// Bytes that one receive may wait for: as with those that are sent.
 const MAX_WAITING: usize = 128 << 10;
@@ -39,27 +36,14 @@ const LONG_PAYLOAD: usize = 32 << 10;
 /// How long a receiver may keep its worker, in milliseconds, if others wait for one.
 const TURN_MS: u32 = 250;
 
-/// What a receiver has to tell.
-pub(crate) enum Event {
+/// Why a receiver stops.
+enum Stop {
     /// There is nothing to be received, for now.
     Idle,
     /// There may be more, but others shall have their turn.
     Turn,
-    /// A request of a link that is watched has finished.
-    Finished,
-    /// The server refused a request because it is shutting down: the link is to be left, and the
-    /// request to be requeued after that.
-    Refused(Claim<Queue>),
     /// The link cannot be read any further.
     Broken(LinkError),
-}
-
-/// A reply of which the payload is on its way.
-struct Partial {
-    claim: Claim<Queue>,
-    cookie: Cookie,
-    /// Bytes of the payload that have arrived.
-    done: usize,
 }
 
 /// What the header of a reply says.
@@ -77,51 +61,65 @@ enum Received {
     Nothing,
 }
 
-/// The one who reads a link's socket. It must not be on the stack, see [`BvecDest::push_bytes`].
-pub(crate) struct Receiver {
-    ahead: [u8; READ_AHEAD],
-    /// The bytes of `ahead` that were received and not looked at.
-    start: usize,
-    end: usize,
-    partial: Option<Partial>,
+impl Link {
+    /// Has the receiver serve what there is, for the work that [`Self::receive_later`] queues, and
+    /// calls `tell` for what there is to tell. Returns why the link cannot be read any further, once.
+    /// May sleep, and waits for the peer for a moment where more is to be expected.
+    pub(crate) fn receive(self: &Arc<Self>, tell: impl FnMut(Told)) -> Option<LinkError> {
+        let mut place = self.receiver.lock();
+        // It is over once it has failed.
+        let receiver = (*place).as_mut()?;
+        match receiver.run(self, tell) {
+            Stop::Idle => None,
+            Stop::Turn => {
+                self.receive_later();
+                None
+            }
+            Stop::Broken(error) => {
+                *place = None;
+                Some(error)
+            }
+        }
+    }
 }
 
 impl Receiver {
-    pub(crate) fn new() -> Self {
-        Self {
-            ahead: [0; READ_AHEAD],
-            start: 0,
-            end: 0,
-            partial: None,
-        }
-    }
-
-    /// Serves replies until there is something to tell. May sleep, and waits for the peer for a
-    /// moment where more is to be expected.
-    pub(crate) fn run(&mut self, link: &Link) -> Event {
+    /// Serves replies until there is a reason to stop, and calls `tell` for what there is to tell. May
+    /// sleep, and waits for the peer for a moment where more is to be expected.
+    fn run(&mut self, link: &Link, mut tell: impl FnMut(Told)) -> Stop {
         let start = jiffies();
         let mut wait = Wait::No;
         let error = loop {
-            match self.serve(link, wait) {
-                Ok(Received::Refused(claim)) => return Event::Refused(claim),
+            let next = match self.serve(link, wait) {
+                Ok(Received::Refused(claim)) => {
+                    tell(Told::Refused(claim));
+                    Wait::No
+                }
                 Ok(Received::Nothing) => match Self::end(link) {
                     Some(error) => break error,
-                    None => return Event::Idle,
+                    None => return Stop::Idle,
                 },
-                Ok(Received::Reply) if link.is_watched() => return Event::Finished,
-                Ok(Received::Reply) if jiffies_since(start) > msecs_to_jiffies(TURN_MS) => {
-                    return Event::Turn
+                Ok(Received::Reply) => {
+                    if link.is_watched() {
+                        tell(Told::Finished);
+                        Wait::No
+                    } else {
+                        // A server that has just replied may do so again.
+                        Wait::Some
+                    }
                 }
-                // A server that has just replied may do so again.
-                Ok(Received::Reply) => wait = Wait::Some,
                 Err(error) => break LinkError::Receive(error),
+            };
+            if jiffies_since(start) > msecs_to_jiffies(TURN_MS) {
+                return Stop::Turn;
             }
+            wait = next;
         };
         // The rest of its payload does not come.
         if let Some(partial) = self.partial.take() {
             partial.claim.requeue();
         }
-        Event::Broken(error)
+        Stop::Broken(error)
     }
 
     /// Why nothing is to be waited for, although the stream has not ended.
@@ -207,29 +205,22 @@ impl Receiver {
         }
     }
 
-    fn buffered(&self) -> &[u8] {
-        self.ahead.get(self.start..self.end).unwrap_or(&[])
-    }
-
     /// The next header, with as much behind it as there is and has room. [`None`] if it is not there
     /// yet.
     fn header(&mut self, link: &Link, wait: Wait) -> Result<Option<[u8; REPLY_LEN]>, ReceiveError> {
-        while self.end - self.start < REPLY_LEN {
-            self.ahead.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
+        while self.ahead.bytes().len() < REPLY_LEN {
             let mut dest = Dest::new(MAX_WAITING);
-            dest.push_bytes(self.ahead.get_mut(self.end..).unwrap_or_default());
+            dest.push_bytes(self.ahead.room());
             match Self::some(link, &mut dest, wait)? {
                 0 => return Ok(None),
-                bytes => self.end += bytes,
+                bytes => self.ahead.add(bytes),
             }
         }
         let mut header = [0; REPLY_LEN];
-        for (to, from) in header.iter_mut().zip(self.buffered()) {
+        for (to, from) in header.iter_mut().zip(self.ahead.bytes()) {
             *to = *from;
         }
-        self.start += REPLY_LEN;
+        self.ahead.consume(REPLY_LEN);
         Ok(Some(header))
     }
 
@@ -238,11 +229,11 @@ impl Receiver {
     fn payload(&mut self, link: &Link, partial: &mut Partial) -> Result<bool, ReceiveError> {
         let Partial { claim, done, .. } = partial;
         let len = claim.bytes() as usize;
-        if self.start < self.end {
+        if !self.ahead.bytes().is_empty() {
             let mut dest = Dest::new(MAX_WAITING);
             dest.push_request(claim, *done);
-            let bytes = dest.fill(self.buffered());
-            self.start += bytes;
+            let bytes = dest.fill(self.ahead.bytes());
+            self.ahead.consume(bytes);
             *done += bytes;
         }
         while *done < len {
@@ -250,7 +241,7 @@ impl Receiver {
             let whole = dest.push_request(claim, *done);
             // Nothing is left over from reading ahead, or the payload would be complete.
             let wait = if whole && len - *done <= LONG_PAYLOAD {
-                dest.push_bytes(&mut self.ahead);
+                dest.push_bytes(self.ahead.room());
                 Wait::Some
             } else {
                 Wait::All
@@ -260,7 +251,7 @@ impl Receiver {
                 bytes => *done += bytes,
             }
             if *done > len {
-                (self.start, self.end) = (0, *done - len);
+                self.ahead.add(*done - len);
             }
         }
         Ok(true)
