@@ -3,7 +3,7 @@
 //! A connection: a place in a session, with a link in it or none until a reconnect brings one.
 
 use crate::{
-    life::LinkError,
+    error::LinkError,
     link::{Broken, Link, Sent},
     request::Queue, //
 };

@@ -23,12 +23,8 @@ const FILES: [(&CStr, Print<ARef<Disk>>); 7] = [
     (c"connections", connections),
 ];
 
-/// The directory of a device; it goes away with the value. Dropping it waits for readers, which
-/// take the device's configuration lock.
-pub(crate) type DebugDir = Dir<ARef<Disk>, NbdModule>;
-
 /// Makes the directory of a device. Sleeps.
-pub(crate) fn show(root: &Arc<Root>, disk: &Disk) -> Result<DebugDir> {
+pub(crate) fn show(root: &Arc<Root>, disk: &Disk) -> Result<Dir<ARef<Disk>, NbdModule>> {
     let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().info().index()))?;
     Dir::new(root, &name, &ARef::from(disk), &FILES)
 }

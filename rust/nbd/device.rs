@@ -27,17 +27,20 @@
 //! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
 //! one atomic word.
 
+mod configure;
+
 use crate::{
-    debugfs::{self, DebugDir},
     driver::{AliveMark, DeviceInfo, Driver},
-    life::Reason,
+    error::Reason,
     params::Params,
     request::{Disk, DiskOps},
     session::{Session, SessionOwner},
-    state::{self, LastClose}, //
+    state::{self, LastClose},
+    NbdModule, //
 };
 use kernel::{
     block::mq::{DiskBuilder, RegisteredDisk},
+    debugfs::owned::{Dir, Root},
     fmt,
     net::socket::Socket,
     new_mutex,
@@ -46,6 +49,7 @@ use kernel::{
     new_work,
     prelude::*,
     sync::{
+        aref::ARef,
         wait::{WaitMode, WaitQueue},
         Arc, Mutex, SpinLock,
     },
@@ -75,12 +79,12 @@ pub(crate) const PATIENCE_MS: u32 = 1000;
 pub(crate) const LINGER_MS: u32 = 700;
 
 /// The configuration of a device.
-pub(crate) struct Config {
+struct Config {
     /// Who has the device or a partition of it open.
-    pub(crate) openers: u32,
+    openers: u32,
     /// When the device was opened last, in jiffies.
     opened: Jiffies,
-    pub(crate) state: State,
+    state: State,
     /// The thread that was away from `NBD_DO_IT` when its session ended, and why that did.
     unclaimed: Option<(Arc<Thread>, Reason)>,
 }
@@ -102,21 +106,29 @@ impl Config {
 /// The longest time for which programs that look at every device hold it, in milliseconds.
 const MOMENT_MS: u32 = 1000;
 
+/// The directory of a device; it goes away with the value. Dropping it waits for readers, which
+/// take the device's configuration lock.
+pub(crate) type DebugDir = Dir<ARef<Disk>, NbdModule>;
+
+/// Makes that directory. Sleeps.
+pub(crate) type ShowDebug = fn(&Arc<Root>, &Disk) -> Result<DebugDir>;
+
 /// A device.
 #[pin_data]
 pub(crate) struct Device {
     info: Arc<DeviceInfo>,
     #[pin]
-    pub(crate) config: Mutex<Config>,
+    config: Mutex<Config>,
     /// The session that takes requests.
     #[pin]
-    pub(crate) session: SpinLock<Option<Arc<Session>>>,
+    session: SpinLock<Option<Arc<Session>>>,
     /// A device is not starting, or not held after its session, any more.
     #[pin]
-    pub(crate) settled: WaitQueue,
+    settled: WaitQueue,
     /// There while the device is not idle.
     #[pin]
     debug: Mutex<Option<DebugDir>>,
+    make_debug: ShowDebug,
     /// Removes the device.
     #[pin]
     remove_work: Work<Device, 0>,
@@ -182,6 +194,7 @@ impl Device {
         driver: &Arc<Driver>,
         index: u32,
         hw_queues: u32,
+        make_debug: ShowDebug,
     ) -> Result<RegisteredDisk<DiskOps>> {
         let device = Arc::pin_init(
             try_pin_init!(Self {
@@ -195,6 +208,7 @@ impl Device {
                 session <- new_spinlock!(None),
                 settled <- new_wait_queue!("nbd_device"),
                 debug <- new_mutex!(None),
+                make_debug,
                 remove_work <- new_work!("nbd_remove"),
                 free_work <- new_work!("nbd_free"),
                 _alive: driver.mark(),
@@ -372,7 +386,7 @@ impl Device {
         if self.config.lock().state.is_unused() {
             *debug = None;
         } else if debug.is_none() {
-            *debug = debugfs::show(self.info.driver().debug(), disk).ok();
+            *debug = (self.make_debug)(self.info.driver().debug(), disk).ok();
         }
     }
 

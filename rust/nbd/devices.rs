@@ -3,6 +3,7 @@
 //! Making devices, finding them, and claiming one for a session.
 
 use crate::{
+    debugfs,
     device::{Device, Setup},
     driver::{Driver, Table},
     request::Disk,
@@ -32,7 +33,7 @@ impl Driver {
         index: u32,
         hw_queues: u32,
     ) -> Result<ARef<Disk>> {
-        let disk = Device::add(self, index, hw_queues)?;
+        let disk = Device::add(self, index, hw_queues, debugfs::show)?;
         let found = ARef::from(&*disk);
         table.insert(RBTreeNode::new(index, disk, GFP_KERNEL)?);
         Ok(found)

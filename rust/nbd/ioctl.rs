@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
-use crate::{life::Reason, protocol::Flags, request::Disk};
+use crate::{error::Reason, protocol::Flags, request::Disk};
 use kernel::{capability, ioctl::_IO, prelude::*};
 
 /// The type of the ioctls.

@@ -192,7 +192,7 @@ impl Link {
         // If it is queued already, it will find what there is.
         let _ = self
             .workqueues
-            .receivers
+            .receivers()
             .enqueue::<Arc<Self>, 0>(self.clone());
     }
 
@@ -207,7 +207,7 @@ impl Link {
         // If it is queued already, it will find the sender.
         let _ = self
             .workqueues
-            .senders
+            .senders()
             .enqueue::<Arc<Self>, 1>(self.clone());
     }
 
@@ -217,7 +217,7 @@ impl Link {
         // If it is queued already, it does all that this would.
         let _ = self
             .workqueues
-            .senders
+            .senders()
             .enqueue::<Arc<Self>, 2>(self.clone());
     }
 

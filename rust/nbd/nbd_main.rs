@@ -6,34 +6,26 @@
 //!
 //! - submit: [`block`] → [`session`] → [`connection`] → [`link`]
 //! - complete: [`link`] → request by tag → completion
-//! - configure: [`ioctl`] or [`netlink`] → [`configure`] → [`state`] → [`session`]
-//!
-//! A session loses connections and gets new ones in [`reconnect`], and comes to its end in
-//! [`ending`].
+//! - configure: [`ioctl`] or [`netlink`] → [`device`] → [`state`] → [`session`]
 
 mod block;
-mod configure;
+mod changes;
 mod connection;
-mod connections;
 mod debugfs;
 mod device;
 mod devices;
 mod driver;
-mod ending;
+mod error;
 mod ioctl;
-
-mod life;
 mod link;
 mod log;
 mod netlink;
 mod params;
 mod protocol;
-mod reconnect;
 mod refusal;
 mod request;
 mod session;
 mod state;
-mod sysfs;
 mod trace;
 mod work;
 mod workqueues;

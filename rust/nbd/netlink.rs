@@ -5,7 +5,7 @@
 //! C header: [`include/uapi/linux/nbd-netlink.h`](srctree/include/uapi/linux/nbd-netlink.h)
 
 use crate::{
-    configure::Changes,
+    changes::Changes,
     device::{Device, Setup},
     driver::Driver,
     params::Params,

@@ -3,29 +3,30 @@
 //! A session: the time in which connections serve a device's requests.
 //!
 //! How it is made, what requests find in it, and what is changed while it runs. What happens when
-//! connections are lost is in [`reconnect`](crate::reconnect), how it ends in
-//! [`ending`](crate::ending).
+//! connections are lost is in `recovery`, how it ends in
+//! `end`, and the way of requests through it in `submit`.
+
+mod connections;
+mod end;
+mod life;
+mod recovery;
+mod submit;
+mod sysfs;
 
 use crate::{
     connection::Connection,
-    connections,
     driver::DeviceInfo,
-    life::{LinkError, SessionState},
     link::Link,
     log::Topic,
     params::Params,
-    protocol::{is_supported, Flags},
-    request::{Disk, DiskOps, Queue},
+    protocol::Flags,
+    request::{Disk, DiskOps},
     state::Setup,
-    sysfs::{Backend, Pid as PidAttribute},
     workqueues::Workqueues,
     NbdModule, //
 };
 use kernel::{
-    block::{
-        mq::{timeout_in_jiffies, AttributeFile, Op, OwnedRequest, Request, TimeoutAction},
-        BlkStatus,
-    },
+    block::mq::AttributeFile,
     module::ModuleRef,
     net::socket::Socket,
     new_mutex,
@@ -39,9 +40,10 @@ use kernel::{
         Arc, Mutex,
     },
     task::{Pid, Process, Thread},
-    time::Jiffies,
     workqueue::{impl_has_work, Work}, //
 };
+use life::SessionState;
+use sysfs::{Backend, Pid as PidAttribute};
 
 /// Who made a session.
 pub(crate) enum Origin {
@@ -56,13 +58,13 @@ pub(crate) enum Origin {
 }
 
 /// What user space sees of a session.
-pub(crate) struct Files {
+struct Files {
     _pid: AttributeFile<DiskOps, PidAttribute>,
     _backend: Option<AttributeFile<DiskOps, Backend>>,
 }
 
 /// Whether the task in `NBD_DO_IT` is there.
-pub(crate) enum Attendance {
+enum Attendance {
     Present,
     /// It had to leave the kernel for a while, and comes back or exits.
     Away,
@@ -71,9 +73,9 @@ pub(crate) enum Attendance {
 }
 
 /// How far a session is.
-pub(crate) struct Life {
-    pub(crate) state: SessionState,
-    pub(crate) attendance: Attendance,
+struct Life {
+    state: SessionState,
+    attendance: Attendance,
 }
 
 /// A session.
@@ -81,12 +83,12 @@ pub(crate) struct Life {
 pub(crate) struct Session {
     /// The thread that asked for the session.
     pid: Pid,
-    pub(crate) origin: Origin,
+    origin: Origin,
     flags: Flags,
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: Atomic<u32>,
     /// In seconds; how long requests wait when no connection is open.
-    pub(crate) dead_conn_timeout: Atomic<u32>,
+    dead_conn_timeout: Atomic<u32>,
     connections: KVec<Arc<Connection>>,
     workqueues: Arc<Workqueues>,
     info: Arc<DeviceInfo>,
@@ -94,17 +96,17 @@ pub(crate) struct Session {
     fallback: Atomic<u32>,
     hw_queues: u32,
     /// Links that were lost and not yet told about.
-    pub(crate) pending_link_dead: Atomic<u32>,
+    pending_link_dead: Atomic<u32>,
     #[pin]
-    pub(crate) life: Mutex<Life>,
+    life: Mutex<Life>,
     /// The state has changed, or what somebody waits for in it.
     #[pin]
-    pub(crate) changed: WaitQueue,
+    changed: WaitQueue,
     #[pin]
-    pub(crate) published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
+    published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
     /// The parameters that the disk has, held while they are changed.
     #[pin]
-    pub(crate) applied: Mutex<Params>,
+    applied: Mutex<Params>,
     #[pin]
     end_work: Work<Session, 0>,
     /// Runs while anything has its time.
@@ -143,6 +145,9 @@ pub(crate) trait SessionOwner {
     /// caller.
     fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>>;
 }
+
+/// How long a server may take to close its end after it was told to, in milliseconds.
+const DISCONNECT_MS: u32 = 1000;
 
 impl Session {
     /// Makes a session of `setup`. Nothing is served before [`Self::launch`]. Sleeps.
@@ -275,6 +280,17 @@ impl Session {
         }
     }
 
+    /// Takes the files in sysfs away, of a session that [`Self::begin`] has refused. Sleeps.
+    pub(crate) fn withdraw(&self) {
+        let published = self.published.lock().take();
+        drop(published);
+    }
+
+    /// What somebody waits for may have changed. Does not sleep.
+    pub(crate) fn wake_all(&self) {
+        self.changed.wake_all();
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
@@ -308,116 +324,9 @@ impl Session {
         }
     }
 
-    /// The connections of a hardware queue.
-    fn of_queue(&self, hctx: u32) -> impl Iterator<Item = &Arc<Connection>> {
-        connections::of_queue(&self.connections, hctx, self.hw_queues)
-    }
-
-    /// Hands a request to a connection: one of its hardware queue, or another that is open.
-    pub(crate) fn submit(self: &Arc<Self>, hctx: u32, rq: OwnedRequest<Queue>, last: bool) {
-        let writes = !matches!(rq.op(), Op::Read | Op::Flush);
-        let own = self.of_queue(hctx).count();
-        // A queue with one connection has its batch sent by the push that ends it.
-        let mut sent = false;
-        if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
-            rq.end(BlkStatus::IOERR);
-        } else {
-            let mut connections = self.of_queue(hctx);
-            let pick = connections::pick(rq.unique_tag(), own);
-            // Requests that come one at a time stay where the server and the receiver are warm.
-            let chosen = match connections.next() {
-                Some(first) if pick == 0 || first.is_idle() => Some(first),
-                _ => connections.nth(pick.saturating_sub(1)),
-            };
-            let pushed = match chosen {
-                Some(connection) => {
-                    let cookie = self.info.new_cookie();
-                    self.pushed(connection.push(rq, cookie, last && own == 1))
-                }
-                None => Err(rq),
-            };
-            match pushed {
-                Ok(()) => sent = own == 1,
-                Err(rq) => self.fall_back(rq),
-            }
-        }
-        if last && !sent {
-            self.flush(hctx);
-        }
-    }
-
-    /// Hands a request to a connection that is open, each in turn, or has it wait for one.
-    fn fall_back(self: &Arc<Self>, mut rq: OwnedRequest<Queue>) {
-        let turn = self.fallback.fetch_add(1, Relaxed);
-        for connection in connections::in_turn(&self.connections, turn, |c| c.is_open()) {
-            // Nobody announces the end of a batch to a connection that is not the queue's own.
-            match self.pushed(connection.push(rq, self.info.new_cookie(), true)) {
-                Ok(()) => return,
-                Err(back) => rq = back,
-            }
-        }
-        let mut life = self.life.lock();
-        match &mut life.state {
-            // Under the lock: whoever ends the wait has the request come again afterwards.
-            SessionState::Waiting(since) => self.park(since, rq),
-            // A connection was opened just now.
-            SessionState::Live(_) => rq.requeue(),
-            SessionState::Dead
-            | SessionState::Disconnecting(..)
-            | SessionState::Ending(_)
-            | SessionState::Ended(_) => {
-                drop(life);
-                rq.end(BlkStatus::IOERR);
-            }
-        }
-    }
-
-    /// Sends what [`Self::submit`] queued without `last`.
-    pub(crate) fn flush(self: &Arc<Self>, hctx: u32) {
-        for connection in self.of_queue(hctx) {
-            // A flush has no request that it could hand back.
-            let _ = self.pushed(connection.flush());
-        }
-    }
-
     /// How far the session is, for people to read.
     pub(crate) fn describe(&self) -> &'static str {
         self.life.lock().state.describe()
-    }
-
-    /// A request took longer than the timeout.
-    pub(crate) fn timed_out(self: &Arc<Self>, rq: &Request<Queue>) -> TimeoutAction {
-        let Some(generation) = rq.published(|data| data.generation()) else {
-            return TimeoutAction::Rearm;
-        };
-        let links = self.connections.iter().filter_map(|c| c.link());
-        let Some(link) = { links }.find(|link| link.generation() == generation) else {
-            return TimeoutAction::Rearm;
-        };
-        let timeout = self.timeout.load(Relaxed);
-        if timeout == 0 {
-            if self.info.may_log(Topic::Connection) {
-                dev_warn!(
-                    self.disk.device(),
-                    "a request waits for the server for a long time; there is no timeout\n"
-                );
-            }
-            return TimeoutAction::Rearm;
-        }
-        // It is the server's time that is limited: it begins when the request is sent. What waits
-        // for its turn, or is on its way, does so for as long as the link moves.
-        let taken = if rq.is_in_use() {
-            link.stats().idle_for()
-        } else {
-            rq.data().sent_for()
-        };
-        let limit = timeout_in_jiffies(timeout) as Jiffies;
-        if taken < limit {
-            return TimeoutAction::RearmFor(limit - taken);
-        }
-        // It may be half received: the receiver gives it up when the socket is shut down.
-        self.link_failed(&link, LinkError::TimedOut);
-        TimeoutAction::Done
     }
 
     fn is_ended(&self) -> bool {

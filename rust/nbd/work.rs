@@ -9,7 +9,7 @@ use crate::{
 };
 use kernel::{
     net::ready::ReadReady,
-    sync::{atomic::Relaxed, wait::WaitMode, Arc, ArcBorrow},
+    sync::{Arc, ArcBorrow},
     workqueue::WorkItem, //
 };
 
@@ -67,7 +67,7 @@ impl WorkItem<1> for Link {
             Ok(Sent::Requests) => {}
             Ok(Sent::Disconnect) => {
                 if let Some(session) = session_of(&this) {
-                    session.changed.wake_all();
+                    session.wake_all();
                 }
             }
             Err(broken) => match session_of(&this) {
@@ -110,8 +110,7 @@ impl WorkItem<1> for Session {
 
     /// Does what is due, until nothing has its time any more.
     fn run(this: Arc<Self>) {
-        // A look that finds something due looks again at once.
-        this.changed.wait_while(WaitMode::Idle, || this.tick());
+        this.run_clock();
     }
 }
 
@@ -120,7 +119,7 @@ impl WorkItem<2> for Session {
 
     /// Tells who listens which device has lost a link, once for each.
     fn run(this: Arc<Self>) {
-        for _ in 0..this.pending_link_dead.xchg(0, Relaxed) {
+        for _ in 0..this.take_link_dead() {
             crate::netlink::notify_link_dead(this.disk().data().info().index());
         }
     }

@@ -22,8 +22,8 @@ const KEPT: usize = 2;
 /// The workqueues of a session.
 pub(crate) struct WorkqueuePair {
     /// A receiver stays for a while at a server that is busy: senders must not wait for it.
-    pub(crate) receivers: OwnedQueue,
-    pub(crate) senders: OwnedQueue,
+    receivers: OwnedQueue,
+    senders: OwnedQueue,
 }
 
 impl WorkqueuePair {
@@ -33,6 +33,14 @@ impl WorkqueuePair {
             senders: OwnedQueue::new_unbound_reclaim(c"nbd-send", MAX_ACTIVE)?,
         };
         Ok(Arc::new(queues, GFP_KERNEL)?)
+    }
+
+    pub(crate) fn receivers(&self) -> &OwnedQueue {
+        &self.receivers
+    }
+
+    pub(crate) fn senders(&self) -> &OwnedQueue {
+        &self.senders
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Link, Partial, Receiver, Told};
 use crate::{
-    life::{LinkError, ReceiveError},
+    error::{LinkError, ReceiveError},
     protocol::{Cookie, Failure, Reply, REPLY_LEN},
     request::Queue,
     trace, //

@@ -6,11 +6,11 @@
 //! workers, finishes every request, and only then reports that the device is stopped.
 
 use crate::{
-    life::{Reason, SessionState},
+    error::Reason,
     link::Link,
     log::Topic,
     refusal::Refusal,
-    session::{Attendance, Life, Origin, Session, SessionOwner}, //
+    session::{life::SessionState, Attendance, Life, Origin, Session, SessionOwner, DISCONNECT_MS}, //
 };
 use core::mem;
 use kernel::{
@@ -25,15 +25,12 @@ use kernel::{
     time::{msecs_to_jiffies, Instant, Jiffies}, //
 };
 
-/// How long a server may take to close its end after it was told to, in milliseconds.
-pub(crate) const DISCONNECT_MS: u32 = 1000;
-
 /// How long the end may take before who waits for it is told what that waits for, in milliseconds.
 const STOP_MS: u32 = 2000;
 
 impl Session {
     /// Has the end made, once.
-    pub(crate) fn begin_end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
+    pub(super) fn begin_end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
         if !life.state.begin_end(reason) {
             return;
         }
@@ -217,7 +214,7 @@ impl Session {
         // If it is queued already, it will see that the task is away again.
         let _ = self
             .workqueues()
-            .receivers
+            .receivers()
             .enqueue::<Arc<Self>, 3>(self.clone());
         Err(ERESTARTNOHAND)
     }
@@ -280,12 +277,12 @@ impl Session {
         self.link_dead(untold);
         // Whatever holds the workers up does not hold these up.
         self.fail_requests(|generation| self.is_leaving(generation));
-        self.workqueues().senders.flush();
-        self.workqueues().receivers.flush();
+        self.workqueues().senders().flush();
+        self.workqueues().receivers().flush();
         // A link that was left and has had its time is shut down only now, and its receiver looks
         // once more then.
-        self.workqueues().senders.flush();
-        self.workqueues().receivers.flush();
+        self.workqueues().senders().flush();
+        self.workqueues().receivers().flush();
         let session = owner.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
         disk.quiesced(|| self.fail_requests(|_| false));

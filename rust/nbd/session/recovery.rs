@@ -4,18 +4,20 @@
 
 use crate::{
     connection::{waits, PushError},
-    ending::DISCONNECT_MS,
-    life::{LastLost, LinkError, Lost, Reason, SessionState},
+    error::{LinkError, Reason},
     link::{Broken, Link, Sent},
     log::Topic,
     request::Queue,
-    session::{Origin, Session}, //
+    session::{
+        life::{LastLost, Lost, SessionState},
+        Origin, Session, DISCONNECT_MS,
+    }, //
 };
 use kernel::{
     block::mq::OwnedRequest,
     net::socket::Socket,
     prelude::*,
-    sync::{atomic::Relaxed, Arc},
+    sync::{atomic::Relaxed, wait::WaitMode, Arc},
     time::{msecs_to_jiffies, Instant, Jiffies, Monotonic}, //
 };
 
@@ -150,6 +152,11 @@ impl Session {
         }
     }
 
+    /// How many losses are to be told about, which the caller does. Does not sleep.
+    pub(crate) fn take_link_dead(&self) -> u32 {
+        self.pending_link_dead.xchg(0, Relaxed)
+    }
+
     fn log_loss(&self, connection: u32, error: LinkError, left: u32) {
         if self.info().may_log(Topic::Connection) {
             dev_info!(
@@ -279,15 +286,21 @@ impl Session {
         // If it is queued already, it will find this, too.
         let _ = self
             .workqueues()
-            .receivers
+            .receivers()
             .enqueue::<Arc<Self>, 1>(self.clone());
         self.changed.wake_all();
+    }
+
+    /// Does what is due, until nothing has its time any more. May sleep.
+    pub(crate) fn run_clock(self: &Arc<Self>) {
+        // A look that finds something due looks again at once.
+        self.changed.wait_while(WaitMode::Idle, || self.tick());
     }
 
     /// Does what is due now: ends the wait for a connection, ends a session whose servers were told
     /// so, closes links that were left, tells about losses. Returns in how many jiffies something is
     /// due next, if anything is. May sleep, but neither for a peer nor for the lock of a socket.
-    pub(crate) fn tick(self: &Arc<Self>) -> Option<Jiffies> {
+    fn tick(self: &Arc<Self>) -> Option<Jiffies> {
         let mut next = None;
         let gave_up = {
             let mut life = self.life.lock();
