@@ -28,6 +28,7 @@
 //! one atomic word.
 
 mod configure;
+mod start;
 
 use crate::{
     driver::{AliveMark, DeviceInfo, Driver},
@@ -55,6 +56,7 @@ use kernel::{
     },
     task::{Process, Thread},
     time::{jiffies, jiffies_since, msecs_to_jiffies, Jiffies},
+    types::ScopeGuard,
     workqueue::{impl_has_work, Work}, //
 };
 
@@ -139,6 +141,13 @@ pub(crate) struct Device {
     _alive: AliveMark,
 }
 
+/// A device that was taken out of use. Unless a session is started with it, dropping this cleans the
+/// device, and makes it idle or has it removed, as its state says. That sleeps.
+pub(crate) struct StartGuard(ScopeGuard<ARef<Disk>, fn(ARef<Disk>)>);
+
+/// A device that was claimed for a session of this setup.
+pub(crate) type ClaimedDevice = (StartGuard, Setup);
+
 impl_has_work! {
     impl HasWork<Device, 0> for Device { self.remove_work }
     impl HasWork<Device, 1> for Device { self.free_work }
@@ -180,7 +189,7 @@ impl Device {
                 self.settled.wake_all();
                 self.show_debug(disk);
             }
-            LastClose::Clean(params) => self.finish(disk, params),
+            LastClose::Clean => drop(StartGuard::new(disk)),
             LastClose::Disconnect(session) => {
                 if let Err(refusal) = session.disconnect_whole() {
                     self.info.refuse(disk, "a quick close", &refusal);
@@ -340,27 +349,14 @@ impl Device {
         }
     }
 
-    /// Cleans the device and makes it idle, if it is left from an ended session and at most so many
-    /// have it open. Sleeps.
-    pub(crate) fn retire(&self, disk: &Disk, openers: u32) {
-        let retired = {
-            let mut config = self.config.lock();
-            let now = config.openers;
-            config.state.retire(now, openers)
-        };
-        if let Some(params) = retired {
-            self.finish(disk, params);
-        }
-    }
-
     /// Cleans a device that was taken out of use, or for a session that could not be made, and
     /// makes it idle, or has it removed. Sleeps.
-    pub(crate) fn finish(&self, disk: &Disk, params: Params) {
+    fn finish(&self, disk: &Disk) {
         Self::clean(disk);
         let leaves = {
             let mut config = self.config.lock();
             let openers = config.openers;
-            let leaves = config.state.retired(params, openers);
+            let leaves = config.state.retired(openers);
             if leaves {
                 // Under the lock: whoever sees a device leave waits for the worker. It cannot be
                 // queued already: a device begins to leave once.

@@ -4,17 +4,14 @@
 
 use crate::{
     debugfs,
-    device::{Device, Setup},
+    device::{ClaimedDevice, Device, Setup},
     driver::{Driver, Table},
-    request::Disk,
-    state::Begun, //
+    request::Disk, //
 };
 use kernel::{
-    net::socket::Socket,
     prelude::*,
     rbtree::RBTreeNode,
-    sync::{aref::ARef, Arc},
-    task::Process, //
+    sync::{aref::ARef, Arc}, //
 };
 
 impl Driver {
@@ -59,18 +56,18 @@ impl Driver {
 
     /// Takes the first idle device for a session of `setup`, one that nobody has open if possible,
     /// for whoever opens it may be about to set it up; or a new one if there is none.
-    /// `Device::make_session` must follow. Sleeps. Fails with `ENOSPC` if there are no minors left.
-    pub(crate) fn begin_any(
+    /// Sleeps. Fails with `ENOSPC` if there are no minors left.
+    pub(crate) fn claim_any(
         self: &Arc<Self>,
         mut setup: Setup,
         hw_queues: u32,
-    ) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
+    ) -> Result<(ARef<Disk>, ClaimedDevice)> {
         let mut table = self.table();
         let mut free = 0;
         for open in [false, true] {
             for disk in table.values().filter(|disk| disk.data().is_open() == open) {
-                setup = match disk.data().begin_idle(setup) {
-                    Ok(begun) => return Ok((ARef::from(&**disk), begun)),
+                setup = match disk.data().claim_idle(disk, setup, false) {
+                    Ok(claimed) => return Ok((ARef::from(&**disk), claimed)),
                     Err((_, setup)) => setup,
                 };
             }
@@ -86,8 +83,8 @@ impl Driver {
                 Ok(disk) => disk,
                 Err(error) => break error,
             };
-            setup = match disk.data().begin_idle(setup) {
-                Ok(begun) => return Ok((disk, begun.on_new_device())),
+            setup = match disk.data().claim_idle(&disk, setup, true) {
+                Ok(claimed) => return Ok((disk, claimed)),
                 // Somebody was quick to open it, and sets it up.
                 Err((_, setup)) => setup,
             };

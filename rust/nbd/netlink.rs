@@ -6,14 +6,13 @@
 
 use crate::{
     changes::Changes,
-    device::{Device, Setup},
+    device::{ClaimedDevice, Setup},
     driver::Driver,
     params::Params,
     protocol::{ClientFlags, Flags},
     refusal::{Refusal, MAX_CONNECTIONS},
     request::Disk,
     session::Origin,
-    state::Begun,
     NbdModule, //
 };
 use kernel::{
@@ -259,11 +258,11 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
         return Err(EINVAL);
     }
 
-    let (disk, begun) = match index {
-        Some((_, index)) => begin_at(driver, info, index, setup)?,
+    let (disk, claimed) = match index {
+        Some((_, index)) => claim_at(driver, info, index, setup)?,
         None => {
             let hw_queues = setup.socket_count() as u32;
-            driver.begin_any(setup, hw_queues).inspect_err(|error| {
+            driver.claim_any(setup, hw_queues).inspect_err(|error| {
                 if *error == ENOSPC {
                     info.refuse(
                         None,
@@ -276,14 +275,8 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
             })?
         }
     };
-    let Begun {
-        setup,
-        before,
-        stale,
-    } = begun;
-    Device::drop_stale(&disk, stale);
-    let origin = Origin::Netlink { backend };
-    if let Err(error) = disk.data().make_session(&disk, setup, before, origin) {
+    let (guard, setup) = claimed;
+    if let Err(error) = guard.start(setup, Origin::Netlink { backend }) {
         info.refuse(None, fmt!("no session was started: see the kernel's log"));
         driver.let_go(disk);
         return Err(error);
@@ -298,12 +291,12 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
 }
 
 /// Takes the device of this index for a session, or one that is made.
-fn begin_at(
+fn claim_at(
     driver: &Arc<Driver>,
     info: &Info<'_>,
     index: u32,
     mut setup: Setup,
-) -> Result<(ARef<Disk>, Begun<Process, Socket>)> {
+) -> Result<(ARef<Disk>, ClaimedDevice)> {
     loop {
         let hw_queues = setup.socket_count() as u32;
         let (disk, made) = match driver.find_or_add(index, hw_queues) {
@@ -313,9 +306,8 @@ fn begin_at(
                 return Err(error);
             }
         };
-        match disk.data().begin_patiently(setup) {
-            Ok(begun) if made => return Ok((disk, begun.on_new_device())),
-            Ok(begun) => return Ok((disk, begun)),
+        match disk.data().claim_patiently(&disk, setup, made) {
+            Ok(claimed) => return Ok((disk, claimed)),
             Err((Refusal::Leaving, back)) => {
                 setup = back;
                 driver.let_go(disk);

@@ -147,8 +147,9 @@ pub(crate) enum State<O, S: Endpoint, R> {
     Idle(Params),
     /// Sockets are being added.
     Setup(Setup<O, S>),
-    /// The setup is with the task that starts the session.
-    Starting,
+    /// The device is with a task that starts a session or cleans it. Unless a session is started, it
+    /// gets these parameters back.
+    Starting(Params),
     /// A session serves requests.
     Running { params: Params, session: R },
     /// A session has ended; openers of that time remain.
@@ -157,22 +158,11 @@ pub(crate) enum State<O, S: Endpoint, R> {
     Leaving,
 }
 
-/// What [`State::begin`] took for a session.
-pub(crate) struct Begun<O, S: Endpoint> {
+/// What [`State::claim`] took for a session.
+pub(crate) struct Claimed<O, S: Endpoint> {
     pub(crate) setup: Setup<O, S>,
-    /// The parameters that the device had.
-    pub(crate) before: Params,
     /// A setup whose owner has exited.
     pub(crate) stale: Option<Setup<O, S>>,
-}
-
-impl<O, S: Endpoint> Begun<O, S> {
-    /// The same of a device that was made for the session: if that is to take the device with it,
-    /// so does not to become one.
-    pub(crate) fn on_new_device(mut self) -> Self {
-        self.before = self.setup.params().forgotten();
-        self
-    }
 }
 
 /// What is to be done when the last opener has closed the device.
@@ -180,8 +170,8 @@ pub(crate) enum LastClose<O, S: Endpoint, R> {
     Nothing,
     /// Drop this.
     Drop(Setup<O, S>),
-    /// Clean the device; [`State::retired`] must follow.
-    Clean(Params),
+    /// Clean the device, which is [`State::Starting`] until then.
+    Clean,
     /// End this session.
     Disconnect(R),
 }
@@ -202,7 +192,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Setup(setup) if setup.owner.is_alive() => {
                 return Err((setup.owned(), socket));
             }
-            Self::Starting => return Err((Refusal::Starting, socket)),
+            Self::Starting(_) => return Err((Refusal::Starting, socket)),
             Self::Running { .. } => return Err((Refusal::Running, socket)),
             Self::Stopped(params) if params.client().destroy_on_disconnect() => {
                 return Err((Refusal::Leaving, socket));
@@ -223,30 +213,31 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     }
 
     /// Takes a device that is left from an ended session, with at most `limit` openers, out of use
-    /// to be cleaned; [`Self::retired`] must follow.
-    pub(crate) fn retire(&mut self, openers: u32, limit: u32) -> Option<Params> {
+    /// to be cleaned. Whether it was taken.
+    pub(crate) fn retire(&mut self, openers: u32, limit: u32) -> bool {
         match self {
             Self::Stopped(params) if openers <= limit => {
                 // One that is to be removed does not come back for those who have it open.
                 if openers > 0 && params.client().destroy_on_disconnect() {
-                    return None;
+                    return false;
                 }
                 // Who opens it from now on finds nothing of the session.
-                let params = match openers {
+                *self = Self::Starting(match openers {
                     0 => params.forgotten(),
                     _ => *params,
-                };
-                *self = Self::Starting;
-                Some(params)
+                });
+                true
             }
-            _ => None,
+            _ => false,
         }
     }
 
-    /// The device that [`Self::retire`] or [`Self::last_closed`] took, or [`Self::start`] or
-    /// [`Self::begin`] for a session that could not be made, is clean. Returns whether it is to be
-    /// removed.
-    pub(crate) fn retired(&mut self, params: Params, openers: u32) -> bool {
+    /// The device that was [`Self::Starting`] is clean, and no session was started. Returns whether it
+    /// is to be removed. Does nothing in another state.
+    pub(crate) fn retired(&mut self, openers: u32) -> bool {
+        let Self::Starting(params) = *self else {
+            return false;
+        };
         let leaves = params.client().destroy_on_disconnect();
         *self = match openers {
             0 if leaves => Self::Leaving,
@@ -258,47 +249,49 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         matches!(self, Self::Leaving)
     }
 
-    /// Takes an idle device to start a session of `setup` with it, as [`Self::start`] does;
-    /// [`Self::started`] or [`Self::retired`] must follow.
-    pub(crate) fn begin(
+    /// Takes an idle device to start a session of `setup` with it. If that fails, a device that was
+    /// made for the session is to be removed if the session would have had it removed.
+    pub(crate) fn claim(
         &mut self,
         setup: Setup<O, S>,
         openers: u32,
-    ) -> Result<Begun<O, S>, (Refusal, Setup<O, S>)> {
+        made: bool,
+    ) -> Result<Claimed<O, S>, (Refusal, Setup<O, S>)> {
         let before = match self {
             Self::Idle(params) => *params,
             Self::Setup(stale) if !stale.owner.is_alive() => stale.params,
             Self::Setup(other) => {
                 return Err((other.owned(), setup));
             }
-            Self::Starting => return Err((Refusal::Starting, setup)),
+            Self::Starting(_) => return Err((Refusal::Starting, setup)),
             Self::Running { .. } => return Err((Refusal::Running, setup)),
             Self::Stopped(_) => {
                 return Err((Refusal::PreviousSession { others: openers }, setup));
             }
             Self::Leaving => return Err((Refusal::Leaving, setup)),
         };
-        let stale = match mem::replace(self, Self::Starting) {
+        let restore = match made {
+            true => setup.params.forgotten(),
+            false => before,
+        };
+        let stale = match mem::replace(self, Self::Starting(restore)) {
             Self::Setup(stale) => Some(stale),
             _ => None,
         };
-        Ok(Begun {
-            setup,
-            before,
-            stale,
-        })
+        Ok(Claimed { setup, stale })
     }
 
-    /// As [`Self::begin`], but leaves a setup alone, whoever has made it: a client may have sent its
+    /// As [`Self::claim`], but leaves a setup alone, whoever has made it: a client may have sent its
     /// owner away and be about to start it.
-    pub(crate) fn begin_idle(
+    pub(crate) fn claim_idle(
         &mut self,
         setup: Setup<O, S>,
         openers: u32,
-    ) -> Result<Begun<O, S>, (Refusal, Setup<O, S>)> {
+        made: bool,
+    ) -> Result<Claimed<O, S>, (Refusal, Setup<O, S>)> {
         match self {
             Self::Setup(other) => Err((other.owned(), setup)),
-            _ => self.begin(setup, openers),
+            _ => self.claim(setup, openers, made),
         }
     }
 
@@ -310,7 +303,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         let params = match self {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => params,
             Self::Setup(setup) => &mut setup.params,
-            Self::Starting => return Err(Refusal::Starting),
+            Self::Starting(_) => return Err(Refusal::Starting),
             Self::Leaving => return Err(Refusal::Leaving),
         };
         *params = f(*params).map_err(Refusal::BadParameter)?;
@@ -325,30 +318,37 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Takes the setup out to start a session with it, with `openers` having the device open;
-    /// [`Self::started`] or [`Self::retired`] must follow.
-    pub(crate) fn start(&mut self, openers: u32) -> Result<Setup<O, S>, Refusal> {
-        match mem::replace(self, Self::Starting) {
-            Self::Setup(setup) => Ok(setup),
-            other => {
-                let refusal = match &other {
-                    Self::Idle(_) | Self::Setup(_) => Refusal::NoSocket,
-                    Self::Starting => Refusal::Starting,
-                    Self::Running { .. } => Refusal::Running,
-                    Self::Stopped(_) => Refusal::PreviousSession {
-                        others: openers.saturating_sub(1),
-                    },
-                    Self::Leaving => Refusal::Leaving,
+    /// Takes the setup out to start a session with it, with `openers` having the device open.
+    pub(crate) fn claim_setup(&mut self, openers: u32) -> Result<Setup<O, S>, Refusal> {
+        let refusal = match self {
+            Self::Setup(setup) => {
+                let starting = Self::Starting(setup.params);
+                return match mem::replace(self, starting) {
+                    Self::Setup(setup) => Ok(setup),
+                    _ => Err(Refusal::NoSocket),
                 };
-                *self = other;
-                Err(refusal)
             }
-        }
+            Self::Idle(_) => Refusal::NoSocket,
+            Self::Starting(_) => Refusal::Starting,
+            Self::Running { .. } => Refusal::Running,
+            Self::Stopped(_) => Refusal::PreviousSession {
+                others: openers.saturating_sub(1),
+            },
+            Self::Leaving => Refusal::Leaving,
+        };
+        Err(refusal)
     }
 
-    /// The session that [`Self::start`] or [`Self::begin`] was for is there.
-    pub(crate) fn started(&mut self, params: Params, session: R) {
-        *self = Self::Running { params, session };
+    /// The session that the device was [`Self::Starting`] for is there. Hands it back in another
+    /// state.
+    pub(crate) fn started(&mut self, params: Params, session: R) -> Result<(), R> {
+        match self {
+            Self::Starting(_) => {
+                *self = Self::Running { params, session };
+                Ok(())
+            }
+            _ => Err(session),
+        }
     }
 
     /// The running session has ended. Returns it.
@@ -367,7 +367,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     pub(crate) fn session(&self) -> Result<Option<R>, Refusal> {
         match self {
             Self::Running { session, .. } => Ok(Some(session.clone())),
-            Self::Starting => Err(Refusal::Starting),
+            Self::Starting(_) => Err(Refusal::Starting),
             _ => Ok(None),
         }
     }
@@ -395,26 +395,25 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                 }
             }
             Self::Stopped(params) => {
-                let params = params.forgotten();
-                *self = Self::Starting;
-                return LastClose::Clean(params);
+                *self = Self::Starting(params.forgotten());
+                return LastClose::Clean;
             }
             Self::Running { params, session } if params.client().disconnect_on_close() => {
                 return LastClose::Disconnect(session.clone());
             }
-            Self::Running { .. } | Self::Starting | Self::Leaving => {}
+            Self::Running { .. } | Self::Starting(_) | Self::Leaving => {}
         }
         LastClose::Nothing
     }
 
     /// Whether the device is with somebody who will not have it for long.
     pub(crate) fn is_starting(&self) -> bool {
-        matches!(self, Self::Starting)
+        matches!(self, Self::Starting(_))
     }
 
     /// Whether the device is left from an ended session: cleaned, or held by others.
     pub(crate) fn is_held(&self) -> bool {
-        matches!(self, Self::Starting | Self::Stopped(_))
+        matches!(self, Self::Starting(_) | Self::Stopped(_))
     }
 
     /// Whether a session has ended and others still have the device open.
@@ -437,7 +436,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         match self {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => *params,
             Self::Setup(setup) => setup.params,
-            Self::Starting | Self::Leaving => Params::default(),
+            Self::Starting(_) | Self::Leaving => Params::default(),
         }
     }
 
@@ -456,7 +455,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                     "has exited"
                 }
             )),
-            Self::Starting => f.write_str("starting"),
+            Self::Starting(_) => f.write_str("starting"),
             Self::Running { .. } => f.write_str("running"),
             Self::Stopped(_) => f.write_str("stopped, waits until all openers are gone"),
             Self::Leaving => f.write_str("being removed"),

@@ -4,25 +4,13 @@
 
 use crate::{
     changes::Changes,
-    device::{Device, Setup, PATIENCE_MS},
+    device::{Device, Setup},
     log::Topic,
     params::Params,
     refusal::Refusal,
-    request::Disk,
-    session::{Origin, Session},
-    state::Begun, //
+    request::Disk, //
 };
-use kernel::{
-    mm::NoIo,
-    net::socket::Socket,
-    prelude::*,
-    sync::{
-        wait::{WaitMode, Waited},
-        Arc,
-    },
-    task::{Process, Thread},
-    time::{jiffies, jiffies_since, msecs_to_jiffies}, //
-};
+use kernel::{mm::NoIo, net::socket::Socket, prelude::*, sync::Arc, task::Process};
 
 impl Device {
     /// Adds a socket of the current process.
@@ -93,120 +81,9 @@ impl Device {
         }
     }
 
-    /// Makes a session of the setup that ioctls have made, starts it and waits until it has ended.
-    /// Fails with `ERESTARTNOHAND` when the thread has to see to a signal that it does not act on;
-    /// when it comes back with this, it goes on waiting. May sleep.
-    pub(crate) fn run(&self, disk: &Disk) -> Result<i32> {
-        match self.come_back() {
-            Some(Ok(session)) => session.attend(),
-            Some(Err(reason)) => reason.result(),
-            None => self.start(disk)?.attend(),
-        }
-    }
-
-    fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
-        let thread = Arc::new(Thread::current(), GFP_KERNEL)?;
-        let setup = {
-            let mut config = self.config.lock();
-            let openers = config.openers;
-            config.state.start(openers)
-        };
-        let setup = setup.map_err(|refusal| self.info().refuse(disk, "NBD_DO_IT", &refusal))?;
-        let before = setup.params();
-        self.make_session(disk, setup, before, Origin::Ioctl { thread })
-    }
-
-    /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise.
-    /// [`Self::make_session`] must follow. Does not sleep for long.
-    pub(crate) fn begin_idle(
-        &self,
-        setup: Setup,
-    ) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
-        let mut config = self.config.lock();
-        let openers = config.openers;
-        config.state.begin_idle(setup, openers)
-    }
-
     /// Whether anybody has the device open.
     pub(crate) fn is_open(&self) -> bool {
         self.config.lock().openers > 0
-    }
-
-    /// As [`Self::begin_idle`], but takes the place of a setup whose owner has exited, and waits for a
-    /// short while for those who hold the device still, though its session has ended.
-    pub(crate) fn begin_patiently(
-        &self,
-        mut setup: Setup,
-    ) -> Result<Begun<Process, Socket>, (Refusal, Setup)> {
-        let start = jiffies();
-        loop {
-            let refusal;
-            (refusal, setup) = {
-                let mut config = self.config.lock();
-                let openers = config.openers;
-                match config.state.begin(setup, openers) {
-                    Ok(begun) => return Ok(begun),
-                    Err(refused) => refused,
-                }
-            };
-            if !matches!(refusal, Refusal::Starting | Refusal::PreviousSession { .. }) {
-                return Err((refusal, setup));
-            }
-            let left = msecs_to_jiffies(PATIENCE_MS).saturating_sub(jiffies_since(start));
-            let waited = self.settled.wait_until(WaitMode::Killable, left, || {
-                !self.config.lock().state.is_held()
-            });
-            if waited != Waited::Done {
-                return Err((refusal, setup));
-            }
-        }
-    }
-
-    /// Makes a session of a setup that was taken out of the state, and starts it. On failure the
-    /// setup is dropped, and the device is idle with the parameters that it had `before`, or is
-    /// removed if these say so. Sleeps.
-    pub(crate) fn make_session(
-        &self,
-        disk: &Disk,
-        setup: Setup,
-        before: Params,
-        origin: Origin,
-    ) -> Result<Arc<Session>> {
-        let params = setup.params();
-        let started = Session::new(disk, self.info(), setup, origin).and_then(|session| {
-            // Nobody can end the session before its files are complete.
-            *self.session.lock() = Some(session.clone());
-            session.publish().inspect_err(|_| session.stop_whole())?;
-            Ok(session)
-        });
-        let started = started.and_then(|session| {
-            let begun = session.begin(|| self.config.lock().state.started(params, session.clone()));
-            // An end that began before its files were there has left them.
-            begun.inspect_err(|_| {
-                session.stop_whole();
-                session.withdraw();
-            })?;
-            Ok(session)
-        });
-        match started {
-            Ok(session) => {
-                self.settled.wake_all();
-                session.launch(self);
-                self.show_debug(disk);
-                Ok(session)
-            }
-            Err(error) => {
-                self.finish(disk, before);
-                if self.info().may_log(Topic::Refusal) {
-                    dev_err!(
-                        disk.device(),
-                        "no session was started ({}), the setup was dropped; set it up again\n",
-                        error.to_errno()
-                    );
-                }
-                Err(error)
-            }
-        }
     }
 
     /// Changes what runs. Sleeps; for another block size, until no request is in flight.

@@ -16,7 +16,7 @@ mod transitions {
         assert!(set_sock(&world, &mut state, 5, 1).is_ok());
         assert!(set_sock(&world, &mut state, 5, 1).is_ok());
         assert!(state.update(|params| params.with_timeout(9)).is_ok());
-        let mut setup = state.start(1).map_err(|refusal| refusal.errno())?;
+        let mut setup = state.claim_setup(1).map_err(|refusal| refusal.errno())?;
         let params = setup.params();
         assert_eq!((params.size(), params.timeout()), (1 << 20, 9));
         // The sockets become connections, in the order in which they were added.
@@ -25,7 +25,7 @@ mod transitions {
         assert!(setup.pop_socket().is_none());
         drop(setup);
         assert_eq!((world.live(), world.owners.get()), (0, 0));
-        state.started(params, world.session(4));
+        assert!(state.started(params, world.session(4)).is_ok());
         assert!(state
             .running()
             .is_some_and(|(session, params)| session.id == 4 && params.size() == 1 << 20));
@@ -45,10 +45,8 @@ mod transitions {
             (state.params().size(), state.params().timeout()),
             (1 << 20, 10)
         );
-        let LastClose::Clean(params) = state.last_closed() else {
-            return Err(EINVAL);
-        };
-        assert!(!state.retired(params, 0));
+        assert!(matches!(state.last_closed(), LastClose::Clean));
+        assert!(!state.retired(0));
         assert!(is_idle(&state));
         assert!(state.params() == Params::default());
         Ok(())
@@ -58,10 +56,9 @@ mod transitions {
     fn failed_start_drops_the_setup() -> Result {
         let world = World::default();
         let mut state = make(&world, Kind::Setup)?;
-        let setup = state.start(1).map_err(|refusal| refusal.errno())?;
-        let before = setup.params();
+        let setup = state.claim_setup(1).map_err(|refusal| refusal.errno())?;
         drop(setup);
-        assert!(!state.retired(before, 1));
+        assert!(!state.retired(1));
         assert_eq!((world.shut.get(), world.live()), (2, 0));
         assert!(is_idle(&state) && state.params().timeout() == 7);
         assert!(set_sock(&world, &mut state, 5, 2).is_ok());
@@ -73,8 +70,8 @@ mod transitions {
     #[test]
     fn failed_start_of_an_unused_device_leaves_nothing() {
         for openers in [0, 1, 2] {
-            let mut state: FakeState<'_> = State::Starting;
-            assert!(!state.retired(some_params(0), openers));
+            let mut state: FakeState<'_> = State::Starting(some_params(0));
+            assert!(!state.retired(openers));
             assert!(is_idle(&state));
             // As the last close would have done.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
@@ -93,23 +90,18 @@ mod transitions {
         ] {
             let world = World::default();
             let mut state: FakeState<'_> = State::Idle(Params::default());
-            let Ok(begun) = state.begin(world.setup(some_params(client), 5)?, openers) else {
+            let setup = world.setup(some_params(client), 5)?;
+            let Ok(claimed) = state.claim(setup, openers, is_new) else {
                 return Err(EINVAL);
             };
-            let Begun { setup, before, .. } = match is_new {
-                true => begun.on_new_device(),
-                false => begun,
-            };
-            drop(setup);
-            assert_eq!(state.retired(before, openers), leaves);
+            drop(claimed);
+            assert!(matches!(state, State::Starting(restore) if restore.timeout() == 0));
+            assert_eq!(state.retired(openers), leaves);
             assert_eq!(state.is_leaving(), leaves);
             assert_eq!(is_idle(&state), !leaves && openers == 0);
-            assert_eq!(before.timeout(), 0);
             if openers > 0 {
-                let LastClose::Clean(params) = state.last_closed() else {
-                    return Err(EINVAL);
-                };
-                assert!(state.retired(params, 0) && state.is_leaving());
+                assert!(matches!(state.last_closed(), LastClose::Clean));
+                assert!(state.retired(0) && state.is_leaving());
             }
             drop(state);
             assert!(world.is_clean());
@@ -118,45 +110,46 @@ mod transitions {
     }
 
     #[test]
-    fn begin_leaves_the_devices_parameters_apart() -> Result {
+    fn claim_leaves_the_devices_parameters_apart() -> Result {
         let world = World::default();
         let mut state = make(&world, Kind::Idle)?;
         let params = Params::default().with_timeout(30)?;
-        let Ok(begun) = state.begin(world.setup(params, 5)?, 1) else {
+        let Ok(claimed) = state.claim(world.setup(params, 5)?, 1, false) else {
             return Err(EINVAL);
         };
-        assert_eq!(begun.before.timeout(), 7);
-        assert_eq!(begun.setup.params().timeout(), 30);
-        assert!(begun.stale.is_none());
+        assert!(matches!(state, State::Starting(restore) if restore.timeout() == 7));
+        assert_eq!(claimed.setup.params().timeout(), 30);
+        assert!(claimed.stale.is_none());
         assert_eq!(world.shut.get(), 0);
-        assert!(!state.retired(begun.before, 1));
-        drop(begun);
+        assert!(!state.retired(1));
+        drop(claimed);
         assert_eq!((world.shut.get(), world.live()), (2, 0));
         assert_eq!(state.params().timeout(), 7);
         Ok(())
     }
 
     #[test]
-    fn begin_hands_out_a_stale_setup() -> Result {
+    fn claim_hands_out_a_stale_setup() -> Result {
         let world = World::default();
         let mut state = make(&world, Kind::Stale)?;
-        let Ok(begun) = state.begin(world.setup(Params::default(), 50)?, 1) else {
+        let setup = world.setup(Params::default(), 50)?;
+        let Ok(claimed) = state.claim(setup, 1, false) else {
             return Err(EINVAL);
         };
-        assert_eq!(begun.before.timeout(), 7);
-        let stale = begun.stale.ok_or(EINVAL)?;
-        assert!(stale.owner.pid == OWNER && begun.setup.owner.pid == 50);
+        assert!(matches!(state, State::Starting(restore) if restore.timeout() == 7));
+        let stale = claimed.stale.ok_or(EINVAL)?;
+        assert!(stale.owner.pid == OWNER && claimed.setup.owner.pid == 50);
         assert_eq!((world.shut.get(), world.live()), (0, 4));
         drop(stale);
         assert_eq!((world.shut.get(), world.live()), (2, 2));
-        drop(begun.setup);
+        drop(claimed.setup);
         drop(state);
         assert!(world.is_clean());
         Ok(())
     }
 
     #[test]
-    fn begin_hands_a_refused_setup_back() -> Result {
+    fn claim_hands_a_refused_setup_back() -> Result {
         for kind in [
             Kind::Setup,
             Kind::Starting,
@@ -168,7 +161,8 @@ mod transitions {
             let world = World::default();
             let mut state = make(&world, kind)?;
             let before = view(&state);
-            let Err((refusal, setup)) = state.begin(world.setup(some_params(0), 50)?, 3) else {
+            let setup = world.setup(some_params(0), 50)?;
+            let Err((refusal, setup)) = state.claim(setup, 3, false) else {
                 return Err(EINVAL);
             };
             assert_eq!(refusal.errno(), EBUSY);
@@ -237,11 +231,11 @@ mod transitions {
             for limit in [0, 1, 2, u32::MAX] {
                 let mut state: FakeState<'_> = State::Stopped(some_params(0));
                 let taken = state.retire(openers, limit);
-                assert_eq!(taken.is_some(), openers <= limit);
-                assert_eq!(matches!(state, State::Starting), openers <= limit);
+                assert_eq!(taken, openers <= limit);
+                assert_eq!(matches!(state, State::Starting(_)), openers <= limit);
                 // One to be removed is taken from nobody.
                 let mut state: FakeState<'_> = State::Stopped(some_params(DESTROY));
-                assert_eq!(state.retire(openers, limit).is_some(), openers == 0);
+                assert_eq!(state.retire(openers, limit), openers == 0);
             }
         }
     }
@@ -249,13 +243,13 @@ mod transitions {
     #[test]
     fn retired_waits_for_who_opened_meanwhile() {
         for openers in [0, 1, 2, u32::MAX] {
-            let mut state: FakeState<'_> = State::Starting;
-            assert!(!state.retired(some_params(0), openers));
+            let mut state: FakeState<'_> = State::Starting(some_params(0));
+            assert!(!state.retired(openers));
             assert!(is_idle(&state));
             // Who is there finds the parameters, who comes later does not.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
-            let mut state: FakeState<'_> = State::Starting;
-            assert_eq!(state.retired(some_params(DESTROY), openers), openers == 0);
+            let mut state: FakeState<'_> = State::Starting(some_params(DESTROY));
+            assert_eq!(state.retired(openers), openers == 0);
             assert_eq!(state.is_leaving(), openers == 0);
             assert_eq!((view(&state).kind == Kind::Doomed), openers > 0);
         }
