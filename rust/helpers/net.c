@@ -31,16 +31,16 @@ static void sock_reclassify_block_io(struct sock *sk)
 #endif
 	switch (sk->sk_family) {
 	case AF_INET:
-		sock_lock_init_class_and_name(sk, "slock-AF_INET-NBD", &slock_key[0],
-					      "sk_lock-AF_INET-NBD", &sk_key[0]);
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-BLKIO", &slock_key[0],
+					      "sk_lock-AF_INET-BLKIO", &sk_key[0]);
 		break;
 	case AF_INET6:
-		sock_lock_init_class_and_name(sk, "slock-AF_INET6-NBD", &slock_key[1],
-					      "sk_lock-AF_INET6-NBD", &sk_key[1]);
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-BLKIO", &slock_key[1],
+					      "sk_lock-AF_INET6-BLKIO", &sk_key[1]);
 		break;
 	case AF_UNIX:
-		sock_lock_init_class_and_name(sk, "slock-AF_UNIX-NBD", &slock_key[2],
-					      "sk_lock-AF_UNIX-NBD", &sk_key[2]);
+		sock_lock_init_class_and_name(sk, "slock-AF_UNIX-BLKIO", &slock_key[2],
+					      "sk_lock-AF_UNIX-BLKIO", &sk_key[2]);
 		break;
 	}
 }

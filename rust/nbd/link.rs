@@ -7,6 +7,7 @@ mod receive;
 mod send;
 mod send_side;
 mod sender;
+mod socket;
 mod stats;
 
 pub(crate) use send_side::{Broken, Sent};
@@ -20,10 +21,7 @@ use crate::{
 use core::cell::Cell;
 use kernel::{
     block::mq::Claim,
-    net::{
-        ready::ReadyHook,
-        socket::{BlockSocket, Socket},
-    },
+    net::{ready::ReadyHook, socket::Socket},
     new_mutex,
     new_spinlock,
     new_work,
@@ -39,6 +37,7 @@ use kernel::{
 };
 use read_ahead::ReadAhead;
 use send_side::SendSide;
+use socket::LinkSocket;
 use stats::LinkStats;
 
 /// What the receiver keeps from one of its runs to the next. It must not be on the stack, see
@@ -74,7 +73,7 @@ pub(crate) struct Link {
     info: Arc<DeviceInfo>,
     disk: ARef<Disk>,
     #[pin]
-    socket: BlockSocket,
+    socket: LinkSocket,
     made: Instant<Monotonic>,
     /// The process that gave the socket.
     added_by: Process,
@@ -121,7 +120,7 @@ impl Link {
                            generation: info.new_generation(),
                            info: info.clone(),
                            disk: disk.into(),
-                           socket <- BlockSocket::new(socket),
+                           socket <- LinkSocket::new(socket),
                            made: Instant::now(),
                            added_by: Process::current(),
                            stats: LinkStats::new(),
@@ -158,7 +157,7 @@ impl Link {
         &self.disk
     }
 
-    pub(crate) fn socket(&self) -> &BlockSocket {
+    pub(crate) fn socket(&self) -> &LinkSocket {
         &self.socket
     }
 

@@ -7,11 +7,9 @@
 use crate::{
     bindings,
     bvec::{BvecDest, BvecSource},
-    cred::with_kernel_creds,
     error::to_result,
     ffi,
     fs::file::{File, LocalFile},
-    mm::NoReclaim,
     net::addr::SocketAddr,
     new_mutex,
     prelude::*,
@@ -22,20 +20,13 @@ use core::{mem::MaybeUninit, ops::Deref, ptr::NonNull};
 /// Whether a call may wait for the peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Take what there is, or fail with `EAGAIN`; also, most often, if somebody has the socket's lock.
+    /// Take what there is, or fail with `EAGAIN`.
     No,
-    /// Wait for some, but only for a moment; when receiving, for the pause between two replies.
+    /// Wait for some, but only for as long as the socket's timeouts say.
     Some,
-    /// Wait until all is there, but only for a moment.
+    /// Wait until all is there, but only for as long as the socket's timeouts say.
     All,
 }
-
-/// How long a call waits before it comes back with what moved meanwhile, in jiffies: a quarter of a
-/// second. Some kinds of sockets begin anew with each few KiB.
-const MOMENT: ffi::c_long = bindings::CONFIG_HZ as ffi::c_long / 4;
-
-/// How long a call waits for the next message of a busy peer, in jiffies: 10 ms.
-const PAUSE: ffi::c_long = bindings::CONFIG_HZ.div_ceil(100) as ffi::c_long;
 
 /// A byte stream: a TCP or an `AF_UNIX` stream socket, connected or not.
 ///
@@ -91,18 +82,26 @@ impl Socket {
         unsafe { bindings::inet_csk_has_ulp(self.as_raw()) }
     }
 
-    /// Takes back what a user may have set: whoever sends again is to wait, not to come back at once.
-    /// Does not sleep.
+    /// Whether some task has the socket's lock just now. Does not sleep.
     #[inline]
-    fn set_send_timeout(&self) {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::sock_set_sndtimeo(self.as_raw(), MOMENT) };
+    pub fn is_locked(&self) -> bool {
+        // SAFETY: By the type invariant; the function reads a word.
+        unsafe { bindings::sock_owned_by_user_nocheck(self.as_raw()) }
     }
 
-    /// The same for whoever receives; only that one calls it, once the session runs. Does not sleep.
+    /// For how long, in jiffies, [`Self::send`] and [`Self::send_bytes`] wait for room at most. Other
+    /// users of the socket can change that, too. Does not sleep.
     #[inline]
-    fn set_receive_timeout(&self, jiffies: ffi::c_long) {
-        // SAFETY: By the type invariant.
+    pub fn set_send_timeout(&self, jiffies: ffi::c_long) {
+        // SAFETY: By the type invariant; the function writes a word.
+        unsafe { bindings::sock_set_sndtimeo(self.as_raw(), jiffies) };
+    }
+
+    /// For how long, in jiffies, [`Self::receive`] waits for bytes at most. Other users of the socket
+    /// can change that, too. Does not sleep.
+    #[inline]
+    pub fn set_receive_timeout(&self, jiffies: ffi::c_long) {
+        // SAFETY: By the type invariant; the function writes a word.
         unsafe { bindings::sock_set_rcvtimeo(self.as_raw(), jiffies) };
     }
 
@@ -142,7 +141,7 @@ impl Socket {
     /// Sends from `source`, which must not be empty, and returns how many bytes were taken: at least
     /// one. Never raises SIGPIPE. Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing could be sent without waiting, or in a moment; with `EPIPE`
+    /// Fails with `EAGAIN` when nothing could be sent without waiting, or in time; with `EPIPE`
     /// after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the
     /// wait.
     pub fn send<const N: usize>(&self, source: &BvecSource<'_, N>, wait: Wait) -> Result<usize> {
@@ -187,27 +186,16 @@ impl Socket {
     ///
     /// What `msg_iter` goes through must be readable during the call.
     unsafe fn send_iter(&self, msg_iter: bindings::iov_iter, wait: Wait) -> Result<usize> {
-        // Whoever has the socket's lock may fault while it copies, and be kept for as long as a user
-        // likes.
-        // SAFETY: By the type invariant; the function reads a word.
-        if wait == Wait::No && unsafe { bindings::sock_owned_by_user_nocheck(self.as_raw()) } {
-            return Err(EAGAIN);
-        }
-        let _noreclaim = NoReclaim::enter();
         let mut msg = bindings::msghdr {
             msg_iter,
             msg_flags: bindings::MSG_NOSIGNAL | Self::flags(wait),
             ..bindings::msghdr::default()
         };
         // SAFETY: The socket is valid and the message complete.
-        match with_kernel_creds(|| unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) }) {
+        match unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) } {
             0 => Err(EPIPE),
             sent => {
-                to_result(sent).inspect_err(|error| {
-                    if *error == EAGAIN {
-                        self.set_send_timeout();
-                    }
-                })?;
+                to_result(sent)?;
                 Ok(sent as usize)
             }
         }
@@ -216,10 +204,9 @@ impl Socket {
     /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
     /// Sleeps.
     ///
-    /// Fails with `EAGAIN` when nothing came without waiting, or in the time that `wait` says; and
+    /// Fails with `EAGAIN` when nothing came without waiting, or in time; and
     /// with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
     pub fn receive<const N: usize>(&self, dest: &mut BvecDest<'_, N>, wait: Wait) -> Result<usize> {
-        let _noreclaim = NoReclaim::enter();
         let flags = bindings::MSG_NOSIGNAL | Self::flags(wait);
         let mut msg = bindings::msghdr {
             // SAFETY: `dest` is borrowed for longer than the message lives.
@@ -227,15 +214,9 @@ impl Socket {
             msg_flags: flags,
             ..bindings::msghdr::default()
         };
-        match wait {
-            Wait::No => {}
-            Wait::Some => self.set_receive_timeout(PAUSE),
-            Wait::All => self.set_receive_timeout(MOMENT),
-        }
         // SAFETY: The socket is valid and the message complete.
-        let received = with_kernel_creds(|| unsafe {
-            bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int)
-        });
+        let received =
+            unsafe { bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int) };
         to_result(received)?;
         Ok(received as usize)
     }
@@ -289,7 +270,6 @@ impl BlockSocket {
             // SAFETY: The socket is valid, and `allocation` can be written.
             let memalloc =
                 unsafe { bindings::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
-            this.socket.set_send_timeout();
             // INVARIANT: Said just above, of the socket beside it.
             *this.before.lock() = Some(Before {
                 allocation,

@@ -2,7 +2,7 @@
 
 //! Turning queued requests into bytes on a socket.
 
-use super::stats::LinkStats;
+use super::{socket::LinkSocket, stats::LinkStats};
 use crate::{
     protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
     request::Queue,
@@ -11,7 +11,7 @@ use crate::{
 use kernel::{
     block::mq::RequestList,
     bvec::{BvecSource, HeaderSlots, Headers},
-    net::socket::{Socket, Wait},
+    net::socket::Wait,
     prelude::*, //
 };
 
@@ -42,7 +42,7 @@ enum Call {
 
 /// Where a sender writes to.
 pub(super) struct Output<'a, F: Fn() -> bool> {
-    pub(super) socket: &'a Socket,
+    pub(super) socket: &'a LinkSocket,
     pub(super) stats: &'a LinkStats,
     /// Whether nothing is to be sent any more.
     pub(super) is_closed: F,
