@@ -7,6 +7,7 @@ use crate::{
     ioctl,
     protocol::REQUEST_LEN,
     request::{Disk, DiskOps, Queue, RequestData},
+    session::Session,
     NbdModule, //
 };
 use kernel::{
@@ -15,7 +16,7 @@ use kernel::{
         BlkStatus,
     },
     prelude::*,
-    sync::Arc, //
+    sync::{Arc, ArcBorrow}, //
 };
 
 #[vtable]
@@ -23,20 +24,26 @@ impl Operations for Queue {
     type RequestData = RequestData;
     type Header = [u8; REQUEST_LEN];
     type Disk = DiskOps;
+    type QueueData = Session;
 
     fn new_request_data() -> RequestData {
         RequestData::new()
     }
 
-    fn queue_rq(disk: &Disk, hctx: u32, rq: OwnedRequest<Self>, last: bool) {
-        match disk.data().session() {
+    fn queue_rq(
+        session: Option<ArcBorrow<'_, Session>>,
+        hctx: u32,
+        rq: OwnedRequest<Self>,
+        last: bool,
+    ) {
+        match session {
             Some(session) => session.submit(hctx, rq, last),
             None => rq.end(BlkStatus::IOERR),
         }
     }
 
-    fn commit_rqs(disk: &Disk, hctx: u32) {
-        if let Some(session) = disk.data().session() {
+    fn commit_rqs(session: Option<ArcBorrow<'_, Session>>, hctx: u32) {
+        if let Some(session) = session {
             session.flush(hctx);
         }
     }

@@ -39,7 +39,10 @@ impl StartGuard {
         let started = Session::new(disk, device.info(), setup, origin).and_then(|session| {
             // Nobody can end the session before its files are complete.
             *device.session.lock() = Some(session.clone());
-            session.publish().inspect_err(|_| session.stop_whole())?;
+            let set = disk.set_queue_data(session.clone());
+            set.map_err(|_| EBUSY)
+                .and_then(|()| session.publish())
+                .inspect_err(|_| session.stop_whole())?;
             Ok(session)
         });
         let started = started.and_then(|session| {

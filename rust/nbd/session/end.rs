@@ -285,7 +285,7 @@ impl Session {
         self.workqueues().receivers().flush();
         let session = owner.unpublish();
         // No queue function runs in between, so that no request is on its way to a connection.
-        disk.quiesced(|| self.fail_requests(|_| false));
+        let queue_data = disk.take_queue_data(|| self.fail_requests(|_| false));
         // Requests that were requeued are failed when they come again.
         disk.kick_requeued();
         disk.drain();
@@ -305,7 +305,7 @@ impl Session {
         drop(applied);
         self.changed.wake_all();
         // The module may be unloaded once it has no reference; that waits for this function.
-        drop((session, stopped, module));
+        drop((session, queue_data, stopped, module));
     }
 
     /// Fails each started request that nobody has claimed and whose link's generation `f` does not

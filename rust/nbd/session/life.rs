@@ -161,6 +161,8 @@ impl SessionState {
 #[kernel::macros::kunit_tests(nbd_session_state)]
 mod tests {
     use super::*;
+    use crate::error::ReceiveError;
+    use kernel::prelude::*;
 
     const ERROR: LinkError = LinkError::TimedOut;
 

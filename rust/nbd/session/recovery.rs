@@ -3,9 +3,9 @@
 //! What happens when connections of a session are lost, and when new ones come.
 
 use crate::{
-    connection::{waits, PushError},
+    connection::waits,
     error::{LinkError, Reason},
-    link::{Broken, Link, Sent},
+    link::{Broken, Link},
     log::Topic,
     request::Queue,
     session::{
@@ -130,26 +130,6 @@ impl Session {
             }
         }
         self.changed.wake_all();
-    }
-
-    /// Sees to what a connection said of a push or a flush; hands a request back that it did not
-    /// take.
-    pub(crate) fn pushed(
-        self: &Arc<Self>,
-        result: Result<Sent, PushError>,
-    ) -> Result<(), OwnedRequest<Queue>> {
-        match result {
-            Ok(Sent::Requests) => Ok(()),
-            Ok(Sent::Disconnect) => {
-                self.changed.wake_all();
-                Ok(())
-            }
-            Err(PushError::Closed(rq)) => Err(rq),
-            Err(PushError::Broken(link, broken)) => {
-                self.send_failed(&link, broken);
-                Ok(())
-            }
-        }
     }
 
     /// How many losses are to be told about, which the caller does. Does not sleep.

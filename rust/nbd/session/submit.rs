@@ -4,8 +4,9 @@
 
 use super::{connections, life::SessionState, Session};
 use crate::{
-    connection::Connection,
+    connection::{Connection, PushError},
     error::LinkError,
+    link::Sent,
     log::Topic,
     protocol::is_supported,
     request::Queue, //
@@ -16,7 +17,7 @@ use kernel::{
         BlkStatus,
     },
     prelude::*,
-    sync::{atomic::Relaxed, Arc},
+    sync::{atomic::Relaxed, Arc, ArcBorrow},
     time::Jiffies, //
 };
 
@@ -27,7 +28,12 @@ impl Session {
     }
 
     /// Hands a request to a connection: one of its hardware queue, or another that is open.
-    pub(crate) fn submit(self: &Arc<Self>, hctx: u32, rq: OwnedRequest<Queue>, last: bool) {
+    pub(crate) fn submit(
+        self: ArcBorrow<'_, Self>,
+        hctx: u32,
+        rq: OwnedRequest<Queue>,
+        last: bool,
+    ) {
         let writes = !matches!(rq.op(), Op::Read | Op::Flush);
         let own = self.of_queue(hctx).count();
         // A queue with one connection has its batch sent by the push that ends it.
@@ -59,8 +65,28 @@ impl Session {
         }
     }
 
+    /// Sees to what a connection said of a push or a flush; hands a request back that it did not
+    /// take.
+    fn pushed(
+        self: ArcBorrow<'_, Self>,
+        result: Result<Sent, PushError>,
+    ) -> Result<(), OwnedRequest<Queue>> {
+        match result {
+            Ok(Sent::Requests) => Ok(()),
+            Ok(Sent::Disconnect) => {
+                self.changed.wake_all();
+                Ok(())
+            }
+            Err(PushError::Closed(rq)) => Err(rq),
+            Err(PushError::Broken(link, broken)) => {
+                Arc::from(self).send_failed(&link, broken);
+                Ok(())
+            }
+        }
+    }
+
     /// Hands a request to a connection that is open, each in turn, or has it wait for one.
-    fn fall_back(self: &Arc<Self>, mut rq: OwnedRequest<Queue>) {
+    fn fall_back(self: ArcBorrow<'_, Self>, mut rq: OwnedRequest<Queue>) {
         let turn = self.fallback.fetch_add(1, Relaxed);
         for connection in connections::in_turn(&self.connections, turn, |c| c.is_open()) {
             // Nobody announces the end of a batch to a connection that is not the queue's own.
@@ -72,7 +98,7 @@ impl Session {
         let mut life = self.life.lock();
         match &mut life.state {
             // Under the lock: whoever ends the wait has the request come again afterwards.
-            SessionState::Waiting(since) => self.park(since, rq),
+            SessionState::Waiting(since) => Arc::from(self).park(since, rq),
             // A connection was opened just now.
             SessionState::Live(_) => rq.requeue(),
             SessionState::Dead
@@ -86,7 +112,7 @@ impl Session {
     }
 
     /// Sends what [`Self::submit`] queued without `last`.
-    pub(crate) fn flush(self: &Arc<Self>, hctx: u32) {
+    pub(crate) fn flush(self: ArcBorrow<'_, Self>, hctx: u32) {
         for connection in self.of_queue(hctx) {
             // A flush has no request that it could hand back.
             let _ = self.pushed(connection.flush());

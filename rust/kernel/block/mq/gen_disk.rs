@@ -14,7 +14,11 @@ use crate::{
     mm::NoIo,
     module::ModuleMetadata,
     prelude::*,
-    sync::{aref::AlwaysRefCounted, Arc, ArcBorrow},
+    sync::{
+        aref::AlwaysRefCounted,
+        atomic::{Acquire, Atomic, Full},
+        Arc, ArcBorrow,
+    },
     time::Jiffies,
     types::{NotThreadSafe, Opaque}, //
 };
@@ -52,6 +56,57 @@ pub trait DiskOperations: Sized + 'static {
 pub(super) struct DiskData<T: DiskOperations> {
     pub(super) tag_set: Opaque<bindings::blk_mq_tag_set>,
     pub(super) data: Arc<T::Data>,
+    pub(super) queue_data: QueueDataSlot<QueueData<T>>,
+}
+
+type QueueData<T> = <<T as DiskOperations>::Queue as Operations>::QueueData;
+
+/// A place for what the queue functions of a disk get to see.
+///
+/// # Invariants
+///
+/// The pointer is null, or from [`Arc::into_raw`], of a reference that the value owns.
+pub(super) struct QueueDataSlot<Q>(Atomic<*mut Q>);
+
+impl<Q> QueueDataSlot<Q> {
+    pub(super) fn new() -> Self {
+        // INVARIANT: The pointer is null.
+        Self(Atomic::new(ptr::null_mut()))
+    }
+
+    /// # Safety
+    ///
+    /// What is taken out of the slot meanwhile must stay referenced for `'a`.
+    #[inline]
+    unsafe fn get<'a>(&self) -> Option<ArcBorrow<'a, Q>> {
+        let data = self.0.load(Acquire);
+        // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, and by the caller's
+        // promise there is a reference for `'a`.
+        (!data.is_null()).then(|| unsafe { ArcBorrow::from_raw(data) })
+    }
+
+    fn set(&self, data: Arc<Q>) -> Result<(), Arc<Q>> {
+        let new = Arc::into_raw(data).cast_mut();
+        // INVARIANT: The slot owns the reference now.
+        match self.0.cmpxchg(ptr::null_mut(), new, Full) {
+            Ok(_) => Ok(()),
+            // SAFETY: The pointer is from just above, and was not stored.
+            Err(_) => Err(unsafe { Arc::from_raw(new) }),
+        }
+    }
+
+    fn take(&self) -> Option<Arc<Q>> {
+        // INVARIANT: The pointer is null, and the reference is the caller's.
+        let data = self.0.xchg(ptr::null_mut(), Full);
+        // SAFETY: By the type invariant.
+        (!data.is_null()).then(|| unsafe { Arc::from_raw(data) })
+    }
+}
+
+impl<Q> Drop for QueueDataSlot<Q> {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
 }
 
 /// A disk of `T`: a `struct gendisk` with its request queue. Giving up the last reference sleeps.
@@ -278,16 +333,36 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { (&raw const (*self.tag_set()).nr_hw_queues).read_volatile() }
     }
 
-    /// Calls `f` while no queue function runs and none is started. Sleeps; not from
-    /// [`Operations::queue_rq`] or [`Operations::commit_rqs`], for which it waits.
+    /// What the queue functions get to see, if there is anything.
+    ///
+    /// # Safety
+    ///
+    /// Only for [`Operations::queue_rq`] and [`Operations::commit_rqs`], for as long as they run.
     #[inline]
-    pub fn quiesced<R>(&self, f: impl FnOnce() -> R) -> R {
-        // SAFETY: The queue is valid.
+    pub(super) unsafe fn queue_data(&self) -> Option<ArcBorrow<'_, QueueData<T>>> {
+        // SAFETY: A queue function runs, and `take_queue_data` keeps what it has taken until all that
+        // have begun before that have returned.
+        unsafe { self.private().queue_data.get() }
+    }
+
+    /// Has queue functions get to see `data` from now on. Hands it back if they have other data
+    /// already. Does not sleep.
+    pub fn set_queue_data(&self, data: Arc<QueueData<T>>) -> Result<(), Arc<QueueData<T>>> {
+        self.private().queue_data.set(data)
+    }
+
+    /// Takes what the queue functions get to see away, and calls `f` while none runs and none is
+    /// started. Returns what was taken. Sleeps; not from [`Operations::queue_rq`] or
+    /// [`Operations::commit_rqs`], for which it waits.
+    pub fn take_queue_data(&self, f: impl FnOnce()) -> Option<Arc<QueueData<T>>> {
+        let data = self.private().queue_data.take();
+        // SAFETY: The queue is valid. Queue functions run under the read side of the SRCU that this
+        // waits for, so that none that has seen `data` runs afterwards.
         unsafe { bindings::blk_mq_quiesce_queue(self.queue()) };
-        let ret = f();
+        f();
         // SAFETY: Pairs with the call above.
         unsafe { bindings::blk_mq_unquiesce_queue(self.queue()) };
-        ret
+        data
     }
 
     /// Calls `f` with each request that is started. Requests that start or finish meanwhile may

@@ -8,7 +8,7 @@ use super::{
     gen_disk::{DiskOperations, GenDisk},
     request::{OwnedRequest, Pdu, Request}, //
 };
-use crate::{bindings, ffi, macros::vtable, time::Jiffies, transmute::AsBytes};
+use crate::{bindings, ffi, macros::vtable, sync::ArcBorrow, time::Jiffies, transmute::AsBytes};
 use core::{marker::PhantomData, ptr::NonNull};
 
 /// What blk-mq does about a request after [`Operations::timeout`].
@@ -35,16 +35,25 @@ pub trait Operations: Sized + 'static {
     /// The disks that the requests are for.
     type Disk: DiskOperations<Queue = Self>;
 
+    /// What the queue functions of a disk get to see, for as long as the disk has it.
+    type QueueData: Send + Sync + 'static;
+
     /// Makes the data of one request.
     fn new_request_data() -> Self::RequestData;
 
-    /// Takes a request that hardware queue `hctx` hands out. With `last` unset, more follow or
+    /// Takes a request that hardware queue `hctx` hands out. `data` is what the disk was given by
+    /// [`GenDisk::set_queue_data`], if it has that just now. With `last` unset, more follow or
     /// [`Self::commit_rqs`] is called. May sleep; may run in the task that submitted the I/O, with
     /// signals pending.
-    fn queue_rq(disk: &GenDisk<Self::Disk>, hctx: u32, rq: OwnedRequest<Self>, last: bool);
+    fn queue_rq(
+        data: Option<ArcBorrow<'_, Self::QueueData>>,
+        hctx: u32,
+        rq: OwnedRequest<Self>,
+        last: bool,
+    );
 
     /// No further request follows those that `hctx` announced. May sleep.
-    fn commit_rqs(disk: &GenDisk<Self::Disk>, hctx: u32);
+    fn commit_rqs(data: Option<ArcBorrow<'_, Self::QueueData>>, hctx: u32);
 
     /// A request has not finished within the queue's timeout. May sleep. `rq` may be published or
     /// not, and may change under the function.
@@ -75,7 +84,8 @@ impl<T: Operations> OperationsVTable<T> {
         if let Some(rq) = rq {
             // SAFETY: blk-mq hands the request to the driver with this call.
             let rq = unsafe { OwnedRequest::start(rq) };
-            T::queue_rq(disk, hctx, rq, last);
+            // SAFETY: This is a queue function.
+            T::queue_rq(unsafe { disk.queue_data() }, hctx, rq, last);
         }
         // The request has an owner who will finish it: there is nothing to hand back.
         bindings::BLK_STS_OK as bindings::blk_status_t
@@ -92,7 +102,8 @@ impl<T: Operations> OperationsVTable<T> {
                 (*hctx).queue_num,
             )
         };
-        T::commit_rqs(disk, hctx);
+        // SAFETY: This is a queue function.
+        T::commit_rqs(unsafe { disk.queue_data() }, hctx);
     }
 
     /// # Safety

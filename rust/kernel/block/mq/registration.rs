@@ -5,7 +5,7 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
-    gen_disk::{DiskData, DiskOperations, GenDisk},
+    gen_disk::{DiskData, DiskOperations, GenDisk, QueueDataSlot},
     operations::OperationsVTable,
     request::Pdu, //
 };
@@ -142,6 +142,7 @@ impl DiskBuilder<'_> {
                     ..pin_init::zeroed()
                 }),
                 data,
+                queue_data: QueueDataSlot::new(),
             },
             GFP_KERNEL,
         )?;
