@@ -367,7 +367,7 @@ static void try_start(struct try *t, struct nl_session *ns, const struct operati
 	memset(t->sh, 0, sizeof(*t->sh));
 	t->ns = ns;
 	t->op = op;
-	memset(nbd_children, 0, sizeof(nbd_children));
+	nbd_children_forget();
 	t->pid = fork_quiet();
 	if (!t->pid)
 		try_main(t, n);

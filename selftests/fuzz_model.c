@@ -217,7 +217,7 @@ static void finish(void)
 static void work(const struct nbd_dev *dev, const struct step *steps, long n, unsigned long seed)
 {
 	struct fuzz_random rng = { .x = seed };
-	int log = fuzz_log_open(), i;
+	int log = log_open(), i;
 	cpu_set_t one;
 	struct step s;
 	long next = 0;

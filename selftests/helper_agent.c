@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A process that does to the device what a test tells it through the socket at AGENT_CTL; see
- * nbd_test.h.
+ * lib/nbd_test.h.
  *
  * Usage: helper_agent DEVICE
  */
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
-#define NBD_TEST_AGENT
 #include <linux/aio_abi.h>
 #include <pthread.h>
 #include <sched.h>

@@ -28,7 +28,6 @@
 #include <linux/un.h>
 #include <stddef.h>
 
-#define NBD_GENL_CLIENT
 #include "nbd_genl.h"
 
 static struct genl genl;

@@ -6,9 +6,11 @@
  * here is a process of its own, so that a driver that hangs fails one test; the end of the session
  * lets it go.
  */
+#include <sched.h>
 #include <sys/sysinfo.h>
 
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define CPU	1

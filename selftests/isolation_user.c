@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <ftw.h>
 #include <grp.h>
+#include <sched.h>
 #include <stdarg.h>
 
 #include "kselftest_harness.h"

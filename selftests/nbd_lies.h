@@ -962,7 +962,7 @@ static inline bool lies_init(struct liar *l, struct nbd_dev *dev)
 	l->dev = dev;
 	l->last = "(none)";
 	sigaction(SIGUSR1, &sa, NULL);
-	l->log = fuzz_log_open();
+	l->log = log_open();
 	l->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	l->image = aligned_alloc(4096, LIES_SIZE);
 	l->junk = malloc(SLOT_SIZE);

@@ -2,7 +2,11 @@
 /*
  * CONNECT, DISCONNECT and STATUS: what they need, what they do, and what they refuse.
  */
+#include <pthread.h>
+#include <sched.h>
+
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define FAR_INDEX	200

@@ -4,6 +4,7 @@
  * device is closed.
  */
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS		2000

@@ -3,6 +3,7 @@
  * RECONFIGURE: what it refuses, and what it changes while the device is in use.
  */
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000

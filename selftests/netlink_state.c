@@ -3,6 +3,7 @@
  * Netlink, ioctls and openers of one device: who may do what when, and who is told.
  */
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000

@@ -5,6 +5,7 @@
  * disconnect, so that it can exit.
  */
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #include <linux/fs.h>

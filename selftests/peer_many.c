@@ -7,6 +7,7 @@
 #include "kselftest_harness.h"
 #include <dirent.h>
 #include <linux/aio_abi.h>
+#include <sched.h>
 #include <sys/resource.h>
 
 #include "nbd_nlpeer.h"

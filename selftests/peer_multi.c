@@ -4,7 +4,10 @@
  * it is replayed on the others at once, not at its timeout. Only the last one's end is the
  * session's.
  */
+#include <sched.h>
+
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_peer.h"
 
 #define END_MS	2000

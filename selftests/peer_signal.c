@@ -8,6 +8,7 @@
 #include <sys/ptrace.h>
 
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000

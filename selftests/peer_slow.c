@@ -3,6 +3,8 @@
  * Links that are slow but move, and sockets with options of their user's: neither is a reason to
  * give a connection up, nor to keep a reply waiting.
  */
+#include <pthread.h>
+
 #include "kselftest_harness.h"
 #include "nbd_peer.h"
 

@@ -5,9 +5,13 @@
  * this connection.
  */
 #include "kselftest_harness.h"
+#include <ctype.h>
+#include <dirent.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sched.h>
 
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS		2000

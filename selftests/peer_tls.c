@@ -5,7 +5,9 @@
  */
 #include "kselftest_harness.h"
 #include <linux/sockios.h>
+#include <pthread.h>
 
+#include "nbd_expect.h"
 #include "nbd_peer.h"
 
 #define CHUNK		(1UL << 20)

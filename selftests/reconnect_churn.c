@@ -6,6 +6,8 @@
  *
  * NBD_SEED, which is printed, decides the steps.
  */
+#include <pthread.h>
+
 #include "kselftest_harness.h"
 #include "nbd_fuzz.h"
 #include "nbd_nlpeer.h"

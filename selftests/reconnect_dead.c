@@ -3,7 +3,10 @@
  * The last connection dies: requests wait for another one for dead_conn_timeout seconds and not
  * longer, nobody is stuck meanwhile, and whoever listens is told.
  */
+#include <pthread.h>
+
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000

@@ -3,6 +3,7 @@
  * One of several connections dies: the others take over at once, and fairly, until it is replaced.
  */
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000

@@ -3,7 +3,10 @@
  * While requests wait for a connection: who is told of its death, who can end the wait, and who
  * must not be stuck.
  */
+#include <sched.h>
+
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define END_MS	2000

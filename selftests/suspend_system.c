@@ -9,8 +9,10 @@
  * that cannot be frozen: the I/O is asynchronous.
  */
 #include <linux/aio_abi.h>
+#include <sched.h>
 
 #include "kselftest_harness.h"
+#include "nbd_expect.h"
 #include "nbd_nlpeer.h"
 
 #define POWER	"/sys/power/"

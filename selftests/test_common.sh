@@ -17,7 +17,7 @@ NBD_TIME_SCALE=${NBD_TIME_SCALE:-1}
 NBD_WORK_SCALE=${NBD_WORK_SCALE:-$NBD_TIME_SCALE}
 NBD_DEVICES=64
 # Marks of the devices that tests use, or left in a state that is not Idle; see nbd_pick and
-# nbd_test.h.
+# lib/device.c.
 NBD_MARKS=/run/nbd-selftest
 
 for NBD_I in "$NBD_DIR/ktap_helpers.sh" "$NBD_DIR/../kselftest/ktap_helpers.sh"; do

@@ -1,31 +1,15 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
- * What the fuzzers share. The test forks a worker, which does all the work and says in shared
- * memory how far it is and what is wrong, and watches it: a driver that hangs leaves a stuck
- * worker, and a test that says where it hangs.
+ * What the fuzzers share.
  */
-#ifndef NBD_FUZZ_H
-#define NBD_FUZZ_H
-
 #include <dirent.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 
-#include "nbd_genl.h"
+#include "nbd_fuzz.h"
 
-struct fuzz_shared {
-	_Atomic long beat;		/* moves as long as the worker does */
-	_Atomic long count[16];		/* what was done, for the test to print */
-	_Atomic long long stood;	/* for how long the machine stood still, in ms */
-	_Atomic int done, failed;
-	_Atomic int len;
-	char doing[128];		/* now */
-	char text[24576];		/* what is to be told, in lines */
-};
+struct fuzz_shared *fuzz;
 
-static struct fuzz_shared *fuzz;
-
-static inline void fuzz_init(void)
+void fuzz_init(void)
 {
 	fuzz = shared_memory(sizeof(*fuzz));
 	if (!fuzz)
@@ -33,7 +17,7 @@ static inline void fuzz_init(void)
 }
 
 __attribute__((__format__(__printf__, 1, 2)))
-static inline void fuzz_say(const char *fmt, ...)
+void fuzz_say(const char *fmt, ...)
 {
 	int room = sizeof(fuzz->text) - 1 - fuzz->len, n;
 	va_list ap;
@@ -47,14 +31,8 @@ static inline void fuzz_say(const char *fmt, ...)
 	fuzz->text[fuzz->len++] = '\n';
 }
 
-#define fuzz_fail(...)				\
-	do {					\
-		fuzz->failed = 1;		\
-		fuzz_say(__VA_ARGS__);		\
-	} while (0)
-
 __attribute__((__format__(__printf__, 1, 2)))
-static inline void fuzz_doing(const char *fmt, ...)
+void fuzz_doing(const char *fmt, ...)
 {
 	va_list ap;
 
@@ -64,12 +42,7 @@ static inline void fuzz_doing(const char *fmt, ...)
 	va_end(ap);
 }
 
-/* Numbers that a seed decides. */
-struct fuzz_random {
-	uint64_t x;
-};
-
-static inline uint64_t fuzz_next(struct fuzz_random *r)
+uint64_t fuzz_next(struct fuzz_random *r)
 {
 	uint64_t z = r->x += 0x9e3779b97f4a7c15ULL;
 
@@ -78,32 +51,26 @@ static inline uint64_t fuzz_next(struct fuzz_random *r)
 	return z ^ (z >> 31);
 }
 
-static inline unsigned int fuzz_pick(struct fuzz_random *r, unsigned int n)
+unsigned int fuzz_pick(struct fuzz_random *r, unsigned int n)
 {
 	return (fuzz_next(r) >> 33) % n;
 }
 
 /* A number from the environment. */
-static inline unsigned long fuzz_env(const char *name, unsigned long otherwise)
+unsigned long fuzz_env(const char *name, unsigned long otherwise)
 {
 	const char *s = getenv(name);
 
 	return s && *s ? strtoul(s, NULL, 0) : otherwise;
 }
 
-static inline unsigned long fuzz_seed(void)
+unsigned long fuzz_seed(void)
 {
 	return fuzz_env("NBD_SEED", (now_ms() * 1000003UL ^ getpid()) % 1000000000UL);
 }
 
-/* The kernel's log from now on. */
-static inline int fuzz_log_open(void)
-{
-	return log_open();
-}
-
 /* True if nothing that has come since is a splat; says what is. */
-static inline bool fuzz_log_clean(int fd)
+bool fuzz_log_clean(int fd)
 {
 	static const char * const splats[] = {
 		"BUG:", "WARNING:", "KASAN:", "Oops", "general protection", "circular locking",
@@ -128,7 +95,7 @@ static inline bool fuzz_log_clean(int fd)
 }
 
 /* Netlink from the worker itself: any thread may send, one at a time on each socket. */
-static inline int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r)
+int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r)
 {
 	char buf[8192] __aligned(8);
 	ssize_t n;
@@ -147,7 +114,7 @@ static inline int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r
 }
 
 /* The other side closes this connection within this time; what it has sent is thrown away. */
-static inline bool fuzz_eof(int fd, int ms)
+bool fuzz_eof(int fd, int ms)
 {
 	long long left = scaled(ms);
 	struct pollfd p = { .fd = fd, .events = POLLIN | POLLRDHUP };
@@ -164,9 +131,7 @@ static inline bool fuzz_eof(int fd, int ms)
 	return true;
 }
 
-/* The test's side */
-
-static inline pid_t fuzz_fork(void)
+pid_t fuzz_fork(void)
 {
 	pid_t pid = fork_quiet();
 
@@ -175,7 +140,7 @@ static inline pid_t fuzz_fork(void)
 	return pid;
 }
 
-static inline void fuzz_tell(void)
+static void fuzz_tell(void)
 {
 	char *line, *rest = fuzz->text;
 
@@ -187,7 +152,7 @@ static inline void fuzz_tell(void)
 }
 
 /* Where the threads of a process are in the kernel. */
-static inline void fuzz_stacks(pid_t pid)
+void fuzz_stacks(pid_t pid)
 {
 	char path[300], line[256];
 	struct dirent *e;
@@ -211,7 +176,7 @@ static inline void fuzz_stacks(pid_t pid)
 		closedir(d);
 }
 
-static inline void fuzz_show(const char *dir, const char *name)
+static void fuzz_show(const char *dir, const char *name)
 {
 	char path[600], line[512];
 	int n = 0;
@@ -226,7 +191,7 @@ static inline void fuzz_show(const char *dir, const char *name)
 }
 
 /* What debugfs has about a device and its queue. */
-static inline void fuzz_autopsy(int index)
+void fuzz_autopsy(int index)
 {
 	static const char * const of_queue[] = { "state", "requeue_list", "pm_only" };
 	static const char * const of_hctx[] = { "state", "flags", "dispatch", "busy" };
@@ -258,7 +223,7 @@ static inline void fuzz_autopsy(int index)
 }
 
 /* Wait for the worker: NULL if it has ended well, or what is wrong. */
-static inline const char *fuzz_watch(pid_t pid, int stall_ms, bool quiet)
+const char *fuzz_watch(pid_t pid, int stall_ms, bool quiet)
 {
 	long long moved = now_ms(), before = moved, now;
 	static char found[256];
@@ -293,5 +258,3 @@ static inline const char *fuzz_watch(pid_t pid, int stall_ms, bool quiet)
 		return found;
 	return fuzz->done ? NULL : "the worker ended early";
 }
-
-#endif /* NBD_FUZZ_H */

@@ -1,30 +1,14 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
- * Sessions that are made by netlink, with the servers of nbd_peer.h.
+ * Sessions that are made by netlink.
  */
-#ifndef NBD_NLPEER_H
-#define NBD_NLPEER_H
-
 #include <ctype.h>
 #include <dirent.h>
 
-#include "nbd_peer.h"
-#include "nbd_genl.h"
-
-#define NL_BLKSIZE	4096
-#define NL_SECTORS	((long long)(PEER_SIZE / 512))
-#define NL_FLAGS	(NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA)
-
-struct nl_session {
-	struct peer_session s;		/* without a client */
-	uint64_t dead;			/* dead_conn_timeout */
-	uint64_t cflags;		/* NBD_CFLAG_* */
-	const char *backend;
-	struct nl_answer answer;	/* of the last request */
-};
+#include "nbd_nlpeer.h"
 
 /* A server in place n, the first or one that replaces a dead one; s->fd[n] is the driver's end. */
-static inline int nl_peer(struct peer_session *s, int n)
+int nl_peer(struct peer_session *s, int n)
 {
 	struct peer_shared *sh = s->sh;
 	int pair[2], i;
@@ -58,7 +42,7 @@ static inline int nl_peer(struct peer_session *s, int n)
 	return 0;
 }
 
-static inline void nl_close_ends(struct peer_session *s)
+void nl_close_ends(struct peer_session *s)
 {
 	int i;
 
@@ -70,8 +54,7 @@ static inline void nl_close_ends(struct peer_session *s)
 }
 
 /* The usual request to connect these sockets; more attributes may follow. */
-static inline void nl_begin_connect(struct nl_msg *m, struct nl_session *ns, int index, int *fd,
-				    int nfds)
+void nl_begin_connect(struct nl_msg *m, struct nl_session *ns, int index, int *fd, int nfds)
 {
 	uint64_t flags = NL_FLAGS | ns->s.flags;
 
@@ -93,7 +76,7 @@ static inline void nl_begin_connect(struct nl_msg *m, struct nl_session *ns, int
 }
 
 /* Send it and forget our ends of the sockets, so that only the driver has them. */
-static inline int nl_finish(struct nl_session *ns, struct nl_msg *m)
+int nl_finish(struct nl_session *ns, struct nl_msg *m)
 {
 	ns->answer = *nl_do(m);
 	nl_close_ends(&ns->s);
@@ -101,14 +84,14 @@ static inline int nl_finish(struct nl_session *ns, struct nl_msg *m)
 }
 
 /* A device of our own, not yet connected. */
-static inline const char *nl_init(struct nl_session *ns, int npeers, enum peer_kind kind)
+const char *nl_init(struct nl_session *ns, int npeers, enum peer_kind kind)
 {
 	memset(ns, 0, sizeof(*ns));
 	return peer_init(&ns->s, npeers, kind);
 }
 
 /* Use this device instead. */
-static inline void nl_use(struct nl_session *ns, int index)
+void nl_use(struct nl_session *ns, int index)
 {
 	struct nbd_dev *d = &ns->s.dev;
 
@@ -116,7 +99,7 @@ static inline void nl_use(struct nl_session *ns, int index)
 	snprintf(d->path, sizeof(d->path), "/dev/nbd%d", index);
 }
 
-static inline int nl_peers(struct nl_session *ns)
+int nl_peers(struct nl_session *ns)
 {
 	int i, ret = 0;
 
@@ -126,7 +109,7 @@ static inline int nl_peers(struct nl_session *ns)
 }
 
 /* Connect the device to the servers that there are: 0 or -errno. */
-static inline int nl_connect_peers(struct nl_session *ns)
+int nl_connect_peers(struct nl_session *ns)
 {
 	struct nl_msg m;
 	int ret;
@@ -137,13 +120,13 @@ static inline int nl_connect_peers(struct nl_session *ns)
 }
 
 /* The same with new servers. */
-static inline int nl_connect(struct nl_session *ns)
+int nl_connect(struct nl_session *ns)
 {
 	return nl_peers(ns) ?: nl_connect_peers(ns);
 }
 
 /* A new server of this kind for the first place that has none; it is number n here. */
-static inline int nl_reconnect_as(struct nl_session *ns, int n, enum peer_kind kind)
+int nl_reconnect_as(struct nl_session *ns, int n, enum peer_kind kind)
 {
 	struct nl_msg m;
 	int ret = nl_peer(&ns->s, n);
@@ -158,13 +141,13 @@ static inline int nl_reconnect_as(struct nl_session *ns, int n, enum peer_kind k
 	return nl_finish(ns, &m);
 }
 
-static inline int nl_reconnect(struct nl_session *ns, int n)
+int nl_reconnect(struct nl_session *ns, int n)
 {
 	return nl_reconnect_as(ns, n, PEER_GOOD);
 }
 
 /* RECONFIGURE with one number. */
-static inline int nl_change(struct nl_session *ns, int type, uint64_t v)
+int nl_change(struct nl_session *ns, int type, uint64_t v)
 {
 	struct nl_msg m;
 
@@ -174,13 +157,13 @@ static inline int nl_change(struct nl_session *ns, int type, uint64_t v)
 }
 
 /* The server dies; whatever it held it will never answer. */
-static inline bool nl_kill_peer(struct peer_session *s, int n)
+bool nl_kill_peer(struct peer_session *s, int n)
 {
 	kill(s->peer[n], SIGKILL);
 	return reap(s->peer[n], BOUNDED);
 }
 
-static inline bool nl_cleanup(struct nl_session *ns)
+bool nl_cleanup(struct nl_session *ns)
 {
 	bool ok;
 	int i;
@@ -195,7 +178,7 @@ static inline bool nl_cleanup(struct nl_session *ns)
 }
 
 /* Read the whole device and compare. */
-static inline int read_all(struct peer_session *s)
+int read_all(struct peer_session *s)
 {
 	static unsigned char buf[1 << 20] __aligned(4096);
 	int fd = open(s->dev.path, O_RDONLY | O_DIRECT | O_CLOEXEC);
@@ -211,7 +194,7 @@ static inline int read_all(struct peer_session *s)
 }
 
 /* Read one block that is in no cache. */
-static inline int nl_read_other(struct peer_session *s)
+int nl_read_other(struct peer_session *s)
 {
 	static unsigned char buf[4096] __aligned(4096);
 	int fd = open(s->dev.path, O_RDONLY | O_DIRECT);
@@ -221,7 +204,7 @@ static inline int nl_read_other(struct peer_session *s)
 }
 
 /* The kernel threads in uninterruptible sleep. */
-static inline int nl_sleepers(int *pid, int max)
+int nl_sleepers(int *pid, int max)
 {
 	char path[300], line[512], *p, state;
 	unsigned int flags;
@@ -252,7 +235,7 @@ static inline int nl_sleepers(int *pid, int max)
 }
 
 /* How many kernel threads sleep so for more than this time, besides those that did before. */
-static inline int nl_stuck(const int *before, int nbefore, int ms)
+int nl_stuck(const int *before, int nbefore, int ms)
 {
 	long long end = now_ms() + ms;
 	int pid[64], seen[64], n, nseen = -1, i, j, k;
@@ -275,103 +258,3 @@ static inline int nl_stuck(const int *before, int nbefore, int ms)
 	} while (nseen && now_ms() < end);
 	return nseen;
 }
-
-#ifdef TH_LOG
-
-/*
- * The refusal says in words why, and blames the attribute at this place in the request, or none.
- * The C driver has its reasons for the log only.
- */
-static inline void nl_expect_why(struct __test_metadata *_metadata, const struct nl_answer *r,
-				 unsigned int offset, const char *words)
-{
-	if (!nbd_is_rust())
-		return;
-	EXPECT_NE(NULL, strstr(r->text, words))
-		TH_LOG("'%s' is what it says, not '%s'", r->text, words);
-	EXPECT_EQ(offset, r->offset) TH_LOG("'%s' blames another attribute", r->text);
-}
-
-/*
- * Connect and disconnect while another process opens and closes the device. Whoever has it open
- * from the session before keeps it for a moment, and no longer: until then it is EBUSY, or error.
- */
-static inline void nl_connect_while_opened(struct __test_metadata *_metadata, struct nl_session *ns,
-					   int error)
-{
-	pid_t pid = fork_quiet();
-	int i, ret;
-
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
-			close(open(ns->s.dev.path, O_RDONLY | O_CLOEXEC));
-	}
-	for (i = 0; i < 20; i++) {
-		ASSERT_TRUE(WAIT_UNTIL((ret = nl_connect(ns)) != -EBUSY && ret != -error, 2000));
-		ASSERT_EQ(0, ret) TH_LOG("round %d", i);
-		ASSERT_EQ(0, nl_disconnect(ns->s.dev.index));
-		EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON));
-	}
-	kill(pid, SIGKILL);
-	EXPECT_TRUE(reap(pid, BOUNDED));
-}
-
-/* Hears the kernel's uevents from now on. */
-static inline int uevents(void)
-{
-	struct sockaddr_nl addr = { .nl_family = AF_NETLINK, .nl_groups = 1 };
-	int fd, size = 1 << 20;
-
-	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT);
-	setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? -1 : fd;
-}
-
-/* The index of the next device of which there is such a uevent; -1 if none comes soon. */
-static inline int uevent(int fd, const char *action)
-{
-	struct pollfd p = { .fd = fd, .events = POLLIN };
-	char buf[16384], *name, more;
-	size_t len = strlen(action);
-	int index;
-	ssize_t n;
-
-	while (poll_for(&p, 1, SOON) == 1) {
-		n = recv(fd, buf, sizeof(buf) - 1, 0);
-		if (n <= 0)
-			break;
-		buf[n] = 0;
-		name = strrchr(buf, '/');
-		if (!strncmp(buf, action, len) && buf[len] == '@' && name &&
-		    sscanf(name, "/nbd%d%c", &index, &more) == 1)
-			return index;
-	}
-	return -1;
-}
-
-/* There is such a uevent of this device. */
-static inline bool uevent_of(int fd, const char *action, struct nbd_dev *d)
-{
-	int index;
-
-	do
-		index = uevent(fd, action);
-	while (index >= 0 && index != d->index);
-	return index >= 0;
-}
-
-/* Connect, let the holder's requests arrive, and kill all servers. */
-static inline void nl_die_with_io(struct __test_metadata *_metadata, struct nl_session *ns)
-{
-	int i;
-
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(&ns->s));
-	for (i = 0; i < ns->s.npeers; i++)
-		ASSERT_TRUE(nl_kill_peer(&ns->s, i));
-}
-
-#endif /* TH_LOG */
-
-#endif /* NBD_NLPEER_H */

@@ -1,60 +1,15 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
- * The netlink interface, for tests. Each request is sent by a process of its own, as a program
- * would, and with a deadline: a driver that hangs fails one test.
+ * Netlink messages: how they are made, sent, and understood.
  */
-#ifndef NBD_GENL_H
-#define NBD_GENL_H
+#include "nbd_genl.h"
 
-#include <linux/genetlink.h>
-#include <linux/nbd-netlink.h>
-#include <linux/netlink.h>
-#include <pthread.h>
-#include <sched.h>
-
-#include "nbd_test.h"
-
-#ifndef SOL_NETLINK
-#define SOL_NETLINK	270
-#endif
-
-#define NL_MAX_DEVS	2048
-
-/* An answer, with all that the kernel says about an error. */
-struct nl_answer {
-	int done;
-	int ret;		/* 0 or -errno */
-	int tid;		/* of the thread that has asked */
-	int missing;		/* the attribute that the kernel says is missing, or 0 */
-	unsigned int offset;	/* in the request, of the one that it says is wrong, or 0 */
-	int index;		/* of the reply, or -1 */
-	int ndevs;		/* of STATUS */
-	struct {
-		int index, connected;
-	} dev[NL_MAX_DEVS];
-	char text[256];		/* what the kernel says is wrong, or empty */
-};
-
-/* A request. */
-struct nl_msg {
-	union {
-		struct nlmsghdr h;
-		char buf[16384];
-	};
-	bool thread;		/* sent from another thread than the first */
-	int (*before)(void);	/* run in the process that sends it, before it opens its socket */
-};
-
-struct genl {
-	int fd, family, group;
-};
-
-static inline void *nl_tail(struct nl_msg *m)
+static void *nl_tail(struct nl_msg *m)
 {
 	return m->buf + NLMSG_ALIGN(m->h.nlmsg_len);
 }
 
-static inline struct nlattr *nl_put(struct nl_msg *m, int type, const void *data, size_t len)
+struct nlattr *nl_put(struct nl_msg *m, int type, const void *data, size_t len)
 {
 	struct nlattr *a = nl_tail(m);
 
@@ -67,32 +22,32 @@ static inline struct nlattr *nl_put(struct nl_msg *m, int type, const void *data
 	return a;
 }
 
-static inline void nl_u32(struct nl_msg *m, int type, uint32_t v)
+void nl_u32(struct nl_msg *m, int type, uint32_t v)
 {
 	nl_put(m, type, &v, sizeof(v));
 }
 
-static inline void nl_u64(struct nl_msg *m, int type, uint64_t v)
+void nl_u64(struct nl_msg *m, int type, uint64_t v)
 {
 	nl_put(m, type, &v, sizeof(v));
 }
 
-static inline void nl_str(struct nl_msg *m, int type, const char *s)
+void nl_str(struct nl_msg *m, int type, const char *s)
 {
 	nl_put(m, type, s, strlen(s) + 1);
 }
 
-static inline struct nlattr *nl_nest(struct nl_msg *m, int type)
+struct nlattr *nl_nest(struct nl_msg *m, int type)
 {
 	return nl_put(m, type | NLA_F_NESTED, NULL, 0);
 }
 
-static inline void nl_nest_end(struct nl_msg *m, struct nlattr *nest)
+void nl_nest_end(struct nl_msg *m, struct nlattr *nest)
 {
 	nest->nla_len = (char *)nl_tail(m) - (char *)nest;
 }
 
-static inline void nl_socks(struct nl_msg *m, const int *fd, int n)
+void nl_socks(struct nl_msg *m, const int *fd, int n)
 {
 	struct nlattr *list = nl_nest(m, NBD_ATTR_SOCKETS), *item;
 	int i;
@@ -106,7 +61,7 @@ static inline void nl_socks(struct nl_msg *m, const int *fd, int n)
 }
 
 /* Begin a request; what it is about follows. index < 0: none. */
-static inline void nl_begin(struct nl_msg *m, int cmd, int index)
+void nl_begin(struct nl_msg *m, int cmd, int index)
 {
 	struct genlmsghdr *g = (void *)(m->buf + NLMSG_HDRLEN);
 
@@ -122,7 +77,7 @@ static inline void nl_begin(struct nl_msg *m, int cmd, int index)
 }
 
 /* The attribute at this place if there is a whole one before the end, else NULL. */
-static inline struct nlattr *nl_at(void *p, const void *end)
+static struct nlattr *nl_at(void *p, const void *end)
 {
 	struct nlattr *a = p;
 
@@ -132,21 +87,18 @@ static inline struct nlattr *nl_at(void *p, const void *end)
 	return a;
 }
 
-static inline void *nl_after(struct nlattr *a)
+static void *nl_after(struct nlattr *a)
 {
 	return (char *)a + NLA_ALIGN(a->nla_len);
 }
 
-#define NL_TYPE(a)	((a)->nla_type & NLA_TYPE_MASK)
-#define NL_DATA(a)	((void *)((char *)(a) + NLA_HDRLEN))
-
-static inline void *nl_end(struct nlattr *a)
+static void *nl_end(struct nlattr *a)
 {
 	return (char *)a + a->nla_len;
 }
 
 /* Where in the request this attribute is, or 0 if it is not there. */
-static inline unsigned int nl_offset(struct nl_msg *m, int type)
+unsigned int nl_offset(struct nl_msg *m, int type)
 {
 	char *end = m->buf + m->h.nlmsg_len;
 	struct nlattr *a;
@@ -158,14 +110,14 @@ static inline unsigned int nl_offset(struct nl_msg *m, int type)
 }
 
 /* Where the descriptor number n of nl_socks() is. */
-static inline unsigned int nl_sock_offset(struct nl_msg *m, int n)
+unsigned int nl_sock_offset(struct nl_msg *m, int n)
 {
 	int item = NLA_HDRLEN + NLA_HDRLEN + sizeof(uint32_t);
 
 	return nl_offset(m, NBD_ATTR_SOCKETS) + NLA_HDRLEN + n * item + NLA_HDRLEN;
 }
 
-static inline uint32_t nl_get_u32(const struct nlattr *a)
+static uint32_t nl_get_u32(const struct nlattr *a)
 {
 	uint32_t v = 0;
 
@@ -174,7 +126,7 @@ static inline uint32_t nl_get_u32(const struct nlattr *a)
 	return v;
 }
 
-static inline void nl_take_devices(struct nl_answer *r, struct nlattr *list)
+static void nl_take_devices(struct nl_answer *r, struct nlattr *list)
 {
 	struct nlattr *item, *a;
 
@@ -195,7 +147,7 @@ static inline void nl_take_devices(struct nl_answer *r, struct nlattr *list)
 	}
 }
 
-static inline void nl_take_error(struct nl_answer *r, struct nlmsghdr *h)
+void nl_take_error(struct nl_answer *r, struct nlmsghdr *h)
 {
 	struct nlmsgerr *e = NLMSG_DATA(h);
 	size_t skip = sizeof(*e);
@@ -219,7 +171,7 @@ static inline void nl_take_error(struct nl_answer *r, struct nlmsghdr *h)
 }
 
 /* Take what came; true if the acknowledgment was in it. */
-static inline bool nl_take(struct nl_answer *r, void *buf, ssize_t n)
+bool nl_take(struct nl_answer *r, void *buf, ssize_t n)
 {
 	struct nlmsghdr *h;
 	struct nlattr *a;
@@ -243,7 +195,7 @@ static inline bool nl_take(struct nl_answer *r, void *buf, ssize_t n)
 }
 
 /* Send a request and take what comes until its acknowledgment. */
-static inline int nl_exchange(int fd, int family, struct nl_msg *m, struct nl_answer *r)
+int nl_exchange(int fd, int family, struct nl_msg *m, struct nl_answer *r)
 {
 	static char buf[1 << 17];
 	ssize_t n;
@@ -260,7 +212,7 @@ static inline int nl_exchange(int fd, int family, struct nl_msg *m, struct nl_an
 }
 
 /* Open a generic netlink socket and find the family and its group; 0 or -errno. */
-static inline int genl_open(struct genl *g)
+int genl_open(struct genl *g)
 {
 	static char buf[8192];
 	struct genlmsghdr *gh;
@@ -309,7 +261,7 @@ static inline int genl_open(struct genl *g)
 }
 
 /* Listen to the family's group; 0 or -errno. */
-static inline int genl_listen(struct genl *g)
+int genl_listen(struct genl *g)
 {
 	int ret = genl_open(g);
 
@@ -321,7 +273,7 @@ static inline int genl_listen(struct genl *g)
 }
 
 /* The next notification's command, with its index, or -1 if there is none within this time. */
-static inline int genl_event(struct genl *g, int ms, int *index)
+int genl_event(struct genl *g, int ms, int *index)
 {
 	struct pollfd p = { .fd = g->fd, .events = POLLIN };
 	char buf[4096] __aligned(8);
@@ -342,135 +294,3 @@ static inline int genl_event(struct genl *g, int ms, int *index)
 	}
 	return ((struct genlmsghdr *)NLMSG_DATA(h))->cmd;
 }
-
-#ifndef NBD_GENL_CLIENT
-
-/* A request on its way. */
-struct nl_call {
-	pid_t pid;
-	struct nl_answer *answer;
-};
-
-static inline void *nl_send(void *arg)
-{
-	struct nl_call *c = arg;
-	struct nl_msg *m = (void *)(c + 1);
-	struct genl g;
-	int ret;
-
-	c->answer->tid = syscall(SYS_gettid);
-	c->answer->index = -1;
-	ret = m->before ? m->before() : 0;
-	if (!ret)
-		ret = genl_open(&g);
-	if (ret)
-		c->answer->ret = ret;
-	else
-		nl_exchange(g.fd, g.family, m, c->answer);
-	__atomic_store_n(&c->answer->done, 1, __ATOMIC_SEQ_CST);
-	return NULL;
-}
-
-/* Send a request from a new process. */
-static inline struct nl_call nl_start(struct nl_msg *m)
-{
-	struct nl_call c = {};
-
-	c.answer = shared_memory(sizeof(*c.answer));
-	if (!c.answer)
-		exit(1);
-	fflush(NULL);
-	c.pid = fork();
-	if (!c.pid) {
-		struct {
-			struct nl_call c;
-			struct nl_msg m;
-		} *arg = malloc(sizeof(*arg));
-		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-		pthread_t t;
-
-		/* One that is stuck must not hold a pipe of the test's open. */
-		dup2(null, 0);
-		dup2(null, 1);
-		dup2(null, 2);
-		arg->c = c;
-		arg->m = *m;
-		if (!m->thread)
-			nl_send(arg);
-		else if (!pthread_create(&t, NULL, nl_send, arg))
-			pthread_join(t, NULL);
-		_exit(0);
-	}
-	return c;
-}
-
-/*
- * Its answer, which is overwritten by the next one; ret is -ETIME if there is none in time, and
- * the process is left behind.
- */
-static inline struct nl_answer *nl_wait(struct nl_call c, int ms)
-{
-	static struct nl_answer last;
-	bool ok = WAIT_UNTIL(__atomic_load_n(&c.answer->done, __ATOMIC_SEQ_CST) || exited(c.pid),
-			     ms);
-
-	last = *c.answer;
-	if (!ok)
-		last.ret = -ETIME;
-	else if (!last.done)
-		last.ret = -EPIPE;
-	if (!ok || !reap(c.pid, 1000))
-		nbd_child(c.pid);
-	munmap(c.answer, sizeof(*c.answer));
-	return &last;
-}
-
-static inline struct nl_answer *nl_do(struct nl_msg *m)
-{
-	return nl_wait(nl_start(m), BOUNDED);
-}
-
-/* A request that has nothing but an index. */
-static inline struct nl_answer *nl_simple(int cmd, int index)
-{
-	struct nl_msg m;
-
-	nl_begin(&m, cmd, index);
-	return nl_do(&m);
-}
-
-static inline int nl_disconnect(int index)
-{
-	return nl_simple(NBD_CMD_DISCONNECT, index)->ret;
-}
-
-/* What STATUS says of one device: 0, 1, -ENODEV if it is not in the list, or another error. */
-static inline int nl_connected(int index)
-{
-	struct nl_answer *r = nl_simple(NBD_CMD_STATUS, index);
-
-	if (r->ret)
-		return r->ret;
-	if (r->ndevs != 1 || r->dev[0].index != index)
-		return -ENODEV;
-	return r->dev[0].connected;
-}
-
-/* How many notifications of this link's death there are within this time, or at once if ms is 0. */
-static inline int nl_deaths(struct genl *g, int index, int ms)
-{
-	long long end = now_ms() + ms, left;
-	int n = 0, cmd, i;
-
-	do {
-		left = end - now_ms();
-		cmd = genl_event(g, left > 0 ? left : 0, &i);
-		if (cmd == NBD_CMD_LINK_DEAD && i == index)
-			n++;
-	} while (cmd >= 0);
-	return n;
-}
-
-#endif /* NBD_GENL_CLIENT */
-
-#endif /* NBD_GENL_H */
