@@ -17,8 +17,7 @@
 #include <sched.h>
 #include <stddef.h>
 #include "kselftest.h"
-#include "nbd_model_netlink.h"
-#include "nbd_model_steps.h"
+#include "model.h"
 
 #define STEPS_DEFAULT	50000
 #define STEPS_MAX	(1 << 20)

@@ -1,16 +1,13 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
  * The steps of users and servers in fuzz_model: each does what it is called after, and to the
  * model what must come of that.
  */
-#ifndef NBD_MODEL_STEPS_H
-#define NBD_MODEL_STEPS_H
-
-#include "nbd_model_see.h"
+#include "model.h"
 
 /* What users do */
 
-static int take_spawn(struct step *s)
+int take_spawn(struct step *s)
 {
 	struct user *u = &users[s->user];
 
@@ -21,7 +18,7 @@ static int take_spawn(struct step *s)
 	return TAKEN;
 }
 
-static int take_fork(struct step *s)
+int take_fork(struct step *s)
 {
 	int child = s->arg % USERS, i;
 
@@ -36,7 +33,7 @@ static int take_fork(struct step *s)
 	return TAKEN;
 }
 
-static int take_kill(struct step *s)
+int take_kill(struct step *s)
 {
 	struct user *u;
 	int d, i;
@@ -77,7 +74,7 @@ static int take_kill(struct step *s)
 	return TAKEN;
 }
 
-static int take_open(struct step *s)
+int take_open(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct user_call c = { .op = USER_OPEN };
@@ -106,7 +103,7 @@ static int take_open(struct step *s)
 	return TAKEN;
 }
 
-static int take_close(struct step *s)
+int take_close(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct user_call c = { .op = USER_CLOSE };
@@ -138,7 +135,7 @@ static long do_ioctl(struct step *s, int f, unsigned int cmd, unsigned long arg)
 	return user_ask(&users[s->user], &c, -1);
 }
 
-static int take_set_sock(struct step *s)
+int take_set_sock(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	int f = file_of(s), fd, error = 0;
@@ -173,7 +170,7 @@ static int take_set_sock(struct step *s)
 	return TAKEN;
 }
 
-static int take_clear_sock(struct step *s)
+int take_clear_sock(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	int f = file_of(s);
@@ -188,7 +185,7 @@ static int take_clear_sock(struct step *s)
 	return TAKEN;
 }
 
-static int take_disconnect(struct step *s)
+int take_disconnect(struct step *s)
 {
 	int f = file_of(s);
 
@@ -205,7 +202,7 @@ static int take_disconnect(struct step *s)
 	return TAKEN;
 }
 
-static int take_do_it(struct step *s)
+int take_do_it(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct user_thread *t = &shared->do_it[s->dev];
@@ -238,7 +235,7 @@ static int take_do_it(struct step *s)
 	return TAKEN;
 }
 
-static int take_signal(struct step *s)
+int take_signal(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 
@@ -250,7 +247,7 @@ static int take_signal(struct step *s)
 	return TAKEN;
 }
 
-static int take_set(struct step *s)
+int take_set(struct step *s)
 {
 	static const unsigned long blocks[] = { 512, 1024, 4096, 0, 1000, 256 };
 	static const uint64_t sizes[] = { MIB, 16 * MIB, 1ULL << 40, 0, 1ULL << 63 };
@@ -308,7 +305,7 @@ static int take_set(struct step *s)
 	return TAKEN;
 }
 
-static int take_read(struct step *s)
+int take_read(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	int f = file_of(s);
@@ -335,7 +332,7 @@ static int take_read(struct step *s)
 	return TAKEN;
 }
 
-static int take_write(struct step *s)
+int take_write(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	int f = file_of(s);
@@ -386,7 +383,7 @@ static void start_read(struct step *s, int f)
 }
 
 /* While the server does not answer. */
-static int take_pending(struct step *s)
+int take_pending(struct step *s)
 {
 	int f = reader(s);
 
@@ -399,7 +396,7 @@ static int take_pending(struct step *s)
 
 /* What servers do */
 
-static int take_mute(struct step *s)
+int take_mute(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 
@@ -446,7 +443,7 @@ static void kill_server(int d, struct sock *sock)
 	lost(d, 0);
 }
 
-static int take_server_dies(struct step *s)
+int take_server_dies(struct step *s)
 {
 	struct sock *own[SOCKS];
 	int n = kept_socks(s->dev, own);
@@ -484,7 +481,7 @@ static void set_timeout(struct step *s, int f, unsigned int seconds)
  * A request takes longer than its timeout: the connection is given up, and the others, which
  * answer now, have the request.
  */
-static int take_timeout(struct step *s)
+int take_timeout(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct sock *own[SOCKS], *gone = NULL;
@@ -545,7 +542,7 @@ static bool waits(int d)
 }
 
 /* All connections are lost, and no new one comes in time: what waits has an error then. */
-static int take_give_up(struct step *s)
+int take_give_up(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct sock *own[SOCKS];
@@ -573,5 +570,3 @@ static int take_give_up(struct step *s)
 	set_dead_conn_timeout(s->dev, m->params.dead);
 	return TAKEN;
 }
-
-#endif /* NBD_MODEL_STEPS_H */

@@ -1,88 +1,19 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
- * The model of fuzz_model: in what state each device must be, and whether it is.
+ * The model of fuzz_model: in what state each device must be.
  */
-#ifndef NBD_MODEL_STATE_H
-#define NBD_MODEL_STATE_H
+#include "model.h"
 
-#include "nbd_model.h"
+struct mdev devs[DEVS];
+struct mfile files[FILES];
+struct mpending pending[PENDING];
+struct genl genl, deaths;
+const struct mparams defaults = { .block = 1024 };
+bool wrong_model;
 
-#define MIB		(1ULL << 20)
-/* Seconds: a timeout that does not come in a test. */
-#define NEVER		600
-
-/* Steps */
-
-struct step {
-	uint8_t op, user, dev;
-	uint32_t arg;
-};
-
-enum { LEFT_OUT, TAKEN };
-
-struct op {
-	const char *name;
-	int weight;
-	int (*take)(struct step *s);
-};
-
-/* What was seen of what is rare, for the test to print. */
-enum {
-	SAW_IOCTL, SAW_NETLINK, SAW_DEATHS, SAW_PENDING, SAW_FORKS, SAW_KILLS, SAW_REMOVED,
-	SAW_TIMEOUTS, SAW_GIVEN_UP, SAW_MAX
-};
-
-/* The model */
-
-enum mstate { IDLE, SETUP, RUNNING, STOPPED, ABSENT };
-
-struct mparams {
-	uint64_t size;
-	unsigned int block;
-	bool multi;
-	unsigned int dead, client;
-};
-
-struct mdev {
-	struct nbd_dev dev;
-	enum mstate state;
-	struct mparams params;
-	int owner;			/* of the setup, or of NBD_DO_IT; -1: it is dead */
-	int run_file;			/* NBD_DO_IT was called on it */
-	bool netlink, mute;
-	bool given_up;			/* no connection has come in time */
-	int conns, alive;
-	int pid;
-	uint64_t shown;			/* of a stopped device, or 0 */
-	unsigned char stamp, old_stamp;
-	bool was_cached;		/* there may be data of the ended session left to read */
-};
-
-struct mfile {
-	unsigned int users;		/* a bit each */
-	int dev;
-	bool direct;
-};
-
-struct mpending {
-	bool busy;
-	int user, dev;
-};
-
-static struct mdev devs[DEVS];
-static struct mfile files[FILES];
-static struct mpending pending[PENDING];
-static struct genl genl, deaths;
 static unsigned char stamps;
-static const struct mparams defaults = { .block = 1024 };
 
-/*
- * The model is wrong, for the test to see that this is noticed: for it, a device can be set up
- * again while others of the ended session have it open.
- */
-static bool wrong_model;
-
-static int openers(int d)
+int openers(int d)
 {
 	int i, n = 0;
 
@@ -92,7 +23,7 @@ static int openers(int d)
 }
 
 /* One of the user's descriptors of the device, or -1. */
-static int file_of(struct step *s)
+int file_of(struct step *s)
 {
 	int own[FILES], i, n = 0;
 
@@ -104,7 +35,7 @@ static int file_of(struct step *s)
 	return n ? own[(s->arg >> 24) % n] : -1;
 }
 
-static bool is_pending(int d)
+bool is_pending(int d)
 {
 	int i;
 
@@ -115,13 +46,13 @@ static bool is_pending(int d)
 }
 
 /* What is nearly always refused is tried now and then: is this one to be left out? */
-static bool skip(struct step *s, unsigned int n)
+bool skip(struct step *s, unsigned int n)
 {
 	return (s->arg >> 4) * 2654435761U % 65537 % n;
 }
 
 /* A descriptor that is no socket for the driver, and what it says to that. */
-static int bad_fd(unsigned int kind, int *error)
+int bad_fd(unsigned int kind, int *error)
 {
 	*error = -EINVAL;
 	switch (kind % 4) {
@@ -139,20 +70,20 @@ static int bad_fd(unsigned int kind, int *error)
 }
 
 /* Does input and output end without anybody's help? */
-static bool io_flows(struct mdev *m)
+bool io_flows(struct mdev *m)
 {
 	return m->state != RUNNING ||
 	       (m->alive ? !m->mute : !m->params.dead || m->given_up);
 }
 
-static void want(long got, long expected, const char *what)
+void want(long got, long expected, const char *what)
 {
 	if (got != expected)
 		fuzz_fail("%s: %ld, not %ld", what, got, expected);
 }
 
 /* The sockets that the driver must have of a device. */
-static int kept_socks(int d, struct sock **own)
+int kept_socks(int d, struct sock **own)
 {
 	int i, n = 0;
 
@@ -163,7 +94,7 @@ static int kept_socks(int d, struct sock **own)
 }
 
 /* Have all servers of the device stop reading, or go on. */
-static void mute(int d, bool on)
+void mute(int d, bool on)
 {
 	struct sock *own[SOCKS];
 	int n = kept_socks(d, own);
@@ -183,7 +114,7 @@ static void drop_socks(int d)
 		own[--n]->state = SOCK_DROPPED;
 }
 
-static void to_idle(int d, struct mparams params)
+void to_idle(int d, struct mparams params)
 {
 	struct mdev *m = &devs[d];
 
@@ -197,7 +128,7 @@ static void to_idle(int d, struct mparams params)
 }
 
 /* The session has ended. */
-static void ended(int d)
+void ended(int d)
 {
 	struct mdev *m = &devs[d];
 
@@ -224,7 +155,7 @@ static void gone_if_destroyed(int d, unsigned int client)
 	fuzz->count[SAW_REMOVED]++;
 }
 
-static void end_session(int d)
+void end_session(int d)
 {
 	unsigned int client = devs[d].params.client;
 
@@ -232,7 +163,7 @@ static void end_session(int d)
 	gone_if_destroyed(d, client);
 }
 
-static void want_do_it(int d, long ret)
+void want_do_it(int d, long ret)
 {
 	struct user_thread *t = &shared->do_it[d];
 
@@ -243,7 +174,7 @@ static void want_do_it(int d, long ret)
 }
 
 /* Whoever is in NBD_DO_IT has left it before the step is over. */
-static void end_on_request(int d)
+void end_on_request(int d)
 {
 	if (!devs[d].netlink)
 		want_do_it(d, 0);
@@ -251,7 +182,7 @@ static void end_on_request(int d)
 }
 
 /* A descriptor has one user less. */
-static void drop_file(int f, int user)
+void drop_file(int f, int user)
 {
 	int d = files[f].dev;
 	struct mdev *m = &devs[d];
@@ -278,7 +209,7 @@ static void drop_file(int f, int user)
 	}
 }
 
-static void session_starts(int d, bool netlink)
+void session_starts(int d, bool netlink)
 {
 	struct mdev *m = &devs[d];
 	struct sock *own[SOCKS];
@@ -299,5 +230,3 @@ static void session_starts(int d, bool netlink)
 	pthread_mutex_unlock(&socks_lock);
 	m->alive = m->conns;
 }
-
-#endif /* NBD_MODEL_STATE_H */

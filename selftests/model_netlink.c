@@ -1,19 +1,16 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
  * The steps of fuzz_model that are netlink messages.
  */
-#ifndef NBD_MODEL_NETLINK_H
-#define NBD_MODEL_NETLINK_H
+#include "model.h"
 
-#include "nbd_model_see.h"
-
-static int nl_index(int d)
+int nl_index(int d)
 {
 	return devs[d].dev.index;
 }
 
 /* New servers for a message. */
-static int new_socks(int d, int n, enum sock_kind kind, int *fd, struct sock **sock)
+int new_socks(int d, int n, enum sock_kind kind, int *fd, struct sock **sock)
 {
 	int i;
 
@@ -39,7 +36,7 @@ static bool connectable(int d)
 	return m->state == IDLE || m->state == ABSENT || (m->state == SETUP && m->owner < 0);
 }
 
-static void connected(int d, struct mparams p, struct sock **sock, int n)
+void connected(int d, struct mparams p, struct sock **sock, int n)
 {
 	struct mdev *m = &devs[d];
 	int i;
@@ -53,7 +50,7 @@ static void connected(int d, struct mparams p, struct sock **sock, int n)
 	m->pid = syscall(SYS_gettid);
 }
 
-static void nl_params(struct nl_msg *msg, const struct mparams *p)
+void nl_params(struct nl_msg *msg, const struct mparams *p)
 {
 	nl_u64(msg, NBD_ATTR_SIZE_BYTES, p->size);
 	nl_u64(msg, NBD_ATTR_BLOCK_SIZE_BYTES, p->block);
@@ -74,7 +71,7 @@ static struct mparams some_params(uint32_t arg)
 	};
 }
 
-static int take_nl_connect(struct step *s)
+int take_nl_connect(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct mparams p = some_params(s->arg);
@@ -117,7 +114,7 @@ static int take_nl_connect(struct step *s)
 }
 
 /* Without an index: any that is free, be it one of the others, which is given back. */
-static int take_nl_connect_any(struct step *s)
+int take_nl_connect_any(struct step *s)
 {
 	struct mparams p = some_params(s->arg);
 	struct sock *sock[1];
@@ -146,7 +143,7 @@ static int take_nl_connect_any(struct step *s)
 	return TAKEN;
 }
 
-static int take_nl_disconnect(struct step *s)
+int take_nl_disconnect(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	struct nl_answer r;
@@ -163,7 +160,7 @@ static int take_nl_disconnect(struct step *s)
 	return TAKEN;
 }
 
-static int take_nl_reconfigure(struct step *s)
+int take_nl_reconfigure(struct step *s)
 {
 	struct mdev *m = &devs[s->dev];
 	int n = 0, i, fd[4], error = 0;
@@ -226,10 +223,8 @@ static int take_nl_reconfigure(struct step *s)
 	return TAKEN;
 }
 
-static int take_nl_status(struct step *s)
+int take_nl_status(struct step *s)
 {
 	see_status(s->dev);
 	return TAKEN;
 }
-
-#endif /* NBD_MODEL_NETLINK_H */

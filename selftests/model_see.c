@@ -1,18 +1,15 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
  * What fuzz_model looks at after each step, on all devices: sysfs, debugfs, STATUS, the sockets and
  * the I/O that waits.
  */
-#ifndef NBD_MODEL_SEE_H
-#define NBD_MODEL_SEE_H
-
-#include "nbd_model_state.h"
+#include "model.h"
 
 /* Where a device can be seen; not open (0) while it is not there. */
 static struct {
 	int dir, size;
 } sys[DEVS];
-static int debugfs;
+int debugfs;
 
 static bool read_text(int dir, const char *name, char *text, size_t size)
 {
@@ -161,7 +158,7 @@ static void see_debugfs(int d)
 }
 
 /* What STATUS says of a device, or -1. */
-static int status_of(int d)
+int status_of(int d)
 {
 	struct nl_answer r;
 	struct nl_msg msg;
@@ -171,7 +168,7 @@ static int status_of(int d)
 	return r.ndevs == 1 ? r.dev[0].connected : -1;
 }
 
-static void see_status(int d)
+void see_status(int d)
 {
 	want(status_of(d), devs[d].state == ABSENT ? -1 : devs[d].state == RUNNING,
 	     "connected in STATUS");
@@ -204,7 +201,7 @@ static void see_socks(void)
 	}
 }
 
-static void see_pending(void)
+void see_pending(void)
 {
 	int i;
 
@@ -229,7 +226,7 @@ static void see_pending(void)
 	}
 }
 
-static void see(void)
+void see(void)
 {
 	int d;
 
@@ -241,5 +238,3 @@ static void see(void)
 		see_status(d);
 	}
 }
-
-#endif /* NBD_MODEL_SEE_H */
