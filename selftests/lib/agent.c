@@ -149,6 +149,14 @@ long agent_set_sock(struct agent *a, int *fd)
 	return agent_set_sock_as(a, fd, 0);
 }
 
+/* The same with a new socket, whose other end stays open. */
+long agent_set_new_sock(struct agent *a)
+{
+	int fd[2];
+
+	return make_pair(KIND_UNIX, fd) ? -errno : agent_set_sock(a, &fd[0]);
+}
+
 /* NBD_DO_IT in a thread of the agent; agent_wait() has the result. */
 uint32_t agent_do_it(struct agent *a)
 {

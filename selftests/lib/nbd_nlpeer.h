@@ -29,6 +29,7 @@ void nl_use(struct nl_session *ns, int index);
 int nl_peers(struct nl_session *ns);
 int nl_connect_peers(struct nl_session *ns);
 int nl_connect(struct nl_session *ns);
+int nl_connect_and_keep(struct nl_session *ns, int *kept);
 int nl_reconnect_as(struct nl_session *ns, int n, enum peer_kind kind);
 int nl_reconnect(struct nl_session *ns, int n);
 int nl_change(struct nl_session *ns, int type, uint64_t v);

@@ -182,6 +182,7 @@ long agent_ioctl(struct agent *a, unsigned long cmd, unsigned long arg);
 long agent_take(struct agent *a, int slot, int *fd);
 long agent_set_sock_as(struct agent *a, int *fd, int flags);
 long agent_set_sock(struct agent *a, int *fd);
+long agent_set_new_sock(struct agent *a);
 uint32_t agent_do_it(struct agent *a);
 long agent_read(struct agent *a, uint64_t off, uint64_t len);
 bool agent_kill(struct agent *a);

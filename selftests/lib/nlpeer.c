@@ -125,6 +125,17 @@ int nl_connect(struct nl_session *ns)
 	return nl_peers(ns) ?: nl_connect_peers(ns);
 }
 
+/* The same, but keep a descriptor of the first socket. */
+int nl_connect_and_keep(struct nl_session *ns, int *kept)
+{
+	int ret = nl_peers(ns);
+
+	if (ret)
+		return ret;
+	*kept = fcntl(ns->s.fd[0], F_DUPFD_CLOEXEC, 0);
+	return nl_connect_peers(ns);
+}
+
 /* A new server of this kind for the first place that has none; it is number n here. */
 int nl_reconnect_as(struct nl_session *ns, int n, enum peer_kind kind)
 {
