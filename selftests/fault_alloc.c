@@ -519,7 +519,7 @@ static void walk_io(struct __test_metadata *_metadata, FIXTURE_DATA(alloc) * sel
 	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
 }
 
-/* Who writes to a cache hears of any error as EIO. */
+/* A task that writes to a cache gets every error as EIO. */
 WALK(read_direct, walk_io) { .before = op_open, .act = op_read, .oflags = O_DIRECT, .also = EIO };
 WALK(write_direct, walk_io) { .before = op_open, .act = op_write, .oflags = O_DIRECT, .also = EIO };
 WALK(write_direct_over_tcp, walk_io) {

@@ -152,7 +152,7 @@ TEST_F_TIMEOUT(lies, in_all_sessions, 60)
 		  .sndbuf = 8192, .abrupt = true, .end = END_DISCONNECT },
 		{ .name = "and then a signal", .ioctl = true, .conns = 1, .lies = 1,
 		  .sndbuf = 8192, .abrupt = true, .end = END_SIGNAL },
-		{ .name = "at goodbye", .conns = 2, .dead = 10, .lies = 2, .at_goodbye = true,
+		{ .name = "at disconnect", .conns = 2, .dead = 10, .lies = 2, .at_disconnect = true,
 		  .end = END_NETLINK },
 	};
 
@@ -239,7 +239,7 @@ static struct lies_plan random_plan(struct liar *l)
 		.ioctl = !pick(l, 4), .tcp = !pick(l, 6), .conns = 1 + pick(l, CONN_MAX),
 		.dead = pick(l, 4) ? 10 : 0, .timeout = pick(l, 12) ? 0 : 1,
 		.sndbuf = sndbuf[pick(l, ARRAY_SIZE(sndbuf))], .fine = !pick(l, 4),
-		.abrupt = pick(l, 2), .at_goodbye = !pick(l, 16), .end = pick(l, ENDINGS),
+		.abrupt = pick(l, 2), .at_disconnect = !pick(l, 16), .end = pick(l, ENDINGS),
 	};
 
 	plan.lies = pick(l, 4) ? 1 + pick(l, 400) : 1 + pick(l, 8);

@@ -61,7 +61,7 @@ enum {
 };
 
 static const char * const was_names[WAS_MAX] = {
-	"idle", "set up", "set up by one who has exited", "running", "running for netlink",
+	"idle", "set up", "set up by a process that has exited", "running", "running for netlink",
 	"running without answers", "waiting for a connection", "without connection",
 	"waiting no longer", "stopped", "absent",
 };
@@ -154,7 +154,7 @@ static bool take_step(struct step *s)
 	/* The watching process may have yet to see that the machine stood still. */
 	if (!WAIT_UNTIL(took - (fuzz->stood - stood) <= scaled(step_limit), 100))
 		fuzz_fail("the step took %lld ms", took);
-	while (genl_event(&deaths, 0, &event) >= 0)
+	while (genl_event(&link_dead, 0, &event) >= 0)
 		;
 	if (fuzz->failed)
 		fuzz_say("step %ld: %s", trace->n, text);
@@ -231,7 +231,7 @@ static void work(const struct nbd_dev *dev, const struct step *steps, long n, un
 	}
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		      -1, 0);
-	if (shared == MAP_FAILED || genl_open(&genl) || genl_listen(&deaths) || log < 0)
+	if (shared == MAP_FAILED || genl_open(&genl) || genl_listen(&link_dead) || log < 0)
 		_exit(1);
 	/* Users and this one take turns: it is faster if none waits for another processor. */
 	CPU_ZERO(&one);
@@ -468,7 +468,7 @@ static void test_all_seen(long n)
 		const char *name;
 	} rare[] = {
 		{ SAW_IOCTL, 100, "ioctl sessions" }, { SAW_NETLINK, 100, "netlink sessions" },
-		{ SAW_DEATHS, 100, "dead servers" }, { SAW_PENDING, 50, "waiting I/Os" },
+		{ SAW_DEAD, 100, "dead servers" }, { SAW_PENDING, 50, "waiting I/Os" },
 		{ SAW_FORKS, 50, "forks" }, { SAW_KILLS, 150, "kills" },
 		{ SAW_REMOVED, 50, "removed devices" },
 	};
@@ -499,7 +499,7 @@ static void print_seen(void)
 	size_t i;
 
 	ksft_print_msg("%ld ioctl and %ld netlink sessions, %ld servers died, %ld I/Os waited\n",
-		       saw[SAW_IOCTL], saw[SAW_NETLINK], saw[SAW_DEATHS], saw[SAW_PENDING]);
+		       saw[SAW_IOCTL], saw[SAW_NETLINK], saw[SAW_DEAD], saw[SAW_PENDING]);
 	ksft_print_msg("%ld forks, %ld kills, %ld devices removed\n", saw[SAW_FORKS],
 		       saw[SAW_KILLS], saw[SAW_REMOVED]);
 	ksft_print_msg("%ld timeouts, %ld waits in vain\n", saw[SAW_TIMEOUTS], saw[SAW_GIVEN_UP]);

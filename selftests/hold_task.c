@@ -87,7 +87,7 @@ static const char *cgroup_let_go(pid_t pid)
 	if (!cgroup_write(pid, "cgroup.freeze", "0") ||
 	    !WAIT_UNTIL(!cgroup_frozen(pid), BOUNDED))
 		return "it does not thaw";
-	/* Whoever has exited is in none. */
+	/* A process that has exited is in none. */
 	snprintf(text, sizeof(text), "%d", pid);
 	write_file(CGROUPS "/cgroup.procs", text);
 	return WAIT_UNTIL(cgroup_remove(pid), BOUNDED) ? NULL : "the control group stays";

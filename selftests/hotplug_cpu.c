@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A processor goes and comes back in bounded time, whatever the requests that were made on it wait
- * for: the block layer waits for them with the lock of all processors held, and so does then
- * whoever wants that lock, such as one who brings a new connection. Whoever waits for a processor
- * here is a process of its own, so that a driver that hangs fails one test; the end of the session
- * lets it go.
+ * for: the block layer waits for them with the lock of all processors held, and then every task
+ * waits that wants this lock, such as one that brings a new connection. The task that waits for a
+ * processor here is a process of its own, so that a driver that hangs fails one test; the end of
+ * the session lets it go.
  */
 #include <sched.h>
 #include <sys/sysinfo.h>

@@ -37,7 +37,7 @@ static int log_start(struct log *l)
 	return l->fd < 0 ? l->fd : 0;
 }
 
-/* Count all lines, whoever they are from: nothing else runs here. */
+/* Count all lines, no matter what they are from: nothing else runs here. */
 static void log_read(struct log *l)
 {
 	const char *text;

@@ -128,7 +128,7 @@ static void as_user(struct __test_metadata *_metadata, FIXTURE_DATA(user) * self
 		int dev;
 
 		refused_ioctls(self->dev, self->pair[0], "root's");
-		/* Nobody can open it; and who can may not do more than with root's. */
+		/* Such a user cannot open it, or else may do no more than with root's. */
 		dev = open(ns->s.dev.path, O_RDWR | O_CLOEXEC);
 		if (dev < 0)
 			dev = open(ns->s.dev.path, O_RDONLY | O_CLOEXEC);

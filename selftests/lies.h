@@ -15,7 +15,7 @@
 
 #define SLOTS		16
 #define SLOT_SIZE	(256UL << 10)
-#define SLOT_BASE	(1UL << 20)	/* what is before is read by whoever opens the device */
+#define SLOT_BASE	(1UL << 20)	/* an open of the device reads what is before */
 #define LIES_SIZE	(SLOT_BASE + SLOTS * SLOT_SIZE)
 #define CONNS		12
 #define CONN_MAX	4		/* of one session */
@@ -84,7 +84,7 @@ struct lies_plan {
 	bool fine;			/* requests are read header by header */
 	const struct lie *only;		/* no other */
 	long lies;			/* to be told; then nothing but the truth */
-	bool at_goodbye;		/* only once the driver says goodbye */
+	bool at_disconnect;		/* only once the driver has sent NBD_CMD_DISC */
 	bool abrupt;			/* ends as soon as the lies are told */
 	enum ending end;
 };

@@ -196,7 +196,7 @@ void lie_told(struct liar *l, struct conn *c, const struct lie *lie, enum outcom
 
 bool lies_wants(struct liar *l, struct conn *c)
 {
-	if (l->plan.at_goodbye && !c->disc)
+	if (l->plan.at_disconnect && !c->disc)
 		return false;
 	return l->told < l->plan.lies;
 }
@@ -286,7 +286,7 @@ void conn_ended(struct liar *l, struct conn *c)
 
 void conn_serve(struct liar *l, struct conn *c, bool idle)
 {
-	if (l->plan.at_goodbye && l->ending && !c->disc)
+	if (l->plan.at_disconnect && l->ending && !c->disc)
 		return;
 	if (c->disc) {
 		/* Obedient, lying or disobedient. */

@@ -131,7 +131,7 @@ static bool lies_enough(struct liar *l)
 {
 	if (l->over)
 		return true;
-	if (l->plan.at_goodbye)
+	if (l->plan.at_disconnect)
 		return l->good_ios >= 4;
 	if (l->told < l->plan.lies)
 		return false;

@@ -15,7 +15,7 @@
 #define FILES		24
 #define SOCKS		256
 #define PENDING		8
-#define FILE_FD		100		/* file n is descriptor 100 + n of all who have it */
+#define FILE_FD		100		/* file n is descriptor 100 + n of all users of it */
 #define USER_CTL	3
 #define BLOCK		4096UL
 
@@ -105,7 +105,7 @@ struct op {
 
 /* What was seen of what is rare, for the test to print. */
 enum {
-	SAW_IOCTL, SAW_NETLINK, SAW_DEATHS, SAW_PENDING, SAW_FORKS, SAW_KILLS, SAW_REMOVED,
+	SAW_IOCTL, SAW_NETLINK, SAW_DEAD, SAW_PENDING, SAW_FORKS, SAW_KILLS, SAW_REMOVED,
 	SAW_TIMEOUTS, SAW_GIVEN_UP, SAW_MAX
 };
 
@@ -149,7 +149,7 @@ struct mpending {
 extern struct mdev devs[DEVS];
 extern struct mfile files[FILES];
 extern struct mpending pending[PENDING];
-extern struct genl genl, deaths;
+extern struct genl genl, link_dead;
 extern const struct mparams defaults;
 
 /*

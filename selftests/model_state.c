@@ -7,7 +7,7 @@
 struct mdev devs[DEVS];
 struct mfile files[FILES];
 struct mpending pending[PENDING];
-struct genl genl, deaths;
+struct genl genl, link_dead;
 const struct mparams defaults = { .block = 1024 };
 bool wrong_model;
 
@@ -138,7 +138,7 @@ void ended(int d)
 		to_idle(d, defaults);
 		return;
 	}
-	/* Whoever has it open still sees its size, and gets errors; not the task in NBD_DO_IT. */
+	/* Its openers still see its size, and get errors; not the task in NBD_DO_IT. */
 	m->shown = openers(d) > (m->netlink ? 0 : 1) ? m->params.size : 0;
 	m->state = STOPPED;
 	m->old_stamp = m->stamp;
@@ -173,7 +173,7 @@ void want_do_it(int d, long ret)
 		want(t->ret, ret, "DO_IT");
 }
 
-/* Whoever is in NBD_DO_IT has left it before the step is over. */
+/* The task in NBD_DO_IT has left it before the step is over. */
 void end_on_request(int d)
 {
 	if (!devs[d].netlink)

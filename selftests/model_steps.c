@@ -83,7 +83,7 @@ int take_open(struct step *s)
 
 	for (f = 0; f < FILES && files[f].users; f++)
 		;
-	/* Who opens it reads the partition table. */
+	/* The first open reads the partition table. */
 	if (!users[s->user].pid || f == FILES || openers(s->dev) >= 4 || !io_flows(m))
 		return LEFT_OUT;
 	/* A device that others have open gets nowhere once it has stopped. */
@@ -109,7 +109,7 @@ int take_close(struct step *s)
 	struct user_call c = { .op = USER_CLOSE };
 	int f = file_of(s), i;
 
-	/* Or whoever else has one. */
+	/* Or of another user that has one. */
 	for (i = 1; f < 0 && i < USERS; i++) {
 		s->user = (s->user + 1) % USERS;
 		f = file_of(s);
@@ -406,15 +406,15 @@ int take_mute(struct step *s)
 	return TAKEN;
 }
 
-/* The link's death was announced within this time. */
+/* NBD_CMD_LINK_DEAD came within this time. */
 static bool heard(int index, int ms)
 {
-	struct pollfd p = { .fd = deaths.fd, .events = POLLIN };
+	struct pollfd p = { .fd = link_dead.fd, .events = POLLIN };
 	long long left = scaled(ms);
 	int i;
 
 	while (poll_while(&p, 1, &left) == 1)
-		if (genl_event(&deaths, 0, &i) == NBD_CMD_LINK_DEAD && i == index)
+		if (genl_event(&link_dead, 0, &i) == NBD_CMD_LINK_DEAD && i == index)
 			return true;
 	return false;
 }
@@ -424,7 +424,7 @@ static void lost(int d, long ret)
 {
 	struct mdev *m = &devs[d];
 
-	fuzz->count[SAW_DEATHS]++;
+	fuzz->count[SAW_DEAD]++;
 	m->alive--;
 	if (m->alive)
 		return;

@@ -39,7 +39,7 @@ static int kill_and_hear(struct nl_session *ns, struct genl *g)
 		return ret;
 	if (!nl_kill_peer(&ns->s, 0))
 		return -EBUSY;
-	ret = WAIT_UNTIL(nl_deaths(g, ns->s.dev.index, 10), BOUNDED) ? 0 : -ETIME;
+	ret = WAIT_UNTIL(nl_link_dead(g, ns->s.dev.index, 10), BOUNDED) ? 0 : -ETIME;
 	close(g->fd);
 	return ret;
 }

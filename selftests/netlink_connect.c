@@ -250,7 +250,7 @@ TEST_F(connect, without_an_index_leaves_a_setup_alone)
 		EXPECT_EQ(0, nl_disconnect(taken[i]));
 }
 
-/* One who is quick to open a new device, before whoever makes it goes on, and sets it up. */
+/* A thread that opens a new device before its maker goes on, and sets it up. */
 struct opener {
 	int events, sock, index, fd, error;
 };

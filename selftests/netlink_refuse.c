@@ -301,7 +301,7 @@ TEST_F(connect, wrong_sizes_are_einval)
 	}
 }
 
-/* Who may */
+/* Privilege */
 
 static int drop_caps(void)
 {

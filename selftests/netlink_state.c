@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Netlink, ioctls and openers of one device: who may do what when, and who is told.
+ * Netlink, ioctls and openers of one device: what each may do when, and what each is told.
  */
 #include "kselftest_harness.h"
 #include "nbd_expect.h"
@@ -31,7 +31,7 @@ FIXTURE_TEARDOWN(state)
 	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
-/* Somebody who has the device open. */
+/* A process that has the device open. */
 static int holder(struct agent *a, struct nbd_dev *d)
 {
 	return agent_start(a, d->path) ?: agent_open(a);
@@ -262,7 +262,7 @@ TEST_F(end, with_a_deaf_server)
 	with_io(_metadata, &self->ns, PEER_DEAF, variant->cmd);
 }
 
-/* Somebody who asks another generic netlink family, again and again. */
+/* A process that asks another generic netlink family, again and again. */
 struct asker {
 	pid_t pid;
 	struct {

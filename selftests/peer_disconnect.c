@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * How long a graceful disconnect takes: as long as the server needs for what is in flight, or a
- * second; not longer for somebody who keeps the device open, and long enough for somebody who has
- * only looked at it.
+ * second; not longer for a process that keeps the device open, and long enough for a process that
+ * has only looked at it.
  */
 #include "kselftest_harness.h"
 #include "nbd_nlpeer.h"
@@ -10,9 +10,9 @@
 /* What is at once, for a netlink message, which a new process sends, and for an ioctl. */
 #define ONCE_MS		400
 #define IOCTL_MS	200
-/* Whoever has a device open for longer than this is not waited for. */
+/* The driver does not wait for an opener that has the device open for longer than this. */
 #define OLD_MS		1200
-/* How long somebody who looks at the device has it open, and how long a server takes. */
+/* How long a process that looks at the device has it open, and how long a server takes. */
 #define LOOK_MS		300
 /* What a server has that never answers, and what comes on top of it. */
 #define MUTE_MS		1600
@@ -48,7 +48,7 @@ FIXTURE_TEARDOWN(held)
 	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
-/* Nothing of the session is left, not even for a moment: whoever asks for the device has it. */
+/* Nothing of the session is left, not even for a moment: the device can be had at once. */
 static void expect_free(struct __test_metadata *_metadata, struct nl_session *ns)
 {
 	EXPECT_FALSE(nbd_sys_exists(&ns->s.dev, "pid"));
@@ -133,7 +133,7 @@ TEST_F(held, for_a_moment)
 	expect_free(_metadata, ns);
 }
 
-/* One comes, one is there: who keeps it is no reason not to wait for who does not. */
+/* One comes, one is there: an opener that stays is no reason not to wait for one that leaves. */
 TEST_F(held, for_long_and_for_a_moment)
 {
 	struct nl_session *ns = &self->ns;
@@ -155,7 +155,7 @@ TEST_F(held, for_long_and_for_a_moment)
 }
 
 /*
- * The server is the one who disconnects: it cannot take the message, nor close its end, before the
+ * The server itself disconnects: it cannot take the message, nor close its end, before the
  * call returns.
  */
 FIXTURE(own)
@@ -191,7 +191,7 @@ FIXTURE_SETUP(own)
 	ASSERT_EQ(0, agent_ioctl(&self->a, NBD_SET_FLAGS, NBD_FLAG_HAS_FLAGS));
 	self->do_it = agent_do_it(&self->a);
 	ASSERT_TRUE(WAIT_UNTIL(nbd_running(&self->dev), BOUNDED));
-	/* One who looks at the device, as udev does, would be answered by nobody. */
+	/* A process that looks at the device, as udev does, would get no answer. */
 	ASSERT_EQ(0, in_flight(&(struct peer_session){ .dev = self->dev }));
 }
 

@@ -3,6 +3,9 @@
  * A server that says that it is shutting down: that is no error of the request. The connection
  * takes no more, what the server has not done is done elsewhere or later, and it is told to
  * disconnect, so that it can exit.
+ *
+ * This is one file because all tests have the same way to let a server leave, and the same
+ * expectations of what it sees then.
  */
 #include "kselftest_harness.h"
 #include "nbd_expect.h"
@@ -15,8 +18,8 @@
 #define EARLY_MS	20	/* by which a clock of jiffies may be wrong */
 #define SAYS		"the server is shutting down"
 
-/* Is there a notification of a link's death within this time? */
-static bool death(struct genl *g, int index, int ms)
+/* Is there an NBD_CMD_LINK_DEAD of this device within this time? */
+static bool link_dead(struct genl *g, int index, int ms)
 {
 	long long left = scaled(ms), start;
 	int cmd, i;
@@ -29,7 +32,7 @@ static bool death(struct genl *g, int index, int ms)
 	return cmd >= 0;
 }
 
-/* Whoever has just connected the device: its links are not young any more. */
+/* Wait until the links of a device that was just connected are not young any more. */
 static void grow_old(struct __test_metadata *_metadata)
 {
 	long long start = now_ms();
@@ -169,13 +172,13 @@ TEST_F(op, waits_for_a_new_server)
 	pid = other_run(s, variant->run);
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->refused[0], END_MS));
 	ASSERT_FALSE(WAIT_UNTIL(exited(pid), 200)) TH_LOG("it did not wait");
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	expect_left(_metadata, s, 0);
 	ASSERT_EQ(0, nl_reconnect(ns, 1));
 	EXPECT_EQ(0, other_wait(pid, END_MS));
 	EXPECT_LT(0, s->sh->requests[1]);
 	op_check(_metadata, s, variant->run);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 0)) TH_LOG("two for one");
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 0)) TH_LOG("two for one");
 }
 
 TEST_F(op, goes_to_the_other_connection)
@@ -200,7 +203,7 @@ TEST_F(op, goes_to_the_other_connection)
 	EXPECT_EQ(0, other_wait(pid, END_MS));
 	op_check(_metadata, s, variant->run);
 	expect_left(_metadata, s, victim);
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	EXPECT_EQ(0, sh->eof[!victim]);
 }
 
@@ -266,7 +269,7 @@ TEST_F(rest, wait_for_a_new_server)
 	begin(_metadata, ns, variant->kind);
 	before = sh->requests[0];
 	leave(_metadata, s, 0, variant->kind, 2);
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	ASSERT_TRUE(WAIT_UNTIL(sh->io_done == HOLDER_THREADS - again, SOON));
 	ASSERT_EQ(0, nl_reconnect_as(ns, 1, PEER_HELD));
 	ASSERT_TRUE(WAIT_UNTIL(sh->held[1] == again, END_MS));
@@ -276,7 +279,7 @@ TEST_F(rest, wait_for_a_new_server)
 	EXPECT_EQ(before, sh->requests[0]) TH_LOG("it got a new one");
 	sh->go[1] = 1;
 	holder_expect(_metadata, s, 0);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 0)) TH_LOG("two for one");
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 0)) TH_LOG("two for one");
 }
 
 TEST_F(rest, go_to_other_connections)
@@ -303,8 +306,8 @@ TEST_F(rest, go_to_other_connections)
 		if (i != victim)
 			sh->go[i] = 1;
 	holder_expect(_metadata, s, 0);
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 100)) TH_LOG("two for one");
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100)) TH_LOG("two for one");
 }
 
 /* No time, no other connection: what the server has not done fails. */
@@ -318,7 +321,7 @@ TEST_F(rest, fail_without_time_to_wait)
 	leave(_metadata, s, 0, variant->kind, 2);
 	expect_errors(_metadata, s, variant->good ? 1 : HOLDER_THREADS);
 	rest_left(_metadata, s, 0, variant->late);
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	EXPECT_TRUE(nbd_running(&s->dev)) TH_LOG("the session is gone");
 	ASSERT_EQ(0, nl_reconnect(ns, 1));
 	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
@@ -386,7 +389,7 @@ static void connect_to(struct __test_metadata *_metadata, struct nl_session *ns,
 	ASSERT_EQ(0, nl_finish(ns, &m));
 }
 
-/* Whoever opens the device first, and so reads the partition table, waits. */
+/* The first open of the device, which reads the partition table, waits. */
 TEST_F(leave, before_the_partition_scan)
 {
 	struct nl_session *ns = &self->ns;
@@ -397,7 +400,7 @@ TEST_F(leave, before_the_partition_scan)
 	if (!s->holder)
 		holder_main(s);
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->refused[0], END_MS));
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	expect_left(_metadata, s, 0);
 	EXPECT_EQ(0, s->sh->holder_open) TH_LOG("it did not wait");
 	ASSERT_EQ(0, nl_reconnect(ns, 1));
@@ -442,7 +445,7 @@ TEST_F(leave, reconnect_while_it_drains)
 	begin(_metadata, ns, PEER_LEAVES);
 	grow_old(_metadata);
 	leave(_metadata, s, 0, PEER_LEAVES, 1);
-	ASSERT_TRUE(death(&self->events, s->dev.index, SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, SOON));
 	ASSERT_EQ(0, nl_reconnect_as(ns, 1, PEER_HELD));
 	ASSERT_TRUE(WAIT_UNTIL(sh->held[1], END_MS));
 	sh->go[0] = 2;
@@ -455,7 +458,7 @@ TEST_F(leave, reconnect_while_it_drains)
 	expect_left(_metadata, s, 0);
 	sh->go[1] = 1;
 	holder_expect(_metadata, s, 0);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 100)) TH_LOG("two for one");
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100)) TH_LOG("two for one");
 }
 
 /* The same, but what it does not answer is sent again to the new one when its time is over. */
@@ -469,7 +472,7 @@ TEST_F(leave, reconnect_while_it_drains_in_vain)
 	begin(_metadata, ns, PEER_LEAVES_MUTE);
 	grow_old(_metadata);
 	leave(_metadata, s, 0, PEER_LEAVES_MUTE, 1);
-	ASSERT_TRUE(death(&self->events, s->dev.index, SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, SOON));
 	ASSERT_EQ(0, nl_reconnect_as(ns, 1, PEER_HELD));
 	ASSERT_TRUE(WAIT_UNTIL(sh->held[1], END_MS));
 	ASSERT_TRUE(WAIT_UNTIL(sh->held[1] > 1, DRAIN_MS + SOON));
@@ -479,7 +482,7 @@ TEST_F(leave, reconnect_while_it_drains_in_vain)
 	expect_left(_metadata, s, 0);
 	sh->go[1] = 1;
 	holder_expect(_metadata, s, 0);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 100)) TH_LOG("two for one");
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100)) TH_LOG("two for one");
 }
 
 /* The new one leaves as well, while the old one's time is not over. */
@@ -492,7 +495,7 @@ TEST_F(leave, two_in_one_place)
 	begin(_metadata, ns, PEER_LEAVES_MUTE);
 	grow_old(_metadata);
 	leave(_metadata, s, 0, PEER_LEAVES_MUTE, 1);
-	ASSERT_TRUE(death(&self->events, s->dev.index, SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, SOON));
 	ASSERT_EQ(0, nl_reconnect_as(ns, 1, PEER_LEAVES_MUTE));
 	sh->go[1] = 1;
 	ASSERT_TRUE(WAIT_UNTIL(sh->refused[1], SOON));
@@ -500,11 +503,11 @@ TEST_F(leave, two_in_one_place)
 	holder_expect(_metadata, s, 0);
 	EXPECT_TRUE(WAIT_UNTIL(sh->eof[0], SOON));
 	expect_left(_metadata, s, 1);
-	EXPECT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 200)) TH_LOG("more than two");
+	EXPECT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 200)) TH_LOG("more than two");
 }
 
-/* Who does not read cannot be told to disconnect, but sees the end. */
+/* A server that does not read cannot be told to disconnect, but sees the end. */
 TEST_F(leave, without_reading)
 {
 	struct nl_session *ns = &self->ns;
@@ -513,10 +516,10 @@ TEST_F(leave, without_reading)
 	begin(_metadata, ns, PEER_DEAF);
 	leave(_metadata, s, 0, PEER_LEAVES_DEAF, 1);
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->eof[0], DRAIN_MS + SOON));
-	ASSERT_TRUE(death(&self->events, s->dev.index, SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, SOON));
 	ASSERT_EQ(0, nl_reconnect(ns, 1));
 	holder_expect(_metadata, s, 0);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 100)) TH_LOG("two for one");
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100)) TH_LOG("two for one");
 }
 
 /* Nobody comes in time. */
@@ -539,7 +542,7 @@ TEST_F(leave, time_is_over)
 	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
 }
 
-/* Who disconnects does not wait for the rest. */
+/* A disconnect does not wait for the rest. */
 TEST_F(leave, disconnect_while_it_drains)
 {
 	struct nl_session *ns = &self->ns;
@@ -594,7 +597,7 @@ TEST_F(leave, one_of_two_of_a_client)
 	expect_left(_metadata, s, !victim);
 }
 
-/* Who listens is told of each at once, and once. */
+/* A listener is told of each at once, and once. */
 TEST_F(leave, link_dead_is_sent_once)
 {
 	struct nl_session *ns = &self->ns;
@@ -604,7 +607,7 @@ TEST_F(leave, link_dead_is_sent_once)
 	s->npeers = 4;
 	begin(_metadata, ns, PEER_HELD);
 	grow_old(_metadata);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 0));
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 0));
 	for (n = 0; n < 4; n++) {
 		/* What is replayed may go to some of the others only. */
 		for (i = 0; i < 4 && (s->sh->acted[i] || !s->sh->held[i]); i++)
@@ -612,7 +615,7 @@ TEST_F(leave, link_dead_is_sent_once)
 		if (i == 4)
 			break;
 		leave(_metadata, s, i, PEER_LEAVES_ALL, 1);
-		ASSERT_EQ(1, nl_deaths(&self->events, s->dev.index, scaled(500)))
+		ASSERT_EQ(1, nl_link_dead(&self->events, s->dev.index, scaled(500)))
 			TH_LOG("server %d", i);
 		expect_left(_metadata, s, i);
 		WAIT_UNTIL(sum(s->sh->held) >= HOLDER_THREADS, SOON);
@@ -625,10 +628,10 @@ TEST_F(leave, link_dead_is_sent_once)
 			EXPECT_EQ(0, nl_reconnect(ns, i));
 	}
 	holder_expect(_metadata, s, 0);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 200)) TH_LOG("more than %d", n);
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 200)) TH_LOG("more than %d", n);
 }
 
-/* Whoever has just been connected is not connected again before a second is over. */
+/* A link that is young is not announced as dead before a second is over. */
 TEST_F(leave, link_dead_of_a_young_link)
 {
 	struct nl_session *ns = &self->ns;
@@ -639,14 +642,14 @@ TEST_F(leave, link_dead_of_a_young_link)
 	connect_to(_metadata, ns, PEER_LEAVES_ALL);
 	pid = other_run(s, nl_read_other);
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->refused[0], END_MS));
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	EXPECT_LE(DRAIN_MS - EARLY_MS, now_ms() - start);
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 200)) TH_LOG("two for one");
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 200)) TH_LOG("two for one");
 	ASSERT_EQ(0, nl_reconnect(ns, 1));
 	EXPECT_EQ(0, other_wait(pid, END_MS));
 }
 
-/* But whoever knows already may connect it again. */
+/* A client that knows already may connect it again before. */
 TEST_F(leave, reconnect_before_link_dead)
 {
 	struct nl_session *ns = &self->ns;
@@ -658,11 +661,11 @@ TEST_F(leave, reconnect_before_link_dead)
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->left[0], END_MS));
 	ASSERT_EQ(0, nl_reconnect(ns, 1));
 	EXPECT_EQ(0, other_wait(pid, SOON));
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
-	EXPECT_EQ(0, nl_deaths(&self->events, s->dev.index, 200)) TH_LOG("two for one");
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
+	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 200)) TH_LOG("two for one");
 }
 
-/* A server that refuses whoever comes: a client that is quick to connect again is no busy loop. */
+/* A server that refuses every client: one that is quick to connect again is no busy loop. */
 TEST_F(leave, refused_again_and_again)
 {
 	struct nl_session *ns = &self->ns;
@@ -674,7 +677,7 @@ TEST_F(leave, refused_again_and_again)
 	connect_to(_metadata, ns, PEER_LEAVES_ALL);
 	pid = other_run(s, nl_read_other);
 	while (now_ms() < end && !ret) {
-		if (!death(&self->events, s->dev.index, 100))
+		if (!link_dead(&self->events, s->dev.index, 100))
 			continue;
 		n++;
 		EXPECT_TRUE(reap(s->peer[0], SOON));
@@ -685,7 +688,7 @@ TEST_F(leave, refused_again_and_again)
 	EXPECT_LE(2, n);
 	EXPECT_GE(6, n) TH_LOG("connected again %d times in 4 s", n);
 	EXPECT_FALSE(exited(pid)) TH_LOG("it did not wait");
-	ASSERT_TRUE(death(&self->events, s->dev.index, DRAIN_MS + SOON));
+	ASSERT_TRUE(link_dead(&self->events, s->dev.index, DRAIN_MS + SOON));
 	ASSERT_TRUE(reap(s->peer[0], SOON));
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
 	EXPECT_EQ(0, other_wait(pid, END_MS));
@@ -731,13 +734,13 @@ TEST_F(leave, words)
 	s->sh->go[!victim] = 1;
 	holder_expect(_metadata, s, 0);
 	expect_left(_metadata, s, victim);
-	/* Its end has not been another loss. */
+	/* Its end is not logged as another one. */
 	words[0] = " lost: ";
 	EXPECT_FALSE(logged(self->log, &s->dev, words));
 	EXPECT_TRUE(last_error(&s->dev, victim, SAYS));
 }
 
-/* To whom does it say so? That is a broken server. */
+/* There is no such request: that is a broken server. */
 TEST_F(leave, with_a_wrong_cookie)
 {
 	static const char *const words[] = { SAYS, NULL };
@@ -746,7 +749,7 @@ TEST_F(leave, with_a_wrong_cookie)
 
 	begin(_metadata, ns, PEER_LEAVES_COOKIE);
 	leave(_metadata, s, 0, PEER_LEAVES_COOKIE, 1);
-	EXPECT_EQ(1, nl_deaths(&self->events, s->dev.index, scaled(SOON)));
+	EXPECT_EQ(1, nl_link_dead(&self->events, s->dev.index, scaled(SOON)));
 	EXPECT_TRUE(WAIT_UNTIL(s->sh->eof[0], SOON));
 	EXPECT_EQ(0, s->sh->disc[0]);
 	EXPECT_FALSE(logged(self->log, &s->dev, words));
@@ -787,7 +790,7 @@ static void under_load(struct __test_metadata *_metadata, struct nl_session *ns,
 			TH_LOG("I/O stalls with server %d: %d rounds", i, sh->looped);
 		ASSERT_TRUE(WAIT_UNTIL((n = served(s, i)) >= 0, BOUNDED));
 		leave(_metadata, s, n, PEER_LEAVES_ALL, 1);
-		ASSERT_TRUE(death(events, s->dev.index, DRAIN_MS + SOON));
+		ASSERT_TRUE(link_dead(events, s->dev.index, DRAIN_MS + SOON));
 		expect_left(_metadata, s, n);
 		ASSERT_EQ(0, nl_reconnect_as(ns, n, PEER_SHUFFLE));
 	}

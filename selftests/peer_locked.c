@@ -66,7 +66,7 @@ static void locker_main(struct locker *l, int sock)
 		l->sh->error = errno;
 		_exit(1);
 	}
-	/* Who receives must come in between the driver's receiver and what it waits for. */
+	/* A receive must come in between the driver's receiver and what it waits for. */
 	while (!l->sh->stuck && !l->sh->answer) {
 		if (l->recv)
 			recv(sock, page, 1, MSG_PEEK);
@@ -213,7 +213,7 @@ static void lock(struct __test_metadata *_metadata, struct _test_data_locked *se
 	struct peer_session *s = &self->ns.s;
 	int cpus = sysconf(_SC_NPROCESSORS_ONLN), before = 0, ret;
 
-	/* The first who opens the device reads its partition table, by way of any CPU. */
+	/* The first open of the device reads its partition table, by way of any CPU. */
 	ASSERT_EQ(0, other_wait(other_run(s, read_block), BOUNDED));
 	for (self->cpu = 0; self->cpu < cpus; self->cpu++) {
 		before = s->sh->requests[0];
@@ -333,7 +333,7 @@ TEST_F(locked, what_was_queued_fails)
 	EXPECT_NULL(why) TH_LOG("the device cannot be used again: %s", why);
 }
 
-/* Whoever ends the session comes back, and the log says what is still to be done. */
+/* A call that ends the session returns, and the log says what is still to be done. */
 static void end_locked(struct __test_metadata *_metadata, struct _test_data_locked *self, bool recv,
 		       unsigned long cmd)
 {

@@ -222,7 +222,7 @@ FIXTURE_SETUP(many)
 
 FIXTURE_TEARDOWN(many)
 {
-	/* A session that netlink has made outlives whoever made it. */
+	/* A session that netlink has made outlives its maker. */
 	if (variant->netlink)
 		nl_disconnect(self->dev.index);
 	EXPECT_TRUE(nbd_give_back(&self->dev));
@@ -262,7 +262,7 @@ TEST_F_TIMEOUT(many, every_request_is_answered, 120)
 	EXPECT_EQ(0, sh->io_errors);
 }
 
-/* Each connection has somebody who listens: what is no reply costs just this one, and at once. */
+/* Each connection has a receiver: what is no reply costs just this one, and at once. */
 TEST_F_TIMEOUT(many, every_receiver_runs, 120)
 {
 	struct peer_session s = { .dev = self->dev };

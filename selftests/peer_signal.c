@@ -35,7 +35,7 @@ static bool free_all(struct peer_session *s)
 	bool ok;
 
 	if (s->client > 0) {
-		/* Who is killed comes out of everything but a control group that is not empty. */
+		/* A kill gets it out of everything but a control group that is not empty. */
 		if (s->sh && s->sh->client_stage < 2)
 			kill(s->client, SIGKILL);
 		hold_none(s->client);
@@ -375,7 +375,7 @@ TEST_F(held, handled_signal_after_the_end_then_another_session)
 	EXPECT_TRUE(WAIT_UNTIL(nbd_sys_exists(&s->dev, "pid"), BOUNDED))
 		TH_LOG("there is no session, exited: %d", exited(s->client));
 	EXPECT_FALSE(WAIT_UNTIL(exited(s->client), 300));
-	/* Whoever opened the device now would wait for the partition table. */
+	/* An open of the device would now wait for the partition table. */
 	kill(s->client, SIGKILL);
 	EXPECT_TRUE(WAIT_UNTIL(exited(s->client), END_MS));
 	expect_works_again(_metadata, s);
@@ -463,7 +463,7 @@ TEST_F(sigterm, handled_with_nothing_in_flight)
 	expect_works_again(_metadata, s);
 }
 
-/* Calls that wait for a while: whoever is held in between does not notice. */
+/* Calls that wait for a while: a task that is held in between does not notice. */
 FIXTURE(waits)
 {
 	struct nl_session ns;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Sockets that others have a descriptor of, too: they set options, hold the socket's lock, connect
- * it to somebody else, or go on with it after the session. None of that may hold up anything but
- * this connection.
+ * Sockets that others have a descriptor of, too: they set options, connect it to another peer, or
+ * go on with it after the session. None of that may hold up anything but this connection.
  */
 #include "kselftest_harness.h"
 #include <ctype.h>
@@ -204,7 +203,7 @@ FIXTURE_TEARDOWN(kept)
 	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
-/* Whoever keeps a socket for something else must not eat up what block I/O needs. */
+/* A process that keeps a socket for something else must not eat up what block I/O needs. */
 TEST_F(kept, memory_reserves_are_for_the_session)
 {
 	struct nl_session *ns = &self->ns;
@@ -247,7 +246,7 @@ TEST_F(kept, memory_reserves_after_a_setup)
 	EXPECT_EQ(0, agent_close(&a));
 }
 
-/* Whoever has a descriptor can connect the socket to somebody else. */
+/* A process that has a descriptor can connect the socket to another peer. */
 FIXTURE(elsewhere)
 {
 	struct nl_session ns;
@@ -317,7 +316,7 @@ TEST_F(elsewhere, disconnected_in_the_middle_of_a_request)
 		ns->s.sh->kind[i] = PEER_GOOD;
 	/* At once, not at their timeout. */
 	holder_expect(_metadata, &ns->s, 0);
-	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(500)));
+	EXPECT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, scaled(500)));
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, nl_read_other), SOON));
 	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
 }
@@ -332,7 +331,7 @@ TEST_F(elsewhere, after_a_timeout)
 	ns->s.npeers = 1;
 	ASSERT_EQ(0, nl_connect_and_keep(ns, &self->fd));
 	ASSERT_EQ(0, holder_start(&ns->s));
-	ASSERT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(1000 + END_MS)));
+	ASSERT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, scaled(1000 + END_MS)));
 	expect_silence(_metadata, self);
 	EXPECT_EQ(0, nl_reconnect(ns, 0));
 	holder_expect(_metadata, &ns->s, 0);

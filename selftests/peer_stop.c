@@ -192,7 +192,7 @@ static void scan_check(struct __test_metadata *_metadata, struct peer_session *s
 	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2 || exited(s->client), END_MS))
 		TH_LOG("DO_IT has not returned");
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->holder_open || exited(s->holder), END_MS))
-		TH_LOG("whoever opened the device is stuck");
+		TH_LOG("a process that opened the device is stuck");
 	why = peer_works_again(s);
 	ASSERT_NULL(why)
 		TH_LOG("the device cannot be used again: %s", why);

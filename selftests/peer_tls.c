@@ -115,8 +115,8 @@ static int write_and_read_all(struct peer_session *s)
 
 /*
  * A socket that encrypts takes references to the pages that it is to send, and gives them back:
- * a page that had none would go to whoever needs memory next, and the next reply would find the
- * request in it overwritten.
+ * a page that had none would go to the next task that needs memory, and the next reply would find
+ * the request in it overwritten.
  */
 TEST_F_TIMEOUT(tls, every_byte_arrives, 300)
 {

@@ -227,7 +227,7 @@ static enum step take_step(struct __test_metadata *_metadata, struct run *r)
 
 static bool heard_of_all(struct run *r)
 {
-	r->heard += nl_deaths(&r->events, r->ns.s.dev.index, 0);
+	r->heard += nl_link_dead(&r->events, r->ns.s.dev.index, 0);
 	return r->heard >= r->deaths;
 }
 
@@ -317,7 +317,7 @@ TEST_F_TIMEOUT(churn, under_verified_load, 100000)
 		TH_LOG("the servers have something else");
 	EXPECT_EQ(0, in_flight(s));
 	EXPECT_EQ(0, nl_stuck(before, nbefore, 1000));
-	EXPECT_EQ(r->deaths, r->heard + nl_deaths(&r->events, s->dev.index, 300));
+	EXPECT_EQ(r->deaths, r->heard + nl_link_dead(&r->events, s->dev.index, 300));
 	for (n = 0; n < NCONN; n++)
 		EXPECT_FALSE(exited(s->peer[n])) TH_LOG("connection %d was not open", n);
 	EXPECT_EQ(0, nl_disconnect(s->dev.index));

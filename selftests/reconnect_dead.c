@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The last connection dies: requests wait for another one for dead_conn_timeout seconds and not
- * longer, nobody is stuck meanwhile, and whoever listens is told.
+ * longer, no task is stuck meanwhile, and every listener is told.
  */
 #include <pthread.h>
 
@@ -202,7 +202,7 @@ TEST_F(dead, idle_link)
 	ns->dead = 10;
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
-	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(500)));
+	EXPECT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, scaled(500)));
 	EXPECT_TRUE(nbd_running(&ns->s.dev));
 	pid = other_run(&ns->s, nl_read_other);
 	EXPECT_FALSE(WAIT_UNTIL(exited(pid), 500)) TH_LOG("it did not wait");
@@ -210,7 +210,7 @@ TEST_F(dead, idle_link)
 	EXPECT_EQ(0, other_wait(pid, END_MS));
 }
 
-/* The time begins with the first request that waits, not with the loss. */
+/* The time begins with the first request that waits, not when the link fails. */
 TEST_F(dead, idle_for_longer_than_the_time)
 {
 	struct nl_session *ns = &self->ns;
@@ -219,7 +219,7 @@ TEST_F(dead, idle_for_longer_than_the_time)
 	ns->dead = scaled(2000) / 1000;
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
-	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(3000)));
+	EXPECT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, scaled(3000)));
 	pid = other_run(&ns->s, nl_read_other);
 	EXPECT_FALSE(WAIT_UNTIL(exited(pid), 500)) TH_LOG("it did not wait");
 	ASSERT_EQ(0, nl_reconnect(ns, 0));

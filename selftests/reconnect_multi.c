@@ -49,7 +49,7 @@ TEST_F(multi, one_dies)
 	ASSERT_TRUE(nl_kill_peer(s, s->victim));
 	let_go(s);
 	holder_expect(_metadata, s, 0);
-	EXPECT_EQ(1, nl_deaths(&self->events, s->dev.index, 300));
+	EXPECT_EQ(1, nl_link_dead(&self->events, s->dev.index, 300));
 }
 
 /* The time for a reconnect is not waited for while there are others. */
@@ -161,7 +161,7 @@ TEST_F(multi, replaced_while_others_work)
 		ASSERT_TRUE(WAIT_UNTIL(s->sh->looped > i * rounds, 10000));
 		ASSERT_TRUE(nl_kill_peer(s, i));
 		/* Until the driver knows there is no place for a new one. */
-		ASSERT_TRUE(WAIT_UNTIL(nl_deaths(&self->events, s->dev.index, 0) == 1, BOUNDED));
+		ASSERT_TRUE(WAIT_UNTIL(nl_link_dead(&self->events, s->dev.index, 0) == 1, BOUNDED));
 		ASSERT_EQ(0, nl_reconnect(ns, i));
 	}
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 15000));
@@ -183,7 +183,7 @@ TEST_F(multi, two_are_replaced_by_one_message)
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_TRUE(nl_kill_peer(s, 0));
 	ASSERT_TRUE(nl_kill_peer(s, 2));
-	ASSERT_EQ(2, nl_deaths(&self->events, s->dev.index, scaled(500)));
+	ASSERT_EQ(2, nl_link_dead(&self->events, s->dev.index, scaled(500)));
 	ASSERT_EQ(0, nl_peer(s, 0));
 	ASSERT_EQ(0, nl_peer(s, 2));
 	nl_begin(&m, NBD_CMD_RECONFIGURE, s->dev.index);
@@ -281,7 +281,7 @@ TEST_F(slow, is_given_up_at_the_timeout)
 		sh->go[i] = 1;
 	}
 
-	ASSERT_TRUE(WAIT_UNTIL((deaths += nl_deaths(&self->events, s->dev.index, 0)), 6000))
+	ASSERT_TRUE(WAIT_UNTIL((deaths += nl_link_dead(&self->events, s->dev.index, 0)), 6000))
 		TH_LOG("%d of %d requests are finished", sh->io_done, HOLDER_THREADS);
 	EXPECT_LE(scaled(2000), now_ms() - start);
 	EXPECT_EQ((int)variant->half, sh->acted[s->victim]);
@@ -299,7 +299,7 @@ TEST_F(slow, is_given_up_at_the_timeout)
 	EXPECT_TRUE(WAIT_UNTIL(exited(s->peer[s->victim]), SOON));
 	EXPECT_EQ(0, other_wait(other_run(s, read_all), 10000));
 	EXPECT_TRUE(nbd_running(&s->dev));
-	EXPECT_EQ(1, deaths + nl_deaths(&self->events, s->dev.index, 300));
+	EXPECT_EQ(1, deaths + nl_link_dead(&self->events, s->dev.index, 300));
 }
 
 TEST_HARNESS_MAIN

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * While requests wait for a connection: who is told of its death, who can end the wait, and who
- * must not be stuck.
+ * While requests wait for a connection: what listeners are told of its end, what can end the wait,
+ * and what must not be stuck.
  */
 #include <sched.h>
 
@@ -42,17 +42,17 @@ TEST_F(wait, link_dead_is_sent_once)
 	ns->dead = 10;
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_EQ(0, holder_start(&ns->s));
-	EXPECT_EQ(0, nl_deaths(&self->events, index, 0));
+	EXPECT_EQ(0, nl_link_dead(&self->events, index, 0));
 	for (i = 0; i < 4; i++) {
 		ASSERT_TRUE(nl_kill_peer(&ns->s, i));
-		EXPECT_EQ(1, nl_deaths(&self->events, index, scaled(500))) TH_LOG("death %d", i);
+		EXPECT_EQ(1, nl_link_dead(&self->events, index, scaled(500))) TH_LOG("death %d", i);
 	}
 	for (i = 0; i < 4; i++)
 		ASSERT_EQ(0, nl_reconnect(ns, i));
 	holder_expect(_metadata, &ns->s, 0);
-	EXPECT_EQ(0, nl_deaths(&self->events, index, 200)) TH_LOG("without any death");
+	EXPECT_EQ(0, nl_link_dead(&self->events, index, 200)) TH_LOG("without any death");
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 1));
-	EXPECT_EQ(1, nl_deaths(&self->events, index, scaled(500))) TH_LOG("the new one's death");
+	EXPECT_EQ(1, nl_link_dead(&self->events, index, scaled(500))) TH_LOG("the new one's death");
 }
 
 /* A listener in a network namespace of its own. */
@@ -77,7 +77,7 @@ TEST_F(wait, link_dead_in_other_network_namespaces)
 
 	for (i = 0; i < 3; i++)
 		ASSERT_EQ(0, listen_elsewhere(&far[i]));
-	/* The one in the middle has the family, but nobody who listens. */
+	/* The one in the middle has the family, but no listener. */
 	ASSERT_EQ(0, setsockopt(far[1].fd, SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &far[1].group,
 				sizeof(far[1].group)));
 	ns->s.npeers = 4;
@@ -92,14 +92,14 @@ TEST_F(wait, link_dead_in_other_network_namespaces)
 						NETLINK_DROP_MEMBERSHIP, &self->events.group,
 						sizeof(self->events.group)));
 		ASSERT_TRUE(nl_kill_peer(&ns->s, i));
-		EXPECT_EQ(1, nl_deaths(&far[2], index, scaled(500))) TH_LOG("death %d", i);
-		EXPECT_EQ(1, nl_deaths(&far[0], index, 0)) TH_LOG("death %d", i);
-		EXPECT_EQ(0, nl_deaths(&far[1], index, 0)) TH_LOG("death %d, no listener", i);
-		EXPECT_EQ(here, nl_deaths(&self->events, index, 0)) TH_LOG("death %d, here", i);
+		EXPECT_EQ(1, nl_link_dead(&far[2], index, scaled(500))) TH_LOG("death %d", i);
+		EXPECT_EQ(1, nl_link_dead(&far[0], index, 0)) TH_LOG("death %d", i);
+		EXPECT_EQ(0, nl_link_dead(&far[1], index, 0)) TH_LOG("death %d, no listener", i);
+		EXPECT_EQ(here, nl_link_dead(&self->events, index, 0)) TH_LOG("death %d, here", i);
 	}
 	EXPECT_EQ(0, nl_disconnect(index));
-	EXPECT_EQ(0, nl_deaths(&far[2], index, 200)) TH_LOG("without any death");
-	EXPECT_EQ(0, nl_deaths(&far[0], index, 0)) TH_LOG("without any death");
+	EXPECT_EQ(0, nl_link_dead(&far[2], index, 200)) TH_LOG("without any death");
+	EXPECT_EQ(0, nl_link_dead(&far[0], index, 0)) TH_LOG("without any death");
 }
 
 TEST_F(wait, disconnect_is_no_death)
@@ -113,7 +113,7 @@ TEST_F(wait, disconnect_is_no_death)
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
 	EXPECT_EQ(0, nl_disconnect(index));
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]) && exited(ns->s.peer[1]), SOON));
-	EXPECT_EQ(0, nl_deaths(&self->events, index, 300));
+	EXPECT_EQ(0, nl_link_dead(&self->events, index, 300));
 }
 
 TEST_F(wait, broken_reply_is_a_death)
@@ -125,7 +125,7 @@ TEST_F(wait, broken_reply_is_a_death)
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_EQ(0, holder_start(&ns->s));
 	ns->s.sh->go[0] = 1;
-	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(1000)));
+	EXPECT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, scaled(1000)));
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the server sees no end");
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
@@ -165,7 +165,7 @@ TEST_F(wait, timeout_is_a_death)
 	ns->dead = scaled(10);
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_EQ(0, holder_start(&ns->s));
-	EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, scaled(3500)));
+	EXPECT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, scaled(3500)));
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the server sees no end");
 	ASSERT_EQ(0, nl_reconnect(ns, 0));
@@ -194,13 +194,13 @@ TEST_F(wait, no_timeout_is_no_death)
 		usleep(10000);
 	}
 	EXPECT_LT(29000, now_ms() - start) TH_LOG("too early");
-	EXPECT_EQ(0, nl_deaths(&self->events, ns->s.dev.index, 0));
+	EXPECT_EQ(0, nl_link_dead(&self->events, ns->s.dev.index, 0));
 	EXPECT_EQ(0, ns->s.sh->io_done);
 	for (i = 0; i < 2; i++)
 		ns->s.sh->go[i] = 1;
 	holder_expect(_metadata, &ns->s, 0);
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_all), 10000));
-	EXPECT_EQ(0, nl_deaths(&self->events, ns->s.dev.index, 200));
+	EXPECT_EQ(0, nl_link_dead(&self->events, ns->s.dev.index, 200));
 	close(log);
 }
 
@@ -237,7 +237,7 @@ TEST_F(wait, old_server_answers_late)
 	WAIT_UNTIL(now_ms() - start > 1000 || exited(ns->s.peer[0]), 3000);
 	sh->go[0] = 1;
 	if (!WAIT_UNTIL(sh->late_done == HOLDER_THREADS, 3000)) {
-		EXPECT_EQ(1, nl_deaths(&self->events, ns->s.dev.index, 0));
+		EXPECT_EQ(1, nl_link_dead(&self->events, ns->s.dev.index, 0));
 		ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
 		ASSERT_EQ(0, nl_reconnect(ns, 0));
 	}
@@ -269,7 +269,7 @@ TEST_F_TIMEOUT(wait, one_server_after_the_other, 40)
 	holder_expect(_metadata, &ns->s, 0);
 }
 
-/* Whoever waits can be told. */
+/* The end of the session fails the requests that wait, whatever ends it. */
 FIXTURE(told)
 {
 	struct nl_session ns;

@@ -142,7 +142,7 @@ TEST_F(setup_case, C_refusals_do_not_pile_up)
 	EXPECT_EQ(0, agent_set_sock(&self->b, &self->b_sock[0]));
 }
 
-/* D: requests are in flight, there is no timeout, and everybody who could finish them goes away. */
+/* D: requests are in flight, there is no timeout, and all that could finish them goes away. */
 
 FIXTURE(case_D) {
 	struct nbd_dev dev;
@@ -151,7 +151,7 @@ FIXTURE(case_D) {
 };
 
 FIXTURE_VARIANT(case_D) {
-	bool server, client;	/* who dies */
+	bool server, client;	/* which of them dies */
 	bool client_first;
 	enum sock_kind kind;
 };

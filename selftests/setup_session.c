@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Who may add a socket to a device whose session starts, runs or has ended, and what ends it.
+ * What process may add a socket to a device whose session starts, runs or has ended, and what ends
+ * it.
  */
 #include "setup_sock.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Who may add a socket to a device that has no session: every state of the setup, and every kind
- * of owner.
+ * What process may add a socket to a device that has no session: every state of the setup, and
+ * every kind of owner.
  */
 #include "setup_sock.h"
 

@@ -5,8 +5,8 @@
  * the devices away on which the programs and the results may be: see scripts/vm-suspend. From the
  * first suspend on nothing is needed that is not in memory already.
  *
- * The servers are frozen, too. So whoever has requests in flight must not sleep for them in a way
- * that cannot be frozen: the I/O is asynchronous.
+ * The servers are frozen, too. So a process with requests in flight must not sleep for them in a
+ * way that cannot be frozen: the I/O is asynchronous.
  */
 #include <linux/aio_abi.h>
 #include <sched.h>

@@ -18,7 +18,7 @@ end_server() {
 	wait "$server" "$client" 2>/dev/null
 }
 
-# Who has the device open.
+# The descriptors of the device.
 holders() { find /proc/[0-9]*/fd -lname "$NBD_DEV" 2>/dev/null; }
 closed() { [ -z "$(holders)" ]; }
 

@@ -3,7 +3,7 @@
 #
 # xfs over a connection that the kernel encrypts. A socket that encrypts keeps references to what it is
 # to send, and much of the metadata of a file system with small sectors is in memory that must have none:
-# it is allocated in pieces of pages. Whoever gives one back that it has not taken frees memory that is in
+# it is allocated in pieces of pages. A driver that gives one back that it has not taken frees memory that is in
 # use, which a kernel with DEBUG_VM says at once, and others after a while.
 
 . "$(dirname "$0")/test_common.sh"

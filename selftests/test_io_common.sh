@@ -111,7 +111,7 @@ io_still() { [ "$(io_in_flight)" = 0 ]; }
 # io_read_one SECONDS: read a block that is in no cache.
 io_read_one() { within "$1" dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 
-# io_none_stuck: nobody who does I/O is in uninterruptible sleep.
+# io_none_stuck: no process that does I/O is in uninterruptible sleep.
 io_none_stuck() { [ -z "$(ps -eo pid,stat,comm | awk '$2 ~ /^D/ && $3 ~ /^(fio|dd|kworker|nbd)/')" ]; }
 
 # Sequential and random, 4 KiB to 1 MiB, each in a region of its own.

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The kernel loads the module by itself: for who asks for its netlink family, and for who opens a node with
-# its major number.
+# The kernel loads the module by itself, when a process asks for its netlink family, and when one opens a
+# node with its major number.
 
 . "$(dirname "$0")/test_common.sh"
 

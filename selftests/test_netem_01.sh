@@ -83,7 +83,7 @@ failed() { io_loaded && [ "$(<"$NBD_TMP/load")" != 0 ]; }
 ended() {
 	check "$1: an error in time" wait_until "$2" failed
 	check "$1: no request is left, nobody is stuck" wait_until 2 eval "io_still && io_none_stuck"
-	# What the client has to say goodbye to may be gone.
+	# The server that the client is to disconnect from may be gone.
 	nbd_ioctl DISCONNECT >/dev/null 2>&1
 	check "$1: the device is free" wait_until 5 io_gone
 }

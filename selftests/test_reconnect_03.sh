@@ -28,7 +28,7 @@ fails_with_eio() {
 	within 15 dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct 2>"$NBD_TMP/dd"
 	grep -q 'Input/output error' "$NBD_TMP/dd" || { cat "$NBD_TMP/dd"; return 1; }
 }
-# The client tries once a second until there is a server. Whoever else had the device open has closed it by then.
+# The client tries once a second until there is a server. All other openers have closed the device by then.
 reconnected() { [ "$(grep -c "^bs=" "$NBD_TMP/nbd-client.log")" -gt "$1" ] && nbd_connected; }
 same() { within 20 cmp -n 1048576 "$NBD_DEV" "$disk"; }
 

@@ -90,7 +90,7 @@ no_partition() { [ ! -e "$NBD_SYS/nbd${NBD_INDEX}p1" ]; }
 reopen() { : <"$NBD_DEV" && "$@"; }
 same_data() { cmp <(dd if="$IMAGE" bs=512 skip=2048 count=8 status=none) <(dd if="${NBD_DEV}p1" bs=4096 count=1 status=none); }
 
-# The only opener, who has a partition open, gives a socket.
+# The only opener, which has a partition open, gives a socket.
 set_sock_5() {
 	within 10 python3 -c '
 import errno, fcntl, socket

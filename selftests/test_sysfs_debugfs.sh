@@ -192,7 +192,7 @@ like() {
 	[[ $text =~ ^$2$ ]] || { echo "connection $1: $text"; return 1; }
 }
 
-# Nobody looks for partitions any more; who opens the device first does.
+# The partition scan is over, which the first open of the device does.
 quiet() {
 	local before
 	: <"$NBD_DEV"

@@ -120,7 +120,7 @@ random_io() {
 	within 60 fio --name=trace --filename="$NBD_DEV" --direct=1 --ioengine=libaio --iodepth=16 \
 		--rw=randrw --bsrange=4k-256k --blockalign=4k --size=8m --output=/dev/null
 }
-# Nobody looks for partitions any more; who opens the device first does.
+# The partition scan is over, which the first open of the device does.
 quiet() {
 	local before
 	: <"$NBD_DEV"

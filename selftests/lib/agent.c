@@ -108,7 +108,7 @@ void udev_settle(void)
 		printf("# udev is busy with something\n");
 }
 
-/* Who counts the openers after that does not count udev. */
+/* The openers that there are after that do not include udev. */
 long agent_close(struct agent *a)
 {
 	long ret = agent_call(a, AGENT_CLOSE, 0, 0, 0, 0);

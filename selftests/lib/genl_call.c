@@ -111,8 +111,8 @@ int nl_connected(int index)
 	return r->dev[0].connected;
 }
 
-/* How many notifications of this link's death there are within this time, or at once if ms is 0. */
-int nl_deaths(struct genl *g, int index, int ms)
+/* How many NBD_CMD_LINK_DEAD of this device come within this time, or are there if ms is 0. */
+int nl_link_dead(struct genl *g, int index, int ms)
 {
 	long long end = now_ms() + ms, left;
 	int n = 0, cmd, i;

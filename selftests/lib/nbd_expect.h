@@ -45,8 +45,8 @@ static inline void nl_expect_why(struct __test_metadata *_metadata, const struct
 }
 
 /*
- * Connect and disconnect while another process opens and closes the device. Whoever has it open
- * from the session before keeps it for a moment, and no longer: until then it is EBUSY, or error.
+ * Connect and disconnect while another process opens and closes the device. An open from the
+ * session before keeps it for a moment, and no longer: until then it is EBUSY, or error.
  */
 static inline void nl_connect_while_opened(struct __test_metadata *_metadata, struct nl_session *ns,
 					   int error)

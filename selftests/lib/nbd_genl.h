@@ -80,6 +80,6 @@ struct nl_answer *nl_do(struct nl_msg *m);
 struct nl_answer *nl_simple(int cmd, int index);
 int nl_disconnect(int index);
 int nl_connected(int index);
-int nl_deaths(struct genl *g, int index, int ms);
+int nl_link_dead(struct genl *g, int index, int ms);
 
 #endif /* NBD_GENL_H */

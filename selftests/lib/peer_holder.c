@@ -160,7 +160,7 @@ int holder_start(struct peer_session *s)
 	if (holder_begin(s))
 		return -1;
 	/*
-	 * Whoever reads nothing first gets the reads, which are sent whole, and then writes,
+	 * A server that reads nothing first gets the reads, which are sent whole, and then writes,
 	 * which stop half way.
 	 */
 	ok = !deaf || WAIT_UNTIL(sum(got) >= HOLDER_THREADS / 2 * (int)sizeof(struct nbd_request),

@@ -216,7 +216,7 @@ static bool peer_leave(struct peer_state *p, int go)
 }
 
 /* It was told to disconnect. The stream has to end then, with nothing else in it. */
-static void peer_goodbye(struct peer_state *p)
+static void peer_disconnected(struct peer_state *p)
 {
 	char c;
 
@@ -309,7 +309,7 @@ void peer_main(struct peer_shared *sh, int n, int fd)
 			more = peer_read(p);
 			if (!more) {
 				if (sh->kind[n] >= PEER_LEAVES && sh->disc[n])
-					peer_goodbye(p);
+					peer_disconnected(p);
 				sh->eof[n] = 1;
 				if (sh->kind[n] == PEER_LATE)
 					peer_answer_late(p);
@@ -318,7 +318,7 @@ void peer_main(struct peer_shared *sh, int n, int fd)
 				break;
 			}
 		}
-		/* In this order: whoever lets it go has said before as what. */
+		/* In this order: the test has set the kind before it lets the server go. */
 		go = sh->go[n];
 		kind = sh->kind[n];
 		switch (kind) {
@@ -355,7 +355,7 @@ void peer_main(struct peer_shared *sh, int n, int fd)
 			}
 			break;
 		}
-		/* Whoever never answers still takes in all that comes. */
+		/* A server that never answers still takes in all that comes. */
 		if (p->nheld == 1024)
 			p->nheld = 1;
 	}

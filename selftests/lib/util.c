@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Time, files and sockets: what the programs need that have nothing else of this.
+ * Time, files and sockets. The 32-bit agent has only this of the library.
  */
 #include "nbd_test.h"
 
