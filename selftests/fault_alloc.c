@@ -335,12 +335,12 @@ WALK(ioctl_disconnect, walk_end) {
 
 /* Netlink */
 
-/* CONNECT was tried; whatever it has done, nobody is connected after this. */
+/* CONNECT was tried; whatever it has done, nothing is connected after this. */
 static void end_connect(struct __test_metadata *_metadata, FIXTURE_DATA(alloc) * self)
 {
 	struct nbd_dev *d = &self->ns.s.dev;
 
-	/* That nobody could be told does not undo it. */
+	/* It is not undone when its listeners cannot be told. */
 	if (!self->ret)
 		EXPECT_TRUE(nbd_running(d)) AT_SITE(": not running");
 	if (self->ret == -ENOMEM)
@@ -432,7 +432,7 @@ TEST_F_TIMEOUT(alloc, reconfigure_with_a_new_socket, WALK_SECONDS)
 	ASSERT_EQ(0, nl_connect(ns));
 	while (next_site(_metadata, self, &op, new_server)) {
 		ASSERT_EQ(1, nl_connected(ns->s.dev.index)) AT_SITE("");
-		/* That nobody could be told does not undo it. */
+		/* It is not undone when its listeners cannot be told. */
 		if (self->ret &&
 		    WAIT_UNTIL(exited(ns->s.peer[0]), self->ret == -ENOBUFS ? 200 : SOON)) {
 			reap(ns->s.peer[0], SOON);

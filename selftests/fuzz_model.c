@@ -11,7 +11,7 @@
  *
  * A step that cannot be taken in the state that the model is in is left out, so that any part of
  * a script is a script. The scripts that are kept, *.steps beside the program, come first; of
- * those no step is left out. Nobody else (udev) must open the devices meanwhile.
+ * those no step is left out. Nothing else (udev) must open the devices meanwhile.
  */
 #include <glob.h>
 #include <sched.h>
@@ -171,7 +171,7 @@ static void finish_session(int d)
 	end_on_request(d);
 }
 
-/* Everybody goes; every device is free. */
+/* All users go; every device is free. */
 static void finish(void)
 {
 	struct nl_answer r;
@@ -249,7 +249,7 @@ static void work(const struct nbd_dev *dev, const struct step *steps, long n, un
 		finish();
 	fuzz_log_clean(log);
 	fuzz->done = 1;
-	/* So that nobody waits for a server that is in the process that waits. */
+	/* So that no task waits for a server that is in the process that waits. */
 	for (i = 0; i < SOCKS; i++)
 		if (socks[i].state != SOCK_FREE)
 			close(socks[i].fd);

@@ -265,7 +265,7 @@ TEST_F_TIMEOUT(quiet, client_that_restarts_for_ever, 120)
 
 static int debug_bad, debug_files;
 
-/* Everybody may read it by its mode, nobody may write it, and it shows no addresses. */
+/* By its mode all users may read it and none may write it, and it shows no addresses. */
 static int look_at_debug(const char *path, const struct stat *st, int type,
 			 struct FTW *ftw __maybe_unused)
 {

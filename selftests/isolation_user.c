@@ -147,7 +147,7 @@ static void as_user(struct __test_metadata *_metadata, FIXTURE_DATA(user) * self
 	EXPECT_EQ(0, memcmp(&before, &after, sizeof(before))) TH_LOG("something has changed");
 	snprintf(path, sizeof(path), "/sys/block/nbd%d", NO_INDEX);
 	EXPECT_NE(0, access(path, F_OK)) TH_LOG("a device was made");
-	/* Nobody has kept the socket that was offered. */
+	/* The socket that was offered is not kept. */
 	close(self->pair[0]);
 	EXPECT_TRUE(saw_eof(self->pair[1], SOON));
 	goes_on(_metadata, self, state);
@@ -173,7 +173,7 @@ TEST_F(user, changes_nothing_connected_by_netlink)
 	as_user(_metadata, self, variant, BY_NETLINK);
 }
 
-/* A socket that somebody without privilege has opened is no better in root's hands. */
+/* A socket that a user without privilege has opened is no better in root's hands. */
 TEST_F(user, root_is_no_deputy)
 {
 	struct nl_session *ns = &self->ns;

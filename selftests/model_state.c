@@ -69,7 +69,7 @@ int bad_fd(unsigned int kind, int *error)
 	}
 }
 
-/* Does input and output end without anybody's help? */
+/* Does input and output end by itself? */
 bool io_flows(struct mdev *m)
 {
 	return m->state != RUNNING ||

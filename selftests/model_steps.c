@@ -371,7 +371,7 @@ static int reader(struct step *s)
 	return f;
 }
 
-/* A read that nobody waits for. */
+/* A read that no step waits for. */
 static void start_read(struct step *s, int f)
 {
 	int i = free_pending();

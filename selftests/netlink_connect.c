@@ -140,7 +140,7 @@ TEST_F(connect, more_than_256_sockets_is_enospc)
 
 	if (!nbd_is_rust())
 		SKIP(return, "the C driver takes any number");
-	/* One socket so many times, which nobody will use. */
+	/* One socket so many times, without any I/O. */
 	ASSERT_EQ(0, nl_peers(ns));
 	for (i = 0; i < 257; i++)
 		fd[i] = ns->s.fd[0];
@@ -183,7 +183,7 @@ static int take_all(struct __test_metadata *_metadata, struct nl_session *ns, in
 	struct nl_msg m;
 	int n = 0, i;
 
-	/* All of them have the same server, which nobody asks anything. */
+	/* All of them have the same server, which gets no request. */
 	ASSERT_EQ(0, nl_peers(ns));
 	do {
 		nl_begin_connect(&m, ns, -1, ns->s.fd, 1);

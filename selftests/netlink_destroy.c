@@ -96,7 +96,7 @@ TEST_F(destroy, can_be_connected_again_at_once)
 	EXPECT_TRUE(WAIT_UNTIL(gone(&ns->s.dev), SOON));
 }
 
-/* While somebody has the old one open it is refused, soon, and possible as soon as that is over. */
+/* While the old one is open it is refused, soon, and possible as soon as that is over. */
 TEST_F(destroy, connect_while_it_is_going_down)
 {
 	struct nl_session *ns = &self->ns;
@@ -177,7 +177,7 @@ TEST_F(destroy, when_clear_sock_ends_the_session)
 	EXPECT_TRUE(WAIT_UNTIL(gone(&ns->s.dev), SOON));
 }
 
-/* Nobody has disconnected it: it stays when the server dies. */
+/* It was not disconnected: it stays when the server dies. */
 TEST_F(destroy, stays_when_the_server_dies)
 {
 	struct nl_session *ns = &self->ns;
@@ -221,7 +221,7 @@ TEST_F(destroy, everything_at_once)
 				if (make_pair(KIND_UNIX, fd))
 					_exit(1);
 				nl_begin_connect(&m, ns, INDEX, fd, 1);
-				/* Nobody serves it, so that all I/O fails at once. */
+				/* It has no server, so that all I/O fails at once. */
 				shutdown(fd[1], SHUT_RDWR);
 				ret = nl_do(&m)->ret;
 				close(fd[0]);

@@ -323,7 +323,7 @@ static int asker_longest(struct asker *a)
 	return waits > a->sh->longest ? waits : a->sh->longest;
 }
 
-/* Do something slow, and see that nobody else has to wait for it. */
+/* Do something slow, and see that nothing else has to wait for it. */
 static void others_do_not_wait(struct __test_metadata *_metadata, struct nl_msg *m, int index,
 			       int error)
 {
@@ -405,7 +405,7 @@ TEST_F(state, disconnect_ends_an_ioctl_session_with_a_mute_server)
 	EXPECT_TRUE(saw_eof(self->io.toy.fd, SOON));
 }
 
-/* Nobody's socket survives a session, and a setup by ioctls works after one by netlink. */
+/* No socket survives its session, and a setup by ioctls works after one by netlink. */
 TEST_F(state, netlink_and_ioctls_in_turn)
 {
 	struct nl_session *ns = &self->ns;

@@ -222,7 +222,7 @@ TEST_F(own, server_disconnects_itself)
 	ASSERT_EQ(sizeof(h), (size_t)recv(p.fd, &h, sizeof(h), MSG_WAITALL));
 	EXPECT_EQ((uint32_t)NBD_REQUEST_MAGIC, be32toh(h.magic));
 	EXPECT_EQ((uint32_t)NBD_CMD_DISC, be32toh(h.type));
-	/* Nobody else closes the server's end for it. */
+	/* Nothing else closes the server's end for it. */
 	EXPECT_TRUE(saw_eof(p.fd, SOON));
 	EXPECT_EQ(0, recv(p.fd, &h, sizeof(h), MSG_DONTWAIT));
 	EXPECT_EQ(0, agent_wait(&self->a, self->do_it, SOON)) TH_LOG("DO_IT");

@@ -522,7 +522,7 @@ TEST_F(leave, without_reading)
 	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100)) TH_LOG("two for one");
 }
 
-/* Nobody comes in time. */
+/* No new server comes in time. */
 TEST_F(leave, time_is_over)
 {
 	struct nl_session *ns = &self->ns;
@@ -812,7 +812,8 @@ TEST_F(leave, one_after_the_other_of_four)
 
 /*
  * A server that says so and closes at once, as nbdkit does: what is being sent then fails, often
- * before anybody has looked what the server said. Its client is told to connect again all the same.
+ * before the driver has looked what the server said. Its client is told to connect again all the
+ * same.
  */
 TEST_F_TIMEOUT(leave, closes_at_once_under_load, 120)
 {

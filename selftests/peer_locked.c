@@ -116,7 +116,7 @@ static bool locker_answer(struct locker *l)
 	return reap(l->pid, BOUNDED);
 }
 
-/* Somebody sleeps for a socket's lock, deep in one of its functions. */
+/* A task sleeps for a socket's lock, deep in one of its functions. */
 static bool somebody_waits(void)
 {
 	char path[300], stack[8192];
@@ -207,7 +207,7 @@ FIXTURE_TEARDOWN(locked)
 	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
-/* Somebody has the lock of the first connection's socket. */
+/* Have the locker take the lock of the first connection's socket. */
 static void lock(struct __test_metadata *_metadata, struct _test_data_locked *self, bool recv)
 {
 	struct peer_session *s = &self->ns.s;
@@ -299,7 +299,7 @@ TEST_F(locked, what_was_queued_is_replayed)
 	EXPECT_EQ(0, other_wait(self->first, END_MS)) TH_LOG("the first");
 	EXPECT_TRUE(WAIT_UNTIL(exited(ns->s.peer[0]), SOON)) TH_LOG("the server sees no end");
 	EXPECT_EQ(0, other_wait(other_run(&ns->s, nl_read_other), SOON));
-	/* The place can be taken by another one, of which nobody has the lock. */
+	/* The place can be taken by another one, of which the lock is free. */
 	EXPECT_EQ(0, nl_reconnect(ns, 0));
 	EXPECT_EQ(0, other_wait(start_write(&ns->s, self->cpu, 30), SOON));
 	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * With four connections (CAN_MULTI_CONN) the end of one is nobody's error: what was in flight on
- * it is replayed on the others at once, not at its timeout. Only the last one's end is the
- * session's.
+ * With four connections (CAN_MULTI_CONN) the end of one is no error: what was in flight on it is
+ * replayed on the others at once, not at its timeout. Only the last one's end is the session's.
  */
 #include <sched.h>
 

@@ -86,7 +86,7 @@ TEST_F(wait, link_dead_in_other_network_namespaces)
 	for (i = 0; i < 4; i++) {
 		bool here = i < 3;
 
-		/* For the last death nobody listens where the device was connected. */
+		/* At the last one there is no listener where the device was connected. */
 		if (!here)
 			ASSERT_EQ(0, setsockopt(self->events.fd, SOL_NETLINK,
 						NETLINK_DROP_MEMBERSHIP, &self->events.group,

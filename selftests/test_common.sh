@@ -170,7 +170,7 @@ nbd_unload() {
 	rm -rf "$NBD_MARKS"
 }
 
-# nbd_in_use: rmmod says that somebody uses the driver.
+# nbd_in_use: rmmod says that the driver is in use.
 nbd_in_use() {
 	local message
 	message=$(LC_ALL=C rmmod nbd 2>&1) && return 1

@@ -157,7 +157,7 @@ start machine "in the machine"
 finish
 io_detach_qemu
 
-# The server is killed in the middle of that, and is back when everybody waits for it.
+# The server is killed in the middle of that, and is back when all wait for it.
 serve() { io_server sock file "$disk"; }
 # far N: so much has been written, and more is on its way.
 far() { [ "$(written)" -ge "$1" ] && [ "$(awk '{print $2}' "$NBD_SYS/inflight")" -gt 0 ]; }

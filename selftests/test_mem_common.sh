@@ -138,8 +138,8 @@ mem_exact() {
 	echo 1000000 >$file
 }
 
-# mem_free: set MEM_FREE to what nobody uses, in KiB, without the caches, once it does not change any more: some
-# is freed late.
+# mem_free: set MEM_FREE to the free memory, in KiB, without the caches, once it does not change any more:
+# some is freed late.
 mem_free() {
 	MEM_FREE=0 MEM_SAME=0
 	wait_until 5 mem_settled

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Many devices that nobody uses: what they cost, also compared with the other driver, and that they work.
+# Many devices that are not used: what they cost, also compared with the other driver, and that they work.
 # NBD_MANY_DEVICES is how many, 256 by default: to remove one, the kernel waits for RCU for some 50 ms.
 
 . "$(dirname "$0")/test_common.sh"

@@ -53,7 +53,7 @@ check "-d while another process has it open" held
 exec 5<&-
 check "free when it is closed" wait_until 2 free
 
-# The client is gone, so that nobody but the kernel sees the server die.
+# The client is gone, so that only the kernel sees the server die.
 check "a session without a client" client -u "$IO_SOCK" "$NBD_DEV" -b 4096 -persist
 kill -9 "$IO_PID"
 check "the server dies: I/O fails" wait_until 3 nbd_not io_read_one 10

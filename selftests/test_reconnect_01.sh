@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # A server is killed and started again under verified I/O, several times, with one and with four
-# connections: within dead_conn_timeout nobody sees an error, nor a wrong byte.
+# connections: within dead_conn_timeout no user sees an error or a wrong byte.
 
 . "$(dirname "$0")/test_common.sh"
 . "$(dirname "$0")/test_io_common.sh"

@@ -3,7 +3,7 @@
 #
 # A server is stopped properly and started again, several times, under verified I/O and under a mounted file
 # system: nbdkit says to each request that it is shutting down, and exits when its last connection has been ended.
-# Within dead_conn_timeout nobody sees an error, nor a wrong byte; else it is EIO, in time.
+# Within dead_conn_timeout no user sees an error or a wrong byte; else it is EIO, in time.
 
 . "$(dirname "$0")/test_common.sh"
 . "$(dirname "$0")/test_io_common.sh"

@@ -19,7 +19,7 @@ echo /bin/false >/proc/sys/kernel/modprobe
 connects() {
 	while [ ! -e "$NBD_TMP/stop" ]; do
 		within 20 "$NBD_DIR/helper_genl" turns "$1" "$2" 2 "$3"
-		# Somebody else has a chance.
+		# Another one has a chance.
 		sleep 0.2
 	done >"$NBD_TMP/connects.$1" 2>&1
 }

@@ -132,7 +132,7 @@ long agent_take(struct agent *a, int slot, int *fd)
 	return ret;
 }
 
-/* SET_SOCK with this descriptor; afterwards nobody but the driver has it. */
+/* SET_SOCK with this descriptor; afterwards only the driver has it. */
 long agent_set_sock_as(struct agent *a, int *fd, int flags)
 {
 	long ret = agent_take(a, AGENT_TMP, fd);

@@ -2,7 +2,7 @@
 /*
  * What all programs share. The test itself never touches the device: it tells agents
  * (helper_agent, a process each) what to do and waits for their answer with a deadline, so that
- * a driver that hangs fails one test and leaves one stuck agent and one device that nobody uses
+ * a driver that hangs fails one test and leaves one stuck agent and one device that is not used
  * again.
  */
 #ifndef NBD_TEST_H

@@ -116,7 +116,7 @@ static bool peer_flush(struct peer_state *p)
 
 /*
  * The driver has given the connection up. Once it is told to, answer what is left, with other data,
- * so that it can be seen if anybody takes it.
+ * so that it can be seen if the driver takes it.
  */
 static void peer_answer_late(struct peer_state *p)
 {
