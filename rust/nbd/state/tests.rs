@@ -316,12 +316,14 @@ enum Did {
 enum Event {
     /// The owner of the setup, if there is one, adds a socket; two have the device open.
     AddOwn,
-    /// Somebody else does.
+    /// Another process does.
     AddOther,
-    /// Somebody else does, who alone has the device open.
+    /// Another process does, which alone has the device open.
     AddAlone,
-    /// The device is taken to be cleaned by the only opener, with nobody having it open, or with
-    /// more having it open than may.
+    /// The same as the device does it: what is left of an ended session goes first.
+    SetSockAlone,
+    /// The device is taken to be cleaned by its only opener, with no opener, or with more openers
+    /// than may be.
     RetireAlone,
     RetireUnused,
     RetireHeld,
@@ -339,10 +341,11 @@ enum Event {
     OwnerExits,
 }
 
-const EVENTS: [Event; 15] = [
+const EVENTS: [Event; 16] = [
     Event::AddOwn,
     Event::AddOther,
     Event::AddAlone,
+    Event::SetSockAlone,
     Event::RetireAlone,
     Event::RetireUnused,
     Event::RetireHeld,
@@ -363,17 +366,24 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
     use Event::*;
     use Kind::{Closer, Doomed, Idle, Leaving, Running, Setup, Stale, Starting};
     match (event, kind) {
-        (AddOwn | AddOther | AddAlone, Idle) => (Done, Setup),
+        (AddOwn | AddOther | AddAlone | SetSockAlone, Idle) => (Done, Setup),
         (AddOwn, Setup) => (Done, Setup),
         (AddOwn, Stale) => (Done, Stale),
-        (AddOther | AddAlone, Stale) => (Done, Setup),
-        (AddOther | AddAlone | Claim, Setup) => (Refused(Why::Owned), Setup),
-        (AddOwn | AddOther | AddAlone | Claim, Starting) => (Refused(Why::Starting), Starting),
-        (AddOwn | AddOther | AddAlone | Claim, Running | Closer) => (Refused(Why::Running), kind),
+        (AddOther | AddAlone | SetSockAlone, Stale) => (Done, Setup),
+        (AddOther | AddAlone | SetSockAlone | Claim, Setup) => (Refused(Why::Owned), kind),
+        (AddOwn | AddOther | AddAlone | SetSockAlone | Claim, Starting) => {
+            (Refused(Why::Starting), kind)
+        }
+        (AddOwn | AddOther | AddAlone | SetSockAlone | Claim, Running | Closer) => {
+            (Refused(Why::Running), kind)
+        }
         (AddOwn | AddOther, Kind::Stopped) => (Refused(Why::Previous(1)), kind),
         (AddAlone, Kind::Stopped) => (Refused(Why::Previous(0)), kind),
-        (AddOwn | AddOther | AddAlone, Doomed) => (Refused(Why::Leaving), kind),
-        (AddOwn | AddOther | AddAlone | Claim, Leaving) => (Refused(Why::Leaving), kind),
+        (SetSockAlone, Kind::Stopped) => (Done, Setup),
+        (AddOwn | AddOther | AddAlone | SetSockAlone, Doomed) => (Refused(Why::Leaving), kind),
+        (AddOwn | AddOther | AddAlone | SetSockAlone | Claim, Leaving) => {
+            (Refused(Why::Leaving), kind)
+        }
 
         (Claim, Idle | Stale) => (Done, Starting),
         (Claim, Kind::Stopped | Doomed) => (Refused(Why::Previous(2)), kind),
@@ -488,6 +498,11 @@ fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Optio
         Event::AddOwn => socket(state, owner, 2),
         Event::AddOther => socket(state, owner + 1, 2),
         Event::AddAlone => socket(state, owner + 1, 1),
+        Event::SetSockAlone => match set_sock(world, state, owner + 1, 1) {
+            Ok(()) => Some(Did::Done),
+            Err(Refusal::NoMemory) => None,
+            Err(refusal) => Some(Did::Refused(refusal.into())),
+        },
         Event::RetireAlone => some(state.retire(1, 1)),
         Event::RetireUnused => some(state.retire(0, 1)),
         Event::RetireHeld => some(state.retire(2, 1)),
