@@ -47,7 +47,7 @@ uninstall:
 	@scripts/install --remove
 
 setup:
-	@scripts/setup
+	@scripts/setup --newest
 
 clean:
 	@rm -rf build
@@ -69,6 +69,6 @@ help:
 	@echo 'make check-deb     install it in a plain Debian 13, use it in a virtual machine, remove it'
 	@echo 'make install       build nbd.ko for the running kernel and put it where modprobe finds it before its own'
 	@echo 'make uninstall     take it away again'
-	@echo 'make setup         only prepare what the other targets need'
+	@echo 'make setup         only prepare what the other targets need, for the newest 7.3 kernel of Debian'
 	@echo 'make clean         remove what was built here; the cache stays'
 	@echo 'make help          this list'

@@ -73,14 +73,20 @@ host_is_native() {
 if host_is_native; then ROOT=/; else ROOT=$NBD_CACHE/root-$(root_key); fi
 export ROOT
 
-# The kernel release that the root has, as the headers package states it.
+# The newest kernel release that the root has, as the headers packages state it.
 stock_release() {
-	local d best=
-	for d in "$ROOT"/usr/src/linux-headers-"$KERNEL_SERIES".*-amd64; do
-		[ -e "$d/include/config/kernel.release" ] && best=$(cat "$d/include/config/kernel.release")
-	done
+	local best
+	best=$(cat "$ROOT"/usr/src/linux-headers-"$KERNEL_SERIES".*-amd64/include/config/kernel.release 2>/dev/null |
+		sort -V | tail -n 1) || true
 	[ -n "$best" ] || die "no linux-headers-$KERNEL_SERIES.*-amd64 in $ROOT: run scripts/setup"
 	echo "$best"
+}
+
+# other_kernel_runs CONSEQUENCE: says so in a line if the kernel that runs is not the one that the cache is for.
+other_kernel_runs() {
+	local stock
+	stock=$(stock_release 2>/dev/null) || return 0
+	[ "$stock" = "$(uname -r)" ] || say "note: the cache is for kernel $stock, this machine runs $(uname -r): $1"
 }
 
 source_version() {
