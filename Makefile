@@ -38,7 +38,7 @@ deb:
 	@scripts/deb
 
 check-deb:
-	@scripts/check-deb
+	@scripts/check-deb --all
 
 install:
 	@scripts/install

@@ -24,6 +24,17 @@ make_deb_root() {
 	exec 7>&-
 }
 
+# copy_root FROM TO: what is written to the copy is in TO.rw, where the file system can do that.
+copy_root() {
+	mkdir -p "$2" "$2.rw/upper" "$2.rw/work"
+	mount -t overlay -o "lowerdir=$1,upperdir=$2.rw/upper,workdir=$2.rw/work" overlay "$2" 2>/dev/null ||
+		run_step "a copy of $1" cp -a --reflink=auto "$1/." "$2"
+}
+drop_root() {
+	! mountpoint -q "$1" || umount "$1"
+	rm -rf --one-file-system "$1" "$1.rw"
+}
+
 deb_tools_root=/
 deb_tools_are_here() {
 	local p

@@ -133,7 +133,7 @@ in_root() {
 		mount -t tmpfs tmpfs "$root/run"
 		for d in "$TOP" "$NBD_CACHE" ${KDIR:+"$KDIR"}; do
 			mkdir -p "$root$d"
-			mount --bind "$d" "$root$d"
+			mount --rbind "$d" "$root$d"
 		done
 		exec chroot "$root" /usr/bin/env -u LD_LIBRARY_PATH \
 			PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
