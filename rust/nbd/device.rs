@@ -1,31 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device: its configuration, and the session that runs.
+//! A device: its configuration and its session.
 //!
-//! Locks, outermost first. What a lock guards is moved out under it and dropped after it.
+//! Locks, outermost first. What a lock guards is moved out under the lock and dropped after it is
+//! released.
 //!
-//! 1. `Driver::table`, which devices there are; held while one is added or removed
-//! 2. `disk->open_mutex`, of the block layer, around `DiskOps::open` and `release`
-//! 3. `Session::applied`, while parameters of a running disk change; freezes the queue
-//! 4. [`Device::debug`], while the debugfs directory comes or goes; waits for its readers
-//! 5. [`Device::config`], the configuration; never held on the way of a request, nor while
-//!    anything waits for requests
-//! 6. `Session::life`, how far a session is; taken on the way of a request only when a connection
-//!    is lost or none is open, so that nothing is allocated under it
-//! 7. `Connection::links`, which link a connection has; a spinlock
+//! 1. `Driver::table`, the table of devices; held while a device is added or removed
+//! 2. `disk->open_mutex` of the block layer, around `DiskOps::open` and `release`
+//! 3. `Session::applied`, held while the parameters of a running disk change; the queue is frozen
+//!    under it
+//! 4. [`Device::debug`], held while the debugfs directory is created or removed; its readers are
+//!    waited for under it
+//! 5. [`Device::config`], the configuration; never taken by the submission or completion of a
+//!    request, and never held while requests are waited for
+//! 6. `Session::life`, the state of a session; submission takes it only for a link error, or if no
+//!    connection is open, so that no memory is allocated under it
+//! 7. `Connection::links`, the links of a connection; a spinlock
 //! 8. `Link::send_side`, the sending side of a link; a spinlock
-//! 9. [`Device::session`], the published session; a spinlock, held for a clone
+//! 9. [`Device::session`], the installed session; a spinlock, held to clone the reference
 //!
-//! `Link::receiver` is outside of `Session::life`: the receiver's work alone takes it, and holds it
-//! while it runs. Under these nothing else is locked: the mutexes `Session::published`, its files,
-//! and `WorkqueuePool::queues`; the spinlocks `Alive::count` and `Connection::last_error`.
+//! `Link::receiver` is outside of `Session::life`. Only the receive work takes it, and holds it
+//! while it runs. No other lock is taken under these: the mutexes `Session::published`, for the
+//! sysfs files, and `WorkqueuePool::queues`; the spinlocks `Alive::count` and
+//! `Connection::last_error`.
 //!
-//! A link's hook has a mutex, which is taken inside of `Session::life` and around the lock of the
-//! socket's wait queue; under that lock a work item is queued, and nothing else. What a socket had
-//! before is under a mutex around the socket's lock.
+//! The ready hook of a link has a mutex, which is taken inside of `Session::life` and outside of
+//! the lock of the socket's wait queue. Under the lock of the wait queue a work item is queued, and
+//! nothing else. The previous settings of a socket are under a mutex that is taken outside of the
+//! socket lock.
 //!
-//! A socket's lock is taken with none of the spinlocks held. Requests have no lock: their state is
-//! one atomic word.
+//! The socket lock is never taken under a spinlock. Requests have no lock; their state is one
+//! atomic word.
 
 mod configure;
 mod start;
@@ -73,46 +78,46 @@ const MAX_REQUEST: u32 = 32 << 20;
 /// The request size that suits servers best, in bytes.
 const OPTIMAL_REQUEST: u32 = 128 << 10;
 
-/// How long a netlink message waits for those who hold a device for a moment, as udev does, in
+/// How long a netlink message waits for openers that close the device soon, such as udev, in
 /// milliseconds.
 pub(crate) const PATIENCE_MS: u32 = 1000;
 
-/// How long a disconnect waits for them, after the server, in milliseconds.
+/// How long a disconnect waits for such openers after the session has ended, in milliseconds.
 pub(crate) const LINGER_MS: u32 = 700;
 
 /// The configuration of a device.
 struct Config {
-    /// Who has the device or a partition of it open.
+    /// How often the device and its partitions are open.
     openers: u32,
-    /// When the device was opened last, in jiffies.
+    /// When the device was last opened, in jiffies.
     opened: Jiffies,
     state: State,
-    /// The thread that was away from `NBD_DO_IT` when its session ended, and why that did.
+    /// The thread that had left `NBD_DO_IT` when its session ended, and why the session ended.
     unclaimed: Option<(Arc<Thread>, Reason)>,
 }
 
 impl Config {
-    /// One more has the device open.
+    /// Counts one more opener.
     pub(crate) fn open(&mut self) {
         self.openers += 1;
         self.opened = jiffies();
     }
 
-    /// Whether those who hold the device may be there for a moment only, as udev is.
+    /// Whether the openers may be programs that close the device soon, such as udev.
     fn is_held_for_a_moment(&self) -> bool {
         let held = self.openers > 0 && self.state.is_stopped();
         self.state.is_held() && (!held || jiffies_since(self.opened) < msecs_to_jiffies(MOMENT_MS))
     }
 }
 
-/// The longest time for which programs that look at every device hold it, in milliseconds.
+/// How long programs that probe every device keep it open, in milliseconds.
 const MOMENT_MS: u32 = 1000;
 
-/// The directory of a device; it goes away with the value. Dropping it waits for readers, which
-/// take the device's configuration lock.
+/// The debugfs directory of a device. Dropping it removes the directory and waits for readers,
+/// which take the lock of the device's configuration.
 pub(crate) type DebugDir = Dir<ARef<Disk>, NbdModule>;
 
-/// Makes that directory. Sleeps.
+/// Creates the debugfs directory. Context: may sleep.
 pub(crate) type ShowDebug = fn(&Arc<Root>, &Disk) -> Result<DebugDir>;
 
 /// A device.
@@ -121,28 +126,28 @@ pub(crate) struct Device {
     info: Arc<DeviceInfo>,
     #[pin]
     config: Mutex<Config>,
-    /// The session that takes requests.
+    /// The session that new requests go to.
     #[pin]
     session: SpinLock<Option<Arc<Session>>>,
-    /// A device is not starting, or not held after its session, any more.
+    /// Woken when a device is no longer starting, or no longer held after its session.
     #[pin]
     settled: WaitQueue,
-    /// There while the device is not idle.
+    /// Present while the device is not idle.
     #[pin]
     debug: Mutex<Option<DebugDir>>,
     make_debug: ShowDebug,
     /// Removes the device.
     #[pin]
     remove_work: Work<Device, 0>,
-    /// Drops the device where the unloading of the module waits for it.
+    /// Drops the device on a workqueue that is flushed when the module is unloaded.
     #[pin]
     free_work: Work<Device, 1>,
-    /// Last.
+    /// Must be dropped last.
     _alive: AliveMark,
 }
 
-/// A device that was taken out of use. Unless a session is started with it, dropping this cleans the
-/// device, and makes it idle or has it removed, as its state says. That sleeps.
+/// A device that was taken out of use. Unless a session is started with it, dropping this cleans
+/// the device, and makes it idle or removes it, as its state requires. Dropping it may sleep.
 pub(crate) struct StartGuard(ScopeGuard<ARef<Disk>, fn(ARef<Disk>)>);
 
 /// A device that was claimed for a session of this setup.
@@ -154,13 +159,14 @@ impl_has_work! {
 }
 
 impl Device {
-    /// Somebody opens the device. Sleeps. Fails with `ENXIO` if it is being removed.
+    /// Opens the device. Fails with `ENXIO` if it is being removed. Context: may sleep, under
+    /// `disk->open_mutex`.
     pub(crate) fn open(&self, disk: &Disk) -> Result {
         let mut config = self.config.lock();
         if config.state.is_leaving() {
             return Err(ENXIO);
         }
-        // The partitions of the ended session go, if nobody has one open.
+        // This removes the partitions of the ended session, unless one is open.
         if config.state.is_stopped() && crate::partitions() {
             disk.need_partition_scan();
         }
@@ -168,7 +174,7 @@ impl Device {
         Ok(())
     }
 
-    /// Somebody closes the device. Sleeps.
+    /// Closes the device. Context: may sleep, under `disk->open_mutex`.
     pub(crate) fn close(&self, disk: &Disk) {
         if let Some(session) = self.configured() {
             session.closed();
@@ -198,7 +204,7 @@ impl Device {
         }
     }
 
-    /// Makes a device and its disk. Sleeps.
+    /// Creates a device and its disk. Context: may sleep.
     pub(crate) fn add(
         driver: &Arc<Driver>,
         index: u32,
@@ -237,37 +243,38 @@ impl Device {
         .build(device)
     }
 
-    /// What sessions and links of the device know of it.
+    /// Returns the part of the device that its sessions and links use.
     pub(crate) fn info(&self) -> &Arc<DeviceInfo> {
         &self.info
     }
 
-    /// The session that takes requests.
+    /// Returns the session that new requests go to. Context: does not sleep.
     pub(crate) fn session(&self) -> Option<Arc<Session>> {
         self.session.lock().clone()
     }
 
-    /// Waits for a short while if somebody starts or cleans the device. May sleep.
+    /// Waits while another task starts or cleans the device, for [`PATIENCE_MS`] at most. Context:
+    /// may sleep.
     pub(crate) fn wait_if_starting(&self) {
         self.wait_while(|config| config.state.is_starting(), PATIENCE_MS);
     }
 
-    /// Waits for a short while until the device is free, if who holds it may not have it for long.
-    /// May sleep.
+    /// Waits until the device is free if its openers may close it soon, for [`LINGER_MS`] at most.
+    /// Context: may sleep.
     pub(crate) fn wait_if_held(&self) {
         self.wait_while(Config::is_held_for_a_moment, LINGER_MS);
     }
 
-    /// Waits until the configuration is not so any more, for so many milliseconds at most, or until
-    /// the task is killed. May sleep.
+    /// Waits while `is_so` holds, for `patience` milliseconds at most, or until the task is killed.
+    /// Context: may sleep.
     fn wait_while(&self, is_so: impl Fn(&Config) -> bool, patience: u32) {
         let patience = msecs_to_jiffies(patience);
         self.settled
             .wait_until(WaitMode::Killable, patience, || !is_so(&self.config.lock()));
     }
 
-    /// The session that the current thread has left for a while to see to a signal, or why that has
-    /// ended meanwhile.
+    /// Returns the session that the current thread runs and has left to handle a signal. If that
+    /// session has ended meanwhile, returns the reason.
     pub(crate) fn come_back(&self) -> Option<Result<Arc<Session>, Reason>> {
         let mut config = self.config.lock();
         if let Ok(Some(session)) = config.state.session() {
@@ -276,7 +283,7 @@ impl Device {
             }
         }
         match &config.unclaimed {
-            // Set up anew since, the device has nothing to say of that session any more.
+            // If the device was set up again since, the reason is of no interest any more.
             Some((thread, reason)) if config.state.is_stopped() && thread.is_current() => {
                 let reason = *reason;
                 let thread = config.unclaimed.take();
@@ -298,12 +305,12 @@ impl Device {
         self.config.lock().state.is_leaving()
     }
 
-    /// The session of the configuration, which is there from its start to its end.
+    /// Returns the session of the configuration, which exists from its start to its end.
     pub(crate) fn configured(&self) -> Option<Arc<Session>> {
         self.config.lock().state.session().ok().flatten()
     }
 
-    /// Writes the state for people to read.
+    /// Prints the state.
     pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (openers, session) = {
             let config = self.config.lock();
@@ -324,22 +331,22 @@ impl Device {
         )
     }
 
-    /// The parameters, whatever the state.
+    /// Returns the parameters in any state.
     pub(crate) fn params(&self) -> Params {
         self.config.lock().state.params()
     }
 
-    /// The running session, to be ended by the caller for `what`.
+    /// Returns the running session, which the caller ends for `what`.
     pub(crate) fn running(&self, disk: &Disk, what: &str) -> Result<Option<Arc<Session>>> {
         let session = self.config.lock().state.session();
         session.map_err(|refusal| self.info.refuse(disk, what, &refusal))
     }
 
-    /// Takes from a disk without session what is left of one: data, size, policies
-    /// and limits.
+    /// Removes from a disk without a session what a session has left: data, size, policies and
+    /// limits. Context: may sleep.
     pub(crate) fn clean(disk: &Disk) {
         disk.invalidate();
-        // Clients set it for a server that is read-only; few clear it for the next one.
+        // Clients set this for a read-only server, and few of them clear it for the next one.
         disk.clear_user_read_only();
         if Params::reset(disk).is_err() {
             dev_warn!(disk.device(), "could not reset the queue's limits\n");
@@ -349,8 +356,8 @@ impl Device {
         }
     }
 
-    /// Cleans a device that was taken out of use, or for a session that could not be made, and
-    /// makes it idle, or has it removed. Sleeps.
+    /// Cleans a device that was taken out of use, and makes it idle or has it removed. Context: may
+    /// sleep.
     fn finish(&self, disk: &Disk) {
         Self::clean(disk);
         let leaves = {
@@ -358,8 +365,9 @@ impl Device {
             let openers = config.openers;
             let leaves = config.state.retired(openers);
             if leaves {
-                // Under the lock: whoever sees a device leave waits for the worker. It cannot be
-                // queued already: a device begins to leave once.
+                // The work is queued under the lock, since a task that finds the device in this
+                // state flushes the workqueue. It cannot be queued already, as a device is removed
+                // once.
                 let _ = self
                     .info
                     .driver()
@@ -375,9 +383,9 @@ impl Device {
         self.settled.wake_all();
     }
 
-    /// Has a debugfs directory while there is something to say about the device. Sleeps.
+    /// Creates or removes the debugfs directory according to the state. Context: may sleep.
     pub(crate) fn show_debug(&self, disk: &Disk) {
-        // What goes is gone before the lock is free for another of the same name.
+        // The directory is removed before the lock is released, as a new one has the same name.
         let mut debug = self.debug.lock();
         if self.config.lock().state.is_unused() {
             *debug = None;
@@ -386,15 +394,15 @@ impl Device {
         }
     }
 
-    /// Takes the device away. May sleep.
+    /// Removes the device. Context: may sleep.
     pub(crate) fn remove(&self) {
-        // Before there can be another of the same name.
+        // The directory is removed before another device can have its name.
         *self.debug.lock() = None;
         self.info.driver().remove(self.info.index());
     }
 
-    /// Drops what the last user of the disk has left, where the unloading of the module waits for
-    /// it. Does not sleep.
+    /// Drops a device whose disk was freed, on a workqueue that is flushed when the module is
+    /// unloaded. Context: does not sleep.
     pub(crate) fn free(self: Arc<Self>) {
         let info = self.info.clone();
         // It cannot be queued already: a disk is freed once.
@@ -408,7 +416,7 @@ impl SessionOwner for Device {
     }
 
     fn revert_block_size(&self, failed: u32, block_size: u32) {
-        // The old one is valid. Another that somebody has asked for since is left alone.
+        // The previous size is valid. If another one was requested meanwhile, that one stays.
         let _ = self.config.lock().state.update(|params| {
             if params.block_size() == failed {
                 params.with_block_size(block_size as usize)
@@ -423,14 +431,14 @@ impl SessionOwner for Device {
     }
 
     fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
-        // The task in `NBD_DO_IT`.
+        // The task in `NBD_DO_IT` is an opener itself.
         let own = u32::from(!session.is_of_netlink());
         let (session, _unclaimed) = {
             let mut config = self.config.lock();
             let unclaimed = session.end_attendance();
             let unclaimed = core::mem::replace(&mut config.unclaimed, unclaimed);
-            // Others still see the size that they opened the device with, and get errors: without a
-            // size they would read the end of the device.
+            // Other openers keep the size and get errors. With a size of 0 they would read an end
+            // of file.
             if config.openers <= own {
                 disk.set_capacity(0);
             }

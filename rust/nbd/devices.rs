@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making devices, finding them, and claiming one for a session.
+//! Adding devices, finding them, and claiming one for a session.
 
 use crate::{
     debugfs,
@@ -15,7 +15,7 @@ use kernel::{
 };
 
 impl Driver {
-    /// Makes device `index`. Sleeps. Fails with `EEXIST` if there is one.
+    /// Adds device `index`. Fails with `EEXIST` if it exists. Context: may sleep.
     pub(crate) fn add(self: &Arc<Self>, index: u32, hw_queues: u32) -> Result {
         let mut table = self.table();
         if table.get(&index).is_some() {
@@ -36,12 +36,12 @@ impl Driver {
         Ok(found)
     }
 
-    /// Device `index`. Sleeps.
+    /// Returns device `index`. Context: may sleep.
     pub(crate) fn find(&self, index: u32) -> Option<ARef<Disk>> {
         self.table().get(&index).map(|disk| ARef::from(&**disk))
     }
 
-    /// Device `index`, made if need be, and whether it was. Sleeps.
+    /// Returns device `index`, and whether this call has added it. Context: may sleep.
     pub(crate) fn find_or_add(
         self: &Arc<Self>,
         index: u32,
@@ -54,9 +54,13 @@ impl Driver {
         }
     }
 
-    /// Takes the first idle device for a session of `setup`, one that nobody has open if possible,
-    /// for whoever opens it may be about to set it up; or a new one if there is none.
-    /// Sleeps. Fails with `ENOSPC` if there are no minors left.
+    /// Claims the first idle device for a session of `setup`, or a new one if none is idle. A
+    /// device that is open is claimed only if no other is idle, since its opener may be about to
+    /// set it up.
+    ///
+    /// Fails with `ENOSPC` if there are no minors left.
+    ///
+    /// Context: may sleep.
     pub(crate) fn claim_any(
         self: &Arc<Self>,
         mut setup: Setup,
@@ -85,7 +89,7 @@ impl Driver {
             };
             setup = match disk.data().claim_idle(&disk, setup, true) {
                 Ok(claimed) => return Ok((disk, claimed)),
-                // Somebody was quick to open it, and sets it up.
+                // Another task has opened the new device already and sets it up.
                 Err((_, setup)) => setup,
             };
         };
@@ -93,7 +97,8 @@ impl Driver {
         Err(error)
     }
 
-    /// Calls `f` with all devices, in order of their indices, and their number. Sleeps.
+    /// Calls `f` with the number of devices, and all devices in the order of their indices.
+    /// Context: may sleep.
     pub(crate) fn with_all<R>(
         &self,
         f: impl FnOnce(usize, &mut dyn Iterator<Item = &Disk>) -> R,
@@ -104,7 +109,8 @@ impl Driver {
         f(count, &mut disks)
     }
 
-    /// Drops the disk of a device, and waits until that is gone if it is being removed. Sleeps.
+    /// Drops a reference to the disk of a device. If the device is being removed, waits until it is
+    /// gone. Context: may sleep.
     pub(crate) fn let_go(&self, disk: ARef<Disk>) {
         let leaves = disk.data().is_leaving();
         drop(disk);

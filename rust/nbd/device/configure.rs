@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What users ask of a device, by ioctl or netlink: transitions of its configuration.
+//! Transitions of the configuration that users request by ioctl or netlink.
 
 use crate::{
     changes::Changes,
@@ -13,7 +13,7 @@ use crate::{
 use kernel::{mm::NoIo, net::socket::Socket, prelude::*, sync::Arc, task::Process};
 
 impl Device {
-    /// Adds a socket of the current process.
+    /// Adds a socket of the current process. Context: may sleep.
     pub(crate) fn set_socket(&self, disk: &Disk, fd: u32) -> Result {
         let socket = Socket::from_fd(fd).inspect_err(|error| {
             if self.info().may_log(Topic::Refusal) {
@@ -25,14 +25,14 @@ impl Device {
                 );
             }
         })?;
-        // Who has a partition open has data of the ended session in its cache. It counts as an opener
-        // already; the caller, who may have one open itself, is then not the only one.
+        // An opener of a partition has data of the ended session in its cache, and counts as an
+        // opener already. The caller may be this opener; it is then not treated as the only one.
         let partitions = disk.open_partitions();
         if partitions == 0 {
             self.retire(disk, 1);
         }
         let added = {
-            // Netlink messages about other devices look at this one, too.
+            // Netlink messages about other devices take this lock, too.
             let _noio = NoIo::enter();
             let mut config = self.config.lock();
             let openers = config.openers.max(partitions.saturating_add(1));
@@ -48,7 +48,7 @@ impl Device {
         }
     }
 
-    /// Drops a setup whose owner has exited, if there was one, and says so.
+    /// Drops a setup whose owner has exited, if there is one, and logs this.
     pub(crate) fn drop_stale(disk: &Disk, stale: Option<Setup>) {
         if let Some(stale) = stale {
             dev_info!(
@@ -59,7 +59,7 @@ impl Device {
         }
     }
 
-    /// Changes the parameters as an ioctl asks for.
+    /// Changes the parameters for an ioctl. Context: may sleep.
     pub(crate) fn update(
         &self,
         disk: &Disk,
@@ -81,12 +81,13 @@ impl Device {
         }
     }
 
-    /// Whether anybody has the device open.
+    /// Whether the device is open. Context: may sleep.
     pub(crate) fn is_open(&self) -> bool {
         self.config.lock().openers > 0
     }
 
-    /// Changes what runs. Sleeps; for another block size, until no request is in flight.
+    /// Changes the running session. Context: may sleep; a change of the block size waits until no
+    /// request is in flight.
     pub(crate) fn reconfigure(
         &self,
         disk: &Disk,
@@ -109,7 +110,7 @@ impl Device {
             }
         }
         let new = changes.apply(params).map_err(Refusal::BadParameter)?;
-        // New connections first: they are what waiting requests need to finish.
+        // New sockets come first, since requests in flight may need them.
         let sockets = core::mem::take(&mut changes.sockets);
         let given = sockets.len();
         if given > 0 {
@@ -126,7 +127,7 @@ impl Device {
                 );
             }
         }
-        // Another block size waits for all requests.
+        // A change of the block size waits for all requests.
         if new.block_size() != params.block_size() && !session.is_live() {
             return Err(Refusal::Dead);
         }
@@ -149,8 +150,8 @@ impl Device {
         })
     }
 
-    /// Ends the session, if there is one, and waits for a short while until others who have opened the
-    /// device just now have closed it, so that it is free. May sleep, for four seconds at most.
+    /// Ends the session, if there is one, and waits until openers that close the device soon have
+    /// closed it, so that it is free. Context: may sleep, for four seconds at most.
     pub(crate) fn disconnect(&self) -> Result<(), Refusal> {
         self.wait_if_starting();
         let session = self.config.lock().state.session()?;
@@ -161,7 +162,7 @@ impl Device {
         Ok(())
     }
 
-    /// Drops the sockets of a setup; their peers see the end of the streams.
+    /// Drops the sockets of a setup. Their peers see the end of the stream. Context: may sleep.
     pub(crate) fn clear_setup(&self, disk: &Disk) {
         let setup = self.config.lock().state.clear();
         drop(setup);

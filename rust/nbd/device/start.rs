@@ -24,20 +24,22 @@ use kernel::{
 };
 
 impl StartGuard {
-    /// For a device whose state has just become [`Starting`](crate::state::State::Starting).
+    /// The state of the device must have become [`Starting`](crate::state::State::Starting) in the
+    /// current task.
     pub(super) fn new(disk: &Disk) -> Self {
         Self(ScopeGuard::new_with_data(disk.into(), |disk| {
             disk.data().finish(&disk)
         }))
     }
 
-    /// Makes a session of a setup, and starts it. On failure the setup is dropped. Sleeps.
+    /// Creates a session of a setup, and starts it. On failure the setup is dropped. Context: may
+    /// sleep.
     pub(crate) fn start(self, setup: Setup, origin: Origin) -> Result<Arc<Session>> {
         let disk: &Disk = &self.0;
         let device = &*disk.data();
         let params = setup.params();
         let started = Session::new(disk, device.info(), setup, origin).and_then(|session| {
-            // Nobody can end the session before its files are complete.
+            // No other task can end the session before its sysfs files are complete.
             *device.session.lock() = Some(session.clone());
             let set = disk.set_queue_data(session.clone());
             set.map_err(|_| EBUSY)
@@ -51,7 +53,7 @@ impl StartGuard {
                 let rejected = device.config.lock().state.started(params, running);
                 drop(rejected);
             });
-            // An end that began before its files were there has left them.
+            // An end that has begun before the files were created did not remove them.
             begun.inspect_err(|_| {
                 session.stop_whole();
                 session.withdraw();
@@ -68,7 +70,7 @@ impl StartGuard {
             }
             Err(error) => {
                 let disk: ARef<Disk> = disk.into();
-                // The device is idle before this says so.
+                // The device is idle before the message is logged.
                 drop(self);
                 if disk.data().info().may_log(Topic::Refusal) {
                     dev_err!(
@@ -84,8 +86,9 @@ impl StartGuard {
 }
 
 impl Device {
-    /// Takes the device for a session of `setup`, if it is idle; hands the setup back otherwise. If
-    /// it was `made` for that session, it goes with it. Does not sleep for long.
+    /// Claims the device for a session of `setup` if it is idle. Hands the setup back otherwise. If
+    /// the device was `made` for this session and the session cannot be started, the device is
+    /// removed if the setup asks for that. Context: may sleep.
     pub(crate) fn claim_idle(
         &self,
         disk: &Disk,
@@ -100,8 +103,8 @@ impl Device {
         Ok(Self::claimed(disk, claimed))
     }
 
-    /// As [`Self::claim_idle`], but takes the place of a setup whose owner has exited, and waits for a
-    /// short while for those who hold the device still, though its session has ended.
+    /// As [`Self::claim_idle`], but also replaces a setup whose owner has exited, and waits for
+    /// openers that are left from an ended session, for [`PATIENCE_MS`] at most.
     pub(crate) fn claim_patiently(
         &self,
         disk: &Disk,
@@ -139,9 +142,12 @@ impl Device {
         (guard, claimed.setup)
     }
 
-    /// Makes a session of the setup that ioctls have made, starts it and waits until it has ended.
-    /// Fails with `ERESTARTNOHAND` when the thread has to see to a signal that it does not act on;
-    /// when it comes back with this, it goes on waiting. May sleep.
+    /// Starts a session of the setup that ioctls have made, and waits until it has ended.
+    ///
+    /// Fails with `ERESTARTNOHAND` if the thread has to handle a signal that does not end the
+    /// session. When the thread calls this again, it continues to wait.
+    ///
+    /// Context: may sleep.
     pub(crate) fn run(&self, disk: &Disk) -> Result<i32> {
         match self.come_back() {
             Some(Ok(session)) => session.attend(),
@@ -161,8 +167,8 @@ impl Device {
         StartGuard::new(disk).start(setup, Origin::Ioctl { thread })
     }
 
-    /// Cleans the device and makes it idle, if it is left from an ended session and at most so many
-    /// have it open. Sleeps.
+    /// Cleans the device and makes it idle, if its session has ended and it has at most `openers`
+    /// openers. Context: may sleep.
     pub(crate) fn retire(&self, disk: &Disk, openers: u32) {
         let retired = {
             let mut config = self.config.lock();
