@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device that is not idle shows in debugfs.
+//! The debugfs files of a device that is not idle.
 
 use crate::{protocol::Flags, request::Disk, NbdModule};
 use kernel::{
@@ -23,7 +23,7 @@ const FILES: [(&CStr, Print<ARef<Disk>>); 7] = [
     (c"connections", connections),
 ];
 
-/// Makes the directory of a device. Sleeps.
+/// Creates the directory of a device. Context: may sleep.
 pub(crate) fn show(root: &Arc<Root>, disk: &Disk) -> Result<Dir<ARef<Disk>, NbdModule>> {
     let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().info().index()))?;
     Dir::new(root, &name, &ARef::from(disk), &FILES)
@@ -63,7 +63,7 @@ fn state(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     disk.data().describe(f)
 }
 
-/// An address, or why there is none.
+/// An address. It is printed as `-` if there is none.
 struct Address(Result<SocketAddr>);
 
 impl fmt::Display for Address {

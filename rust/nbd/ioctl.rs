@@ -7,7 +7,7 @@
 use crate::{error::Reason, protocol::Flags, request::Disk};
 use kernel::{capability, ioctl::_IO, prelude::*};
 
-/// The type of the ioctls.
+/// The type of all nbd ioctls.
 const TYPE: u32 = 0xab;
 
 const SET_SOCK: u32 = _IO(TYPE, 0);
@@ -22,7 +22,7 @@ const DISCONNECT: u32 = _IO(TYPE, 8);
 const SET_TIMEOUT: u32 = _IO(TYPE, 9);
 const SET_FLAGS: u32 = _IO(TYPE, 10);
 
-/// Does what `cmd` asks for. Sleeps; [`DO_IT`] for as long as the session lasts.
+/// Handles an ioctl. Context: may sleep, [`DO_IT`] for as long as the session lasts.
 pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
     if !capability::sys_admin() {
         return Err(EPERM);
@@ -67,8 +67,8 @@ pub(crate) fn ioctl(disk: &Disk, cmd: u32, arg: usize) -> Result<i32> {
             }
             disk.force_media_change();
         }
-        // Kept for old programs: queues are cleared when a session ends, and there is no list of
-        // requests to print.
+        // These are accepted for old programs. The end of a session fails its requests, and there
+        // is no list of requests to print.
         CLEAR_QUE | PRINT_DEBUG => {}
         _ => return Err(ENOTTY),
     }

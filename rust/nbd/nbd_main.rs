@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Network block devices: disks whose data a server keeps, at the other end of a socket.
+//! Network block devices: disks whose data is kept by a server at the other end of a socket.
 //!
-//! Three ways go through the driver, each in one direction:
+//! There are three paths through the driver:
 //!
 //! - submit: [`block`] → [`session`] → [`connection`] → [`link`]
 //! - complete: [`link`] → request by tag → completion
 //! - configure: [`ioctl`] or [`netlink`] → [`device`] → [`state`] → [`session`]
+//!
+//! `Documentation/block/nbd.rst` describes the design.
 
 mod block;
 mod changes;
@@ -46,7 +48,7 @@ module! {
 kernel::module_version!("0.9.0");
 
 kernel::int_param!(
-    /// Devices made when the module is loaded.
+    /// The number of devices that are added when the module is loaded.
     NBDS_MAX,
     c"nbds_max",
     16,
@@ -60,14 +62,14 @@ kernel::int_param!(
     b"parm=max_part:number of partitions per device (default: 16)\0parmtype=max_part:int\0"
 );
 kernel::int_param!(
-    /// Hardware queues of the devices made when the module is loaded.
+    /// Hardware queues of the devices that are added when the module is loaded.
     PRE_DEFINED_CONNECTIONS,
     c"pre_defined_connections",
     1,
     b"parm=pre_defined_connections:number of connections that devices are prepared for (default: 1)\0parmtype=pre_defined_connections:int\0"
 );
 
-/// Log2 of the minors that one disk can have.
+/// Log2 of the largest number of minors of a disk.
 const MAX_PART_SHIFT: u32 = 8;
 
 /// Whether devices have partitions.
@@ -75,7 +77,7 @@ fn partitions() -> bool {
     MAX_PART.get() > 0
 }
 
-/// All devices; dropping it removes them.
+/// All devices. Dropping this removes them.
 struct AllDevices(Arc<Driver>);
 
 impl Drop for AllDevices {
@@ -84,8 +86,8 @@ impl Drop for AllDevices {
     }
 }
 
-/// The loaded module. Fields are dropped in order: first the netlink interface, so that nobody can
-/// make a device, then the devices, then their number.
+/// The loaded module. The fields are dropped in order: the netlink interface goes first, so that no
+/// device can be added any more, then the devices, then the major number.
 struct NbdModule {
     _netlink: Registration<Nbd>,
     devices: AllDevices,
@@ -113,8 +115,8 @@ impl kernel::Module for NbdModule {
             }
         };
         let major = Major::register(device::MAJOR, c"nbd")?;
-        // Before any device is there: one may be open already, and then the module cannot go away
-        // any more.
+        // The interface is registered before any device is added. A device may be opened at once,
+        // and the module cannot fail to load after that.
         let module = Self {
             _netlink: netlink::register(driver.clone())?,
             devices: AllDevices(driver),
@@ -122,7 +124,7 @@ impl kernel::Module for NbdModule {
         };
         for index in 0..count {
             match module.devices.0.add(index, hw_queues) {
-                // Or a netlink message has made it.
+                // A netlink message may have added this device.
                 Ok(()) | Err(EEXIST) => {}
                 Err(error) => {
                     pr_err!(
@@ -141,13 +143,13 @@ impl kernel::Module for NbdModule {
 
 impl Drop for NbdModule {
     fn drop(&mut self) {
-        // The module is unused, so that no session runs; but what ended the last one may not have
-        // returned yet, and has a message to send.
+        // The module is unused, so that no session runs. The work that ended the last session may
+        // not have returned yet, and sends a netlink message.
         self.devices.0.settle();
     }
 }
 
-/// Checks `max_part`, and makes user space see the value in force.
+/// Checks `max_part`, and sets the module parameter to the rounded value.
 fn minors() -> Result<Minors> {
     let Ok(max_part) = u32::try_from(MAX_PART.get()) else {
         pr_err!("max_part must not be negative\n");

@@ -63,17 +63,17 @@ static POLICY: [Policy; 11] = [
     Policy::STRING,
 ];
 
-/// In [`SOCKETS`].
+/// An item of [`SOCKETS`].
 const SOCK_ITEM: u16 = 1;
-/// In [`SOCK_ITEM`].
+/// An attribute of [`SOCK_ITEM`].
 const SOCK_FD: u16 = 1;
 static SOCK_POLICY: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
 
-/// In [`DEVICE_LIST`].
+/// An item of [`DEVICE_LIST`].
 const DEVICE_ITEM: u16 = 1;
-/// In [`DEVICE_ITEM`].
+/// An attribute of [`DEVICE_ITEM`].
 const DEVICE_INDEX: u16 = 1;
-/// In [`DEVICE_ITEM`].
+/// An attribute of [`DEVICE_ITEM`].
 const DEVICE_CONNECTED: u16 = 2;
 
 static OPERATIONS: [Operation<Nbd>; 4] = [
@@ -83,7 +83,7 @@ static OPERATIONS: [Operation<Nbd>; 4] = [
     Operation::lenient(STATUS),
 ];
 
-/// The group that hears of lost connections.
+/// The group to which link errors are sent.
 const LISTENERS: u8 = 0;
 static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"nbd_mc_group")];
 
@@ -99,14 +99,14 @@ static FAMILY: Family<Nbd> = Family::new(
 /// The commands of the family `nbd`.
 pub(crate) struct Nbd;
 
-/// Has users find the family. Sleeps.
+/// Registers the family. Context: may sleep.
 pub(crate) fn register(driver: Arc<Driver>) -> Result<Registration<Nbd>> {
     FAMILY.register(driver)
 }
 
-/// Tells who listens that a connection of device `index` was lost. Sleeps.
+/// Tells the multicast group that a link of device `index` has failed. Context: may sleep.
 pub(crate) fn notify_link_dead(index: u32) {
-    // Nobody can be told that there is no memory to tell them.
+    // Without memory the message is lost.
     let _ = Message::new_multicast(&FAMILY, LINK_DEAD, attr_size(4)).and_then(|message| {
         message.put_u32(INDEX, index)?;
         message.multicast(&FAMILY, LISTENERS)
@@ -117,8 +117,8 @@ impl Commands for Nbd {
     type Context = Driver;
 
     fn handle(driver: ArcBorrow<'_, Driver>, command: u8, info: &Info<'_>) -> Result {
-        // A message, or another that waits for the same lock, may bring or end what the I/O that
-        // frees memory waits for.
+        // The I/O that frees memory may depend on this message, or on another one that waits for
+        // the same lock.
         let _noio = NoIo::enter();
         if command == STATUS {
             return status(&driver, info);
@@ -136,13 +136,13 @@ impl Commands for Nbd {
     }
 }
 
-/// Tells the sender and the log what was refused, why, and what to do. Returns the errno.
+/// Reports a refusal to the sender of the message and to the log. Returns the errno.
 fn refuse(info: &Info<'_>, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
     info.refuse(None, fmt!("{refusal}"));
     disk.data().info().refuse(disk, what, refusal)
 }
 
-/// The device that the message is about, which must be there.
+/// Returns the device that the message names. Fails with `EINVAL` if there is none.
 fn device(driver: &Driver, info: &Info<'_>) -> Result<ARef<Disk>> {
     let index = info.require(INDEX)?;
     driver.find(index.u32()?).ok_or_else(|| {
@@ -155,7 +155,7 @@ fn number(info: &Info<'_>, attr: u16) -> Result<Option<u64>> {
     info.attr(attr).map(|attr| attr.u64()).transpose()
 }
 
-/// The sockets in the message.
+/// Returns the sockets in the message.
 fn sockets(info: &Info<'_>) -> Result<KVec<Socket>> {
     let Some(list) = info.attr(SOCKETS) else {
         return Ok(KVec::new());
@@ -188,7 +188,7 @@ fn socket(fd: Attr<'_>) -> Result<Socket> {
     Socket::from_fd(fd)
 }
 
-/// What the message wants of the device, with its sockets.
+/// Returns the changes that the message requests, with its sockets.
 fn changes(info: &Info<'_>) -> Result<Changes> {
     Ok(Changes {
         size: number(info, SIZE_BYTES)?,
@@ -200,7 +200,7 @@ fn changes(info: &Info<'_>) -> Result<Changes> {
     })
 }
 
-/// What the message calls the backend, up to a NUL.
+/// Returns the backend identifier in the message, up to the first NUL.
 fn backend<'a>(info: &Info<'a>) -> Option<&'a [u8]> {
     let name = info.attr(BACKEND_IDENTIFIER)?.string();
     name.split(|byte| *byte == 0).next()
@@ -282,7 +282,7 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
         return Err(error);
     }
 
-    // The session runs, whether or not the sender hears of it.
+    // The session runs even if the reply cannot be sent.
     let _ = Message::reply(info, CONNECT, attr_size(4)).and_then(|reply| {
         reply.put_u32(INDEX, disk.data().info().index())?;
         reply.send_reply(info)
@@ -290,7 +290,7 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
     Ok(())
 }
 
-/// Takes the device of this index for a session, or one that is made.
+/// Claims device `index` for a session. Adds the device if there is none. Context: may sleep.
 fn claim_at(
     driver: &Arc<Driver>,
     info: &Info<'_>,
@@ -346,7 +346,7 @@ fn status(driver: &Driver, info: &Info<'_>) -> Result {
     }
 }
 
-/// Replies with what `count` devices do.
+/// Replies with the status of `count` devices.
 fn list(info: &Info<'_>, count: usize, disks: &mut dyn Iterator<Item = &Disk>) -> Result {
     let item = attr_size(attr_size(4) + attr_size(1));
     let reply = Message::reply(info, STATUS, attr_size(count * item))?;

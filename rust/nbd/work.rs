@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bodies of work items, which reach from a link up to its session.
+//! The functions of the work items. They are the only place where a link finds its session.
 
 use crate::{
     device::Device,
@@ -13,12 +13,12 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// The session of a link. Without one, its end has seen to everything but what [`give_up`] does.
+/// Returns the session of a link. If there is none, its end has done everything but [`give_up`].
 fn session_of(link: &Link) -> Option<Arc<Session>> {
     link.disk().data().session()
 }
 
-/// Sends nothing on a link any more, and shuts its socket down.
+/// Stops sending on a link, and has its socket shut down.
 fn give_up(link: &Arc<Link>) {
     drop(link.close());
     link.shut_down();
@@ -27,7 +27,7 @@ fn give_up(link: &Arc<Link>) {
 impl WorkItem<0> for Link {
     type Pointer = Arc<Self>;
 
-    /// Receives what is there.
+    /// Receives what the socket has.
     fn run(this: Arc<Self>) {
         let error = this.receive(|told| {
             let session = session_of(&this);
@@ -35,7 +35,7 @@ impl WorkItem<0> for Link {
                 if let Some(session) = &session {
                     session.leave(&this);
                 }
-                // Not before it can go elsewhere.
+                // The link was taken out before this, so that the request does not return to it.
                 claim.requeue();
             }
             if let Some(session) = session {
@@ -61,7 +61,7 @@ impl ReadReady for Link {
 impl WorkItem<1> for Link {
     type Pointer = Arc<Self>;
 
-    /// Goes on sending where a task found no room.
+    /// Continues a send for which the socket had no room.
     fn run(this: Arc<Self>) {
         match this.run_deferred() {
             Ok(Sent::Requests) => {}
@@ -90,7 +90,7 @@ impl WorkItem<2> for Link {
 impl WorkItem<3> for Link {
     type Pointer = Arc<Self>;
 
-    /// Gives the socket back.
+    /// Restores the settings that the socket had before.
     fn run(this: Arc<Self>) {
         this.socket().give_back();
     }
@@ -99,7 +99,7 @@ impl WorkItem<3> for Link {
 impl WorkItem<0> for Session {
     type Pointer = Arc<Self>;
 
-    /// Makes the end.
+    /// Ends the session.
     fn run(this: Arc<Self>) {
         this.make_end(&*this.disk().data());
     }
@@ -108,7 +108,7 @@ impl WorkItem<0> for Session {
 impl WorkItem<1> for Session {
     type Pointer = Arc<Self>;
 
-    /// Does what is due, until nothing has its time any more.
+    /// Handles the time limits of the session until there are none.
     fn run(this: Arc<Self>) {
         this.run_clock();
     }
@@ -117,7 +117,7 @@ impl WorkItem<1> for Session {
 impl WorkItem<2> for Session {
     type Pointer = Arc<Self>;
 
-    /// Tells who listens which device has lost a link, once for each.
+    /// Sends one `NBD_CMD_LINK_DEAD` message for each link error.
     fn run(this: Arc<Self>) {
         for _ in 0..this.take_link_dead() {
             crate::netlink::notify_link_dead(this.disk().data().info().index());
@@ -128,7 +128,7 @@ impl WorkItem<2> for Session {
 impl WorkItem<3> for Session {
     type Pointer = Arc<Self>;
 
-    /// Waits for a task that is away to come back or to exit.
+    /// Waits until the task that has left `NBD_DO_IT` comes back or exits.
     fn run(this: Arc<Self>) {
         this.watch_absence();
     }
@@ -146,7 +146,7 @@ impl WorkItem<0> for Device {
 impl WorkItem<1> for Device {
     type Pointer = Arc<Self>;
 
-    /// Drops the last of what a disk held.
+    /// Drops the last reference to the device.
     fn run(this: Arc<Self>) {
         drop(this);
     }
