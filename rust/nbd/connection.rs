@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A connection: a place in a session, with a link in it or none until a reconnect brings one.
+//! A connection: a place in a session. It has a link, or none until a reconnect brings one.
 
 use crate::{
     error::LinkError,
@@ -19,19 +19,20 @@ use kernel::{
     time::{Instant, Monotonic}, //
 };
 
-/// How long a link that its server wants to be left may take to come to its end, in milliseconds.
+/// How long a link may drain after its server has begun to shut down, in milliseconds.
 const LEAVE_MS: i64 = 1000;
 
-/// The age of a link, in milliseconds, before which it is not told that its server wants it to be
-/// left: a server that says so on every new connection costs one reconnect in that time.
+/// The link error of a link that is younger than this, in milliseconds, is reported only when the
+/// link reaches this age. A server that shuts down every new connection thus causes one reconnect
+/// in this time.
 const YOUNG_MS: i64 = 1000;
 
-/// A link that its server wants to be left. It gets no requests.
+/// A link whose server is shutting down. It gets no new requests.
 struct Leaving {
-    /// `None` once the link has come to its end.
+    /// `None` once the link is closed.
     link: Option<Arc<Link>>,
     since: Instant<Monotonic>,
-    /// When the link was made, if nobody was told yet that it is gone.
+    /// When the link was created, if its link error was not reported yet.
     untold: Option<Instant<Monotonic>>,
 }
 
@@ -41,17 +42,17 @@ impl Leaving {
     }
 }
 
-/// What is due at a connection.
+/// What is due on a connection.
 #[derive(Default)]
 pub(crate) struct Due {
-    /// This link has had its time.
+    /// The time of this link is over.
     pub(crate) link: Option<Arc<Link>>,
-    /// User space is to be told about the loss of a link.
+    /// A link error has to be reported.
     pub(crate) notify: bool,
 }
 
-/// Whether what has its time of `limit` milliseconds from `since` on has still some left, which makes
-/// it the `next` that is due if nothing is earlier.
+/// Whether a time limit of `limit` milliseconds from `since` is still pending. If so, lowers `next`
+/// to the milliseconds that are left, unless another limit comes earlier.
 pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i64) -> bool {
     let left = limit - since.elapsed().as_millis();
     if left > 0 {
@@ -62,32 +63,32 @@ pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i6
 
 /// The links of a connection.
 struct Links {
-    /// The one that gets requests.
+    /// The link that gets requests.
     current: Option<Arc<Link>>,
     leaving: Option<Leaving>,
-    /// The one that was current when the session began to end.
+    /// The link that was current when the session began to end.
     last: Option<Arc<Link>>,
 }
 
-/// Why a request could not be handed to a connection.
+/// Why a push or a flush has failed.
 pub(crate) enum PushError {
-    /// It takes no requests.
+    /// The connection has no open link and did not take the request.
     Closed(OwnedRequest<Queue>),
-    /// The request was taken, but the link is broken.
+    /// The connection took the request, but a send has failed.
     Broken(Arc<Link>, Broken),
 }
 
 /// A connection of a session.
 ///
-/// A request that was pushed before its link was taken away is seen by whoever looks through the
-/// started requests afterwards, so that none is forgotten.
+/// Requests are published under the lock of the links. After a link was taken out, all of its
+/// requests are therefore found among the started requests.
 #[pin_data]
 pub(crate) struct Connection {
-    /// Its place in the session, for messages.
+    /// The place in the session.
     index: u32,
-    /// Requests that had to be sent again elsewhere.
+    /// The number of requests that were sent again on another connection.
     replayed: Atomic<u64>,
-    /// Why the last link was lost.
+    /// The error of the last link that has failed.
     #[pin]
     last_error: SpinLock<Option<LinkError>>,
     #[pin]
@@ -95,7 +96,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Makes a connection with a link. May sleep.
+    /// Creates a connection with a link. Context: may sleep.
     pub(crate) fn new(index: u32, link: Arc<Link>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -116,12 +117,12 @@ impl Connection {
         self.index
     }
 
-    /// The link that gets requests, if there is one.
+    /// Returns the link that gets requests, if there is one.
     pub(crate) fn link(&self) -> Option<Arc<Link>> {
         self.links.lock().current.clone()
     }
 
-    /// Whether requests can be pushed, for now.
+    /// Whether the connection takes requests now.
     pub(crate) fn is_open(&self) -> bool {
         let links = self.links.lock();
         links.current.as_ref().is_some_and(|link| link.is_open())
@@ -132,15 +133,14 @@ impl Connection {
         self.links.lock().current.is_none()
     }
 
-    /// Whether the connection is open and the server has nothing to do on it, as far as one can
-    /// tell.
+    /// Whether the connection is open and the server has answered everything. This is a hint.
     pub(crate) fn is_idle(&self) -> bool {
         let links = self.links.lock();
         links.current.as_ref().is_some_and(|link| link.is_idle())
     }
 
-    /// Whether nothing is in flight and the server was told that nothing follows, or there is no
-    /// server. May sleep.
+    /// Whether no request is in flight and the server was told that no requests follow, or there is
+    /// no link. Context: may sleep.
     pub(crate) fn is_quiet(&self) -> bool {
         match self.link() {
             Some(link) => link.is_disconnected() && !link.has_requests(),
@@ -152,7 +152,7 @@ impl Connection {
         self.replayed.fetch_add(1, Relaxed);
     }
 
-    /// Why the last link was lost, if one was.
+    /// Returns the error of the last link that has failed.
     pub(crate) fn last_error(&self) -> Option<LinkError> {
         *self.last_error.lock()
     }
@@ -161,7 +161,7 @@ impl Connection {
         self.replayed.load(Relaxed)
     }
 
-    /// How far the connection is, and its link, for people to read.
+    /// Returns the name of the state for debugfs, and the link.
     pub(crate) fn describe(&self) -> (&'static str, Option<Arc<Link>>) {
         let links = self.links.lock();
         if let Some(link) = &links.current {
@@ -175,7 +175,7 @@ impl Connection {
         }
     }
 
-    /// Puts a link into its place; hands it back if there is one.
+    /// Installs a link. Hands it back if there is one already.
     pub(crate) fn open(&self, link: Arc<Link>) -> Result<(), Arc<Link>> {
         let mut links = self.links.lock();
         if links.current.is_some() {
@@ -185,8 +185,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Queues a request. With `last`, it is sent at once, with all that were queued before;
-    /// otherwise [`Self::flush`] follows.
+    /// Queues a request. With `last`, everything that is queued is sent at once. Without it, the
+    /// caller has to call [`Self::flush`] later.
     ///
     /// Context: may sleep, but never for the peer.
     pub(crate) fn push(
@@ -200,7 +200,7 @@ impl Connection {
             let Some(link) = &links.current else {
                 return Err(PushError::Closed(rq));
             };
-            // Under the lock: whoever takes the link away finds the request published.
+            // The lock is held, so that a task that takes the link out finds the request published.
             match link.queue(rq, cookie, last) {
                 Ok(Some(sender)) => (link.clone(), sender),
                 Ok(None) => return Ok(Sent::Requests),
@@ -211,7 +211,8 @@ impl Connection {
             .map_err(|broken| PushError::Broken(link, broken))
     }
 
-    /// Sends what is queued, unless somebody does already. May sleep, but never for the peer.
+    /// Sends what is queued, unless another task does so already. Context: may sleep, but never for
+    /// the peer.
     pub(crate) fn flush(&self) -> Result<Sent, PushError> {
         let (link, sender) = {
             let links = self.links.lock();
@@ -227,8 +228,8 @@ impl Connection {
             .map_err(|broken| PushError::Broken(link, broken))
     }
 
-    /// Takes `link` away, if it is the one that gets requests, and remembers why it is lost. Whether
-    /// it was. Does not sleep.
+    /// Takes `link` out if it is current, and records why it has failed. Returns whether it was
+    /// current. Context: does not sleep.
     pub(crate) fn lose(&self, link: &Link, error: LinkError) -> bool {
         let taken = {
             let mut links = self.links.lock();
@@ -243,12 +244,11 @@ impl Connection {
         taken.is_some()
     }
 
-    /// As [`Self::lose`] with a link that its server wants to be left, but the link goes on without
-    /// new requests until [`Self::left`], or until its time is over. The caller tells about the loss
-    /// now if this says so.
+    /// As [`Self::lose`], but the link drains until [`Self::left`] is called or its time is over.
+    /// The caller reports the link errors that are due.
     ///
-    /// Returns `None` if it was not the one that gets requests. Hands an earlier one that is being
-    /// left back, to be closed by the caller.
+    /// Returns `None` if the link is not current. Otherwise hands back an earlier link that drains,
+    /// which the caller closes.
     pub(crate) fn leave(&self, link: &Link) -> Option<Left> {
         let left = {
             let mut links = self.links.lock();
@@ -274,7 +274,7 @@ impl Connection {
         Some(left)
     }
 
-    /// `link` has come to its end. Does not sleep.
+    /// Records that `link` has finished draining. Context: does not sleep.
     pub(crate) fn left(&self, link: &Link) {
         let _link = {
             let mut links = self.links.lock();
@@ -290,7 +290,7 @@ impl Connection {
         };
     }
 
-    /// Whether a link of this generation is being left.
+    /// Whether the link of this generation is draining.
     pub(crate) fn is_leaving(&self, generation: u64) -> bool {
         match &self.links.lock().leaving {
             Some(Leaving {
@@ -300,7 +300,8 @@ impl Connection {
         }
     }
 
-    /// What is due now; `next` is when something is, in milliseconds. Does not sleep.
+    /// Returns what is due. Lowers `next` to the milliseconds until something is. Context: does not
+    /// sleep.
     pub(crate) fn due(&self, next: &mut Option<i64>) -> Due {
         let mut due = Due::default();
         let mut links = self.links.lock();
@@ -322,9 +323,9 @@ impl Connection {
         due
     }
 
-    /// Closes the connection for good: the caller makes sure that none opens it again. A link that is
-    /// being left is closed with it unless it may take its `time`. Returns how many losses were not
-    /// told about yet. Does not sleep.
+    /// Closes the connection. The caller ensures that it is not opened again. A link that drains is
+    /// closed, too, unless it may use its `time`. Returns how many link errors were not reported
+    /// yet. Context: does not sleep.
     pub(crate) fn shut(&self, time: bool) -> u32 {
         let (current, leaving, untold) = {
             let mut links = self.links.lock();
@@ -356,8 +357,8 @@ impl Connection {
         links.last.as_ref().is_some_and(|link| !link.is_shut())
     }
 
-    /// Lets go of the link that the session ended with, and gives its socket back. Sleeps for the
-    /// socket's lock.
+    /// Drops the last link, and restores the settings of its socket. Context: may sleep for the
+    /// socket lock.
     pub(crate) fn forget(&self) {
         let last = self.links.lock().last.take();
         if let Some(link) = last {
@@ -366,10 +367,10 @@ impl Connection {
     }
 }
 
-/// What follows when a link is left.
+/// What the caller of [`Connection::leave`] has to do.
 pub(crate) struct Left {
-    /// So many losses are to be told about now.
+    /// The number of link errors to report.
     pub(crate) notify: u32,
-    /// To be closed.
+    /// A link to close.
     pub(crate) earlier: Option<Arc<Link>>,
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A session: the time in which connections serve a device's requests.
+//! A session: the time in which connections serve the requests of a device.
 //!
-//! How it is made, what requests find in it, and what is changed while it runs. What happens when
-//! connections are lost is in `recovery`, how it ends in
-//! `end`, and the way of requests through it in `submit`.
+//! This file creates and starts a session, and changes its parameters while it runs. `submit` hands
+//! requests to connections, `recovery` handles link errors and reconnects, and `end` ends the
+//! session.
 
 mod connections;
 mod end;
@@ -45,34 +45,33 @@ use kernel::{
 use life::SessionState;
 use sysfs::{Backend, Pid as PidAttribute};
 
-/// Who made a session.
+/// What has started a session.
 pub(crate) enum Origin {
-    /// `NBD_DO_IT`: the session ends when all connections are lost, and with the thread.
+    /// `NBD_DO_IT`: the session ends when the last link fails, or with the thread.
     Ioctl { thread: Arc<Thread> },
-    /// A netlink message: the session lasts until a disconnect, since a reconnect may bring new
-    /// connections.
+    /// A netlink message: the session stays without a link, since a reconnect may bring one.
     Netlink {
-        /// What the backend is called, for reconnects to check.
+        /// The backend identifier, which reconnects must repeat.
         backend: Option<Arc<KVec<u8>>>,
     },
 }
 
-/// What user space sees of a session.
+/// The files of a session in sysfs.
 struct Files {
     _pid: AttributeFile<DiskOps, PidAttribute>,
     _backend: Option<AttributeFile<DiskOps, Backend>>,
 }
 
-/// Whether the task in `NBD_DO_IT` is there.
+/// Whether the task in `NBD_DO_IT` is in the kernel.
 enum Attendance {
     Present,
-    /// It had to leave the kernel for a while, and comes back or exits.
+    /// The task has left the kernel to handle a signal, and comes back or exits.
     Away,
     /// The session has ended.
     Over,
 }
 
-/// How far a session is.
+/// What the lock of a session's state guards.
 struct Life {
     state: SessionState,
     attendance: Attendance,
@@ -81,44 +80,45 @@ struct Life {
 /// A session.
 #[pin_data]
 pub(crate) struct Session {
-    /// The thread that asked for the session.
+    /// The thread that has started the session.
     pid: Pid,
     origin: Origin,
     flags: Flags,
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: Atomic<u32>,
-    /// In seconds; how long requests wait when no connection is open.
+    /// How long requests wait while no connection is open, in seconds.
     dead_conn_timeout: Atomic<u32>,
     connections: KVec<Arc<Connection>>,
     workqueues: Arc<Workqueues>,
     info: Arc<DeviceInfo>,
-    /// The connection that the next request falls back to.
+    /// Counts the requests that their own connection did not take, so that the open ones take
+    /// turns.
     fallback: Atomic<u32>,
     hw_queues: u32,
-    /// Links that were lost and not yet told about.
+    /// Link errors for which no `NBD_CMD_LINK_DEAD` was sent yet.
     pending_link_dead: Atomic<u32>,
     #[pin]
     life: Mutex<Life>,
-    /// The state has changed, or what somebody waits for in it.
+    /// Woken when the state changes, or a condition that a task waits for may have become true.
     #[pin]
     changed: WaitQueue,
     #[pin]
     published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
-    /// The parameters that the disk has, held while they are changed.
+    /// The parameters of the disk. Held while they are changed.
     #[pin]
     applied: Mutex<Params>,
     #[pin]
     end_work: Work<Session, 0>,
-    /// Runs while anything has its time.
+    /// Runs while any time limit is pending.
     #[pin]
     clock_work: Work<Session, 1>,
-    /// Tells about lost links.
+    /// Sends the `NBD_CMD_LINK_DEAD` messages.
     #[pin]
     notify_work: Work<Session, 2>,
-    /// Runs while the task in `NBD_DO_IT` is away.
+    /// Runs while the task has left `NBD_DO_IT`.
     #[pin]
     absence_work: Work<Session, 3>,
-    /// Last: when the device is gone, so may be the module.
+    /// Must be dropped last: the module may be unloaded once the device is gone.
     disk: ARef<Disk>,
 }
 
@@ -129,30 +129,31 @@ impl_has_work! {
     impl HasWork<Session, 3> for Session { self.absence_work }
 }
 
-/// What has a session: the configuration of a device.
+/// The owner of a session, which is the configuration of a device.
 pub(crate) trait SessionOwner {
-    /// The parameters of the session that runs.
+    /// Returns the parameters of the running session.
     fn running_params(&self) -> Option<Params>;
 
-    /// Puts back the block size of the session that runs: the disk could not have the one that
-    /// `failed`.
+    /// Restores the block size of the running session after the disk could not be given `failed`.
     fn revert_block_size(&self, failed: u32, block_size: u32);
 
-    /// Has no more requests go to the session. Returns it, to be dropped by the caller.
+    /// Removes the session, so that it gets no more requests. The caller drops the returned
+    /// reference.
     fn unpublish(&self) -> Option<Arc<Session>>;
 
-    /// The end of `session` is made. Returns the owner's reference to it, to be dropped by the
-    /// caller.
+    /// Reports that `session` has ended. The caller drops the returned reference of the owner.
     fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>>;
 }
 
-/// How long a server may take to close its end after it was told to, in milliseconds.
+/// How long a server may take to close its end after a disconnect, in milliseconds.
 const DISCONNECT_MS: u32 = 1000;
 
 impl Session {
-    /// Makes a session of `setup`. Nothing is served before [`Self::launch`]. Sleeps.
+    /// Creates a session of `setup`. It serves nothing before [`Self::launch`].
     ///
-    /// Fails with `EINVAL` if the server does not take as many connections as there are sockets.
+    /// Fails with `EINVAL` if the server does not support as many connections as there are sockets.
+    ///
+    /// Context: may sleep.
     pub(crate) fn new(
         disk: &Disk,
         info: &Arc<DeviceInfo>,
@@ -215,8 +216,9 @@ impl Session {
         Ok(session)
     }
 
-    /// Makes the session visible in sysfs, after it was made known to the device, and keeps the
-    /// module loaded. Sleeps. Fails with `ENODEV` if the module is being unloaded.
+    /// Creates the sysfs files, after the session was installed in the device, and takes a
+    /// reference to the module. Fails with `ENODEV` if the module is being unloaded. Context: may
+    /// sleep.
     pub(crate) fn publish(&self) -> Result {
         let module = ModuleRef::try_get().ok_or(ENODEV)?;
         let pid = AttributeFile::create(&self.disk, PidAttribute::new(self.pid))?;
@@ -235,10 +237,10 @@ impl Session {
         Ok(())
     }
 
-    /// Makes the session the running one by `f`. Sleeps. Fails with `EPIPE` if its end has begun: a
-    /// flush may have found that the server is gone.
+    /// Calls `f`, which makes this session the running one. Fails with `EPIPE` if the session is
+    /// ending already, since a flush request may have found a broken link. Context: may sleep.
     pub(crate) fn begin(&self, f: impl FnOnce()) -> Result {
-        // Whoever makes the end holds it, and sees the session running.
+        // The end takes this lock, too, and so finds the session running.
         let _applied = self.applied.lock();
         if self.life.lock().state.is_ending() {
             return Err(EPIPE);
@@ -247,10 +249,10 @@ impl Session {
         Ok(())
     }
 
-    /// Starts serving requests, after the session was made known to the device.
+    /// Starts to serve requests, after the session was installed in the device. Context: may sleep.
     pub(crate) fn launch(&self, owner: &impl SessionOwner) {
         {
-            // Whoever ends the session waits for the receivers that were started under the lock.
+            // The end waits for receivers that were started under this lock.
             let life = self.life.lock();
             if !life.state.takes_links() {
                 return;
@@ -264,7 +266,7 @@ impl Session {
             if self.is_ended() {
                 return;
             }
-            // What was changed since the session was made.
+            // The parameters may have changed since the session was created.
             if self.apply(owner, &mut applied).is_err() {
                 dev_warn!(self.disk.device(), "could not change the block size\n");
             }
@@ -280,13 +282,13 @@ impl Session {
         }
     }
 
-    /// Takes the files in sysfs away, of a session that [`Self::begin`] has refused. Sleeps.
+    /// Removes the sysfs files after [`Self::begin`] has failed. Context: may sleep.
     pub(crate) fn withdraw(&self) {
         let published = self.published.lock().take();
         drop(published);
     }
 
-    /// What somebody waits for may have changed. Does not sleep.
+    /// Wakes tasks that wait for a change of the session. Context: does not sleep.
     pub(crate) fn wake_all(&self) {
         self.changed.wake_all();
     }
@@ -311,12 +313,12 @@ impl Session {
         &self.connections
     }
 
-    /// Whether a netlink message made the session.
+    /// Whether a netlink message has started the session.
     pub(crate) fn is_of_netlink(&self) -> bool {
         matches!(self.origin, Origin::Netlink { .. })
     }
 
-    /// What the backend is called, if the session knows.
+    /// Returns the backend identifier, if there is one.
     pub(crate) fn backend(&self) -> Option<&[u8]> {
         match &self.origin {
             Origin::Netlink { backend } => backend.as_ref().map(|name| name.as_slice()),
@@ -324,7 +326,7 @@ impl Session {
         }
     }
 
-    /// How far the session is, for people to read.
+    /// Returns the name of the state for debugfs.
     pub(crate) fn describe(&self) -> &'static str {
         self.life.lock().state.describe()
     }
@@ -333,10 +335,12 @@ impl Session {
         self.life.lock().state.ended().is_some()
     }
 
-    /// Gives the disk the parameters that were changed while the session runs. Sleeps; for another
-    /// block size, until no request is in flight.
+    /// Applies parameters that were changed to the disk.
     ///
-    /// Fails with `EBUSY` if that takes longer than a second; the block size is then as before.
+    /// Fails with `EBUSY` if requests are in flight for longer than a second. The block size is
+    /// then as before.
+    ///
+    /// Context: may sleep; a change of the block size waits until no request is in flight.
     pub(crate) fn refresh(&self, owner: &impl SessionOwner) -> Result {
         let mut applied = self.applied.lock();
         if self.is_ended() {
@@ -344,14 +348,14 @@ impl Session {
         }
         let old = *applied;
         let result = self.apply(owner, &mut applied);
-        // Partition tables count in blocks.
+        // Partition tables count in blocks, so a new block size needs a partition scan, too.
         if old.size() != applied.size() || old.block_size() != applied.block_size() {
             applied.apply_size(&self.disk);
         }
         result
     }
 
-    /// Gives the disk all parameters but the size.
+    /// Applies all parameters but the size.
     fn apply(&self, owner: &impl SessionOwner, applied: &mut Params) -> Result {
         let Some(new) = owner.running_params() else {
             return Ok(());
@@ -362,7 +366,7 @@ impl Session {
             new.apply_timeout(&self.disk);
         }
         if old.dead_conn_timeout() != new.dead_conn_timeout() {
-            // Whoever waits looks at it under the lock.
+            // Tasks that wait read this under the lock.
             let _life = self.life.lock();
             self.dead_conn_timeout
                 .store(new.dead_conn_timeout(), Relaxed);

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which of a session's connections a request goes to.
+//! Which connection of a session a request goes to.
 
-/// Those of a hardware queue: every so many, since there may be fewer queues than connections.
+/// Returns the connections of a hardware queue: every `queues`-th one, since there may be fewer
+/// queues than connections.
 pub(crate) fn of_queue<T>(all: &[T], queue: u32, queues: u32) -> impl Iterator<Item = &T> {
     let (first, step) = (queue as usize, queues.max(1) as usize);
     all.iter().skip(first).step_by(step)
 }
 
-/// Which of its queue's `count` connections the request with this tag goes to.
+/// Returns which of the `count` connections of its queue the request with this tag goes to.
 pub(crate) fn pick(tag: u32, count: usize) -> usize {
     (tag as usize).checked_rem(count).unwrap_or(0)
 }
 
-/// All, once, beginning with another of the open ones each turn, so that their shares are equal.
+/// Returns each connection once, beginning with the open one whose turn it is, so that the open
+/// ones get equal shares.
 pub(crate) fn in_turn<T>(
     all: &[T],
     turn: u32,
@@ -31,7 +33,7 @@ pub(crate) fn in_turn<T>(
 mod tests {
     use super::*;
 
-    /// Has all the connections that there can be, and one more.
+    /// One connection more than a session can have.
     fn connections() -> [u16; 257] {
         core::array::from_fn(|i| i as u16)
     }
@@ -75,7 +77,7 @@ mod tests {
             0
         );
         assert_eq!(of_queue::<u16>(&[], 0, 1).count(), 0);
-        // No queues can be no queue's number: it is as with one.
+        // A session never has 0 queues. The result is as with one queue.
         assert_eq!(of_queue(all.get(..4).unwrap_or(&[]), 0, 0).count(), 4);
         assert_eq!(
             of_queue(all.get(..4).unwrap_or(&[]), 0, u32::MAX).count(),
@@ -100,9 +102,9 @@ mod tests {
                 .take(count)
                 .all(|n| *n == fair || *n == fair + 1));
         }
-        // Of none, the first; that there is none shows later.
+        // Without connections the index is 0, and the lookup fails later.
         assert_eq!(pick(7, 0), 0);
-        // The number of the hardware queue is in the upper half of a tag.
+        // The upper half of a tag is the number of the hardware queue.
         assert!(pick(u32::MAX, 3) < 3);
     }
 
@@ -124,14 +126,14 @@ mod tests {
             }
         }
         assert_eq!(in_turn::<u16>(&[], 5, |_| true).count(), 0);
-        // They may open while one looks.
+        // Connections that are closed now may be open when they are tried.
         assert_eq!(in_turn(&[0u16, 1, 2], 5, |_| false).count(), 3);
     }
 
     #[test]
     fn fallback_is_fair() {
         let all = [0u16, 1, 2, 3, 4];
-        // Of five connections two are dead: the others get requests in equal shares.
+        // Two of five connections are closed. The others get equal shares.
         let mut seen = [0u32; 5];
         for turn in 0..300 {
             let first = in_turn(&all, turn, |i| !matches!(*i, 1 | 3)).next();

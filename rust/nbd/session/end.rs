@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a session ends.
+//! The end of a session.
 //!
-//! Whatever ends it, one path does: [`Session::make_end`] closes the connections, waits for their
-//! workers, finishes every request, and only then reports that the device is stopped.
+//! Whatever the cause, [`Session::make_end`] is the only path. It closes the connections, waits for
+//! their workers, finishes every request, and then reports that the device is stopped.
 
 use crate::{
     error::Reason,
@@ -25,16 +25,17 @@ use kernel::{
     time::{msecs_to_jiffies, Instant, Jiffies}, //
 };
 
-/// How long the end may take before who waits for it is told what that waits for, in milliseconds.
+/// How long a task waits for the end before it gets [`Refusal::Ending`], in milliseconds.
 const STOP_MS: u32 = 2000;
 
 impl Session {
-    /// Has the end made, once.
+    /// Queues the work that ends the session, unless it was queued before. Context: under
+    /// `Session::life`; does not sleep.
     pub(super) fn begin_end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
         if !life.state.begin_end(reason) {
             return;
         }
-        // It cannot be queued already: a session begins to end once.
+        // It cannot be queued already, as a session begins to end once.
         let _ = self
             .info()
             .driver()
@@ -46,11 +47,11 @@ impl Session {
         self.changed.wake_all();
     }
 
-    /// Ends the session, and waits until that is done.
+    /// Ends the session, and waits until it has ended.
     ///
-    /// It waits for no peer, but for calls of the sockets to return, of which another user of a
-    /// socket may hold the lock. Fails with [`Refusal::Ending`] when that takes long; the end goes
-    /// on without the caller.
+    /// This waits for no peer, but for socket calls to return, and another user of the socket may
+    /// hold the socket lock. Fails with [`Refusal::Ending`] if that takes longer than two seconds.
+    /// The end then continues without the caller.
     ///
     /// Context: may sleep.
     pub(crate) fn stop(self: &Arc<Self>, reason: Reason) -> Result<Reason, Refusal> {
@@ -70,20 +71,21 @@ impl Session {
         })
     }
 
-    /// As [`Self::stop`], however long it takes: the device can be used for nothing else meanwhile.
+    /// As [`Self::stop`], but without a time limit, as the device cannot be used for anything else
+    /// meanwhile.
     pub(crate) fn stop_whole(self: &Arc<Self>) {
         self.begin_end(&mut self.life.lock(), Reason::Requested);
         let _ = self.wait_for_end(FOR_EVER);
     }
 
-    /// The connection whose socket the end waits for.
+    /// Returns the connection whose socket call the end waits for.
     fn stuck_connection(&self) -> Option<u32> {
         let stuck = self.connections().iter().find(|one| one.is_stuck());
         stuck.map(|one| one.index())
     }
 
-    /// Tells the servers that nothing follows. The session ends when they have closed the
-    /// connections, or when they take too long. May sleep, but not for a peer.
+    /// Tells the servers that no requests follow. The session ends when the servers have closed all
+    /// links, or after [`DISCONNECT_MS`]. Context: may sleep, but never for a peer.
     fn start_disconnect(self: &Arc<Self>) {
         {
             let mut life = self.life.lock();
@@ -101,15 +103,18 @@ impl Session {
         }
     }
 
-    /// Tells the servers that nothing follows, and returns when they have been told and nothing is
-    /// in flight, or the session has ended, or the servers take too long. The rest goes on without
-    /// the caller. May sleep, for little more than a second, and for another two if a socket is
-    /// kept from it.
+    /// Tells the servers that no requests follow. Returns when they were told and no request is in
+    /// flight, or the session has ended, or the servers have taken too long. The session then ends
+    /// without the caller.
+    ///
+    /// Context: may sleep, for a little more than a second, and for another two if the socket lock
+    /// is not available.
     pub(crate) fn disconnect(self: &Arc<Self>) -> Result<(), Refusal> {
         self.start_disconnect();
-        // Before this looks, so that whoever finishes a request says so. No link comes any more.
+        // This comes before the first check, so that every request that the check finds wakes this
+        // task when it finishes. No link is added any more.
         self.watch(true);
-        // A signal that kills the task may wait for so long.
+        // The wait is short enough for a task that was killed.
         let waited = self.changed.wait_until(
             WaitMode::Uninterruptible,
             msecs_to_jiffies(DISCONNECT_MS),
@@ -126,7 +131,7 @@ impl Session {
         if waited != Waited::Done {
             return self.stop(Reason::Requested).map(|_| ());
         }
-        // What an upper layer protocol holds back would be cut off.
+        // The end would cut off what an upper layer protocol holds back.
         let cut = |link: Arc<Link>| link.socket().has_ulp();
         if !self
             .connections()
@@ -148,8 +153,8 @@ impl Session {
         }
     }
 
-    /// The current thread closes the device. One that has left [`Self::attend`] for a while does not
-    /// come back then. Does not sleep for long.
+    /// Called when the current thread closes the device. If it has left [`Self::attend`], it does
+    /// not come back, and the session ends. Context: may sleep.
     pub(crate) fn closed(self: &Arc<Self>) {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
@@ -162,7 +167,7 @@ impl Session {
         }
     }
 
-    /// Has the receivers say when requests finish, or not any more.
+    /// Starts or stops to watch for finished requests on all links.
     fn watch(&self, on: bool) {
         for link in self.connections().iter().filter_map(|one| one.link()) {
             if on {
@@ -173,15 +178,16 @@ impl Session {
         }
     }
 
-    /// Whether every server has heard that nothing follows and has answered all.
+    /// Whether every server was told that no requests follow, and has answered all.
     fn is_quiet(&self) -> bool {
         self.connections().iter().all(|one| one.is_quiet())
     }
 
-    /// What `NBD_DO_IT` does: waits until the session has ended, and ends it when the current task
-    /// gets a signal that it acts on. For anything else that has the task return to user space it
-    /// fails with `ERESTARTNOHAND`, and the session goes on until the task comes back with
-    /// [`Self::come_back`], or exits.
+    /// Waits for `NBD_DO_IT` until the session has ended. Ends it if the current task gets a signal
+    /// that kills it or that it has a handler for.
+    ///
+    /// Fails with `ERESTARTNOHAND` if the task has to return to user space for another reason. The
+    /// session continues until the task comes back with [`Self::come_back`], or exits.
     ///
     /// Context: may sleep.
     pub(crate) fn attend(self: &Arc<Self>) -> Result<i32> {
@@ -211,7 +217,7 @@ impl Session {
             }
             life.attendance = Attendance::Away;
         }
-        // If it is queued already, it will see that the task is away again.
+        // If the work is queued already, it finds that the task is away again.
         let _ = self
             .workqueues()
             .receivers()
@@ -219,8 +225,8 @@ impl Session {
         Err(ERESTARTNOHAND)
     }
 
-    /// Whether the current task is the one that has left [`Self::attend`] for a while, which is over
-    /// with this. Does not sleep for long.
+    /// Whether the current task has left [`Self::attend`]. If so, the task counts as present again.
+    /// Context: may sleep.
     pub(crate) fn come_back(&self) -> bool {
         let Origin::Ioctl { thread } = &self.origin else {
             return false;
@@ -235,7 +241,7 @@ impl Session {
         back
     }
 
-    /// Ends the session if the task that has left [`Self::attend`] exits. May sleep.
+    /// Ends the session if the task that has left [`Self::attend`] exits. Context: may sleep.
     pub(crate) fn watch_absence(self: &Arc<Self>) {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
@@ -250,8 +256,8 @@ impl Session {
         }
     }
 
-    /// The task has not to come back any more. Returns it, with why the session ends, if it is away
-    /// and has to hear that. Does not sleep for long.
+    /// Records that the task need not come back. If it is away, returns it with the reason of the
+    /// end, for [`Self::attend`] to return later. Context: may sleep.
     pub(crate) fn end_attendance(&self) -> Option<(Arc<Thread>, Reason)> {
         let mut life = self.life.lock();
         let before = mem::replace(&mut life.attendance, Attendance::Over);
@@ -263,39 +269,41 @@ impl Session {
         }
     }
 
-    /// Makes the end. May sleep.
+    /// Ends the session, for the work that [`Self::begin_end`] queues. Context: may sleep.
     pub(crate) fn make_end(self: &Arc<Self>, owner: &impl SessionOwner) {
-        // What frees memory may wait for another end.
+        // The I/O that frees memory may wait for the end of this or another session.
         let _noio = NoIo::enter();
         let disk = self.disk();
         let Some(reason) = self.life.lock().state.ending() else {
             return;
         };
-        // A server that is going away may answer for a moment.
+        // A server that is shutting down may still answer for a moment.
         let polite = reason == Reason::ShuttingDown;
         let untold = self.connections().iter().map(|one| one.shut(polite)).sum();
         self.link_dead(untold);
-        // Whatever holds the workers up does not hold these up.
+        // These requests do not wait for workers that are held up.
         self.fail_requests(|generation| self.is_leaving(generation));
         self.workqueues().senders().flush();
         self.workqueues().receivers().flush();
-        // A link that was left and has had its time is shut down only now, and its receiver looks
-        // once more then.
+        // A draining link whose time is over is shut down by the first flush. Its receiver then
+        // runs once more.
         self.workqueues().senders().flush();
         self.workqueues().receivers().flush();
         let session = owner.unpublish();
-        // No queue function runs in between, so that no request is on its way to a connection.
+        // No queue function runs under this, so that no request is on its way to a connection.
         let queue_data = disk.take_queue_data(|| self.fail_requests(|_| false));
-        // Requests that were requeued are failed when they come again.
+        // Parked and requeued requests fail when they are submitted again.
         disk.kick_requeued();
         disk.drain();
         for connection in self.connections() {
             connection.forget();
         }
         let (files, module) = self.published.lock().take().unzip();
-        // Before the device can have another session.
+        // The files are removed before the device can have another session, whose files have these
+        // names.
         drop(files);
-        // Who changes the size of the disk does so before this, or sees that the session has ended.
+        // A task that changes the parameters of the disk does so before this, or finds that the
+        // session has ended.
         let applied = self.applied.lock();
         let stopped = owner.stopped(disk, self);
         if self.info().may_log(Topic::Session) {
@@ -304,12 +312,13 @@ impl Session {
         self.life.lock().state.end();
         drop(applied);
         self.changed.wake_all();
-        // The module may be unloaded once it has no reference; that waits for this function.
+        // The module may be unloaded once its reference is dropped. Unloading waits for this
+        // function.
         drop((session, queue_data, stopped, module));
     }
 
-    /// Fails each started request that nobody has claimed and whose link's generation `f` does not
-    /// spare.
+    /// Fails each started request that is not claimed, unless `f` of its link's generation is
+    /// `true`.
     fn fail_requests(&self, f: impl Fn(u64) -> bool) {
         self.disk().for_each_started(|rq| {
             if let Some(claim) = rq.claim(None, |data| !f(data.generation())) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The states of a session.
+//! The state machine of a session. All transitions are called with `Session::life` held.
 
 use crate::error::{LinkError, Reason};
 use kernel::time::{Instant, Monotonic};
 
-/// What a session does when its last connection is lost.
+/// What a session does when its last link fails.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LastLost {
     End,
@@ -18,33 +18,33 @@ pub(crate) enum LastLost {
 /// The state of a session.
 #[derive(Clone, Copy)]
 pub(crate) enum SessionState {
-    /// So many connections are open: at least one.
+    /// This many connections are open, at least one.
     Live(u32),
-    /// None is open. Requests wait for a new one, for as long as the parameters say after the first
-    /// came, which was then, if one has.
+    /// No connection is open. Requests wait for a reconnect, for `dead_conn_timeout` from the time
+    /// at which the first one arrived. `None` if no request has arrived.
     Waiting(Option<Instant<Monotonic>>),
-    /// None is open, and requests fail; a reconnect may bring one.
+    /// No connection is open. Requests fail until a reconnect.
     Dead,
-    /// So many connections are open. The servers were told then that nothing follows.
+    /// This many connections are open. The servers were told at this time that no requests follow.
     Disconnecting(u32, Instant<Monotonic>),
-    /// The end is being made.
+    /// The work that ends the session is queued or runs.
     Ending(Reason),
-    /// All connections are closed, all requests finished.
+    /// All connections are closed and all requests are finished.
     Ended(Reason),
 }
 
-/// What [`SessionState::lose`] says of the loss.
+/// What [`SessionState::lose`] has found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// So many connections are left, and users are told.
+    /// This many connections are left. The link error is reported to users.
     Left(u32),
-    /// The session ends as somebody wants.
+    /// The session is ending or disconnecting, so the link error is expected.
     Wanted,
 }
 
 impl SessionState {
-    /// A connection has lost its link. Returns whether that is news, and why the session ends if it
-    /// does: the caller begins that.
+    /// Handles a link error of a connection. Returns whether the error is reported, and the reason
+    /// to end the session if the caller has to begin the end.
     pub(crate) fn lose(&mut self, error: LinkError, last: LastLost) -> (Lost, Option<Reason>) {
         match *self {
             Self::Live(open) => {
@@ -71,12 +71,12 @@ impl SessionState {
         }
     }
 
-    /// Whether a reconnect may bring a connection.
+    /// Whether a reconnect may open a connection.
     pub(crate) fn takes_links(&self) -> bool {
         matches!(self, Self::Live(_) | Self::Waiting(_) | Self::Dead)
     }
 
-    /// A reconnect has brought a connection, which [`Self::takes_links`] allowed.
+    /// Counts a connection that a reconnect has opened, after [`Self::takes_links`].
     pub(crate) fn reconnect(&mut self) {
         match *self {
             Self::Live(open) => *self = Self::Live(open + 1),
@@ -85,8 +85,8 @@ impl SessionState {
         }
     }
 
-    /// A user wants the session to end when its servers have heard. Returns whether it must end at
-    /// once, since there is none; the caller begins that.
+    /// Starts a disconnect. Returns `true` if no connection is open, so that the caller has to
+    /// begin the end at once.
     pub(crate) fn start_disconnect(&mut self, now: Instant<Monotonic>) -> bool {
         match *self {
             Self::Live(open) => *self = Self::Disconnecting(open, now),
@@ -96,7 +96,8 @@ impl SessionState {
         false
     }
 
-    /// The end begins, once; whether it does by this call. The caller has it made.
+    /// Begins the end. Returns `true` if this call has begun it, so that the caller has to queue
+    /// the work.
     pub(crate) fn begin_end(&mut self, reason: Reason) -> bool {
         let begins = !self.is_ending();
         if begins {
@@ -105,7 +106,7 @@ impl SessionState {
         begins
     }
 
-    /// The end is made. Returns why it was.
+    /// Completes the end. Returns its reason.
     pub(crate) fn end(&mut self) -> Option<Reason> {
         match *self {
             Self::Ending(reason) => {
@@ -116,7 +117,7 @@ impl SessionState {
         }
     }
 
-    /// Requests have waited for long enough. Whether they did.
+    /// Gives up waiting for a connection. Returns `false` if the session did not wait.
     pub(crate) fn give_up(&mut self) -> bool {
         let waits = matches!(self, Self::Waiting(_));
         if waits {
@@ -130,7 +131,7 @@ impl SessionState {
         matches!(self, Self::Ending(_) | Self::Ended(_))
     }
 
-    /// Why the end is being made, if it is.
+    /// Returns the reason of an end that is not completed.
     pub(crate) fn ending(&self) -> Option<Reason> {
         match self {
             Self::Ending(reason) => Some(*reason),
@@ -138,7 +139,7 @@ impl SessionState {
         }
     }
 
-    /// Why the session has ended, if it has.
+    /// Returns the reason of an end that is completed.
     pub(crate) fn ended(&self) -> Option<Reason> {
         match self {
             Self::Ended(reason) => Some(*reason),
@@ -146,7 +147,7 @@ impl SessionState {
         }
     }
 
-    /// How far the session is, for people to read.
+    /// Returns the name of the state for debugfs.
     pub(crate) fn describe(&self) -> &'static str {
         match self {
             Self::Live(_) => "running",
@@ -166,7 +167,7 @@ mod tests {
 
     const ERROR: LinkError = LinkError::TimedOut;
 
-    /// Each state, with its name; two of those that count connections.
+    /// All states with their names. Those that count connections appear twice.
     fn states() -> [(&'static str, SessionState); 9] {
         let now = Instant::now();
         [
@@ -182,7 +183,7 @@ mod tests {
         ]
     }
 
-    /// What can be told apart of a state.
+    /// Returns the name of a state.
     fn name(state: &SessionState) -> &'static str {
         match state {
             SessionState::Live(1) => "live 1",
@@ -199,7 +200,7 @@ mod tests {
         }
     }
 
-    /// Every state, in the order of [`states`], goes to the state of this name by `event`.
+    /// Whether `event` takes each state, in the order of [`states`], to the state of this name.
     fn goes(wanted: [&str; 9], event: impl Fn(&mut SessionState)) -> bool {
         states()
             .into_iter()
@@ -210,7 +211,7 @@ mod tests {
             })
     }
 
-    /// Nothing happens in the last of the states.
+    /// The names of [`states`].
     const SAME: [&str; 9] = [
         "live 1",
         "live 2",
@@ -223,7 +224,7 @@ mod tests {
         "ended",
     ];
 
-    /// [`SAME`] but for these.
+    /// [`SAME`] with these changes.
     fn same_but<const N: usize>(changes: [(usize, &'static str); N]) -> [&'static str; 9] {
         let mut wanted = SAME;
         for (at, to) in changes {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What happens when connections of a session are lost, and when new ones come.
+//! Link errors and reconnects.
 
 use crate::{
     connection::waits,
@@ -21,20 +21,21 @@ use kernel::{
     time::{msecs_to_jiffies, Instant, Jiffies, Monotonic}, //
 };
 
-/// The longest single wait of the clock, in milliseconds: jiffies may be as short as 32 bits.
+/// The longest single wait of the clock, in milliseconds, since jiffies may have only 32 bits.
 const MAX_WAIT_MS: i64 = 60_000;
 
 impl Session {
-    /// `link` is broken, if it was not given up already: its requests go to another connection, or
-    /// wait for one, or the session ends.
+    /// Handles an error of `link`. If the link was still in use, its requests go to another
+    /// connection, or wait for one, or the session ends.
     ///
-    /// Context: may sleep, but neither for a peer nor for the lock of a socket.
+    /// Context: may sleep, but neither for a peer nor for the socket lock.
     pub(crate) fn link_failed(self: &Arc<Self>, link: &Arc<Link>, error: LinkError) {
         let lost = {
             let mut life = self.life.lock();
             let connection = self.connections().iter().find(|one| one.lose(link, error));
-            // Otherwise it was given up already, or belongs to an earlier session, whose end has seen
-            // to everything but what its receiver has let go since.
+            // If no connection has this link, it was given up before, or belongs to an earlier
+            // session. The end of that session has handled everything but what the receiver has
+            // released since.
             connection.map(|one| {
                 let (lost, end) = life.state.lose(error, self.last_lost());
                 if let Some(reason) = end {
@@ -60,21 +61,21 @@ impl Session {
                 }
             }
         }
-        // What it holds was published until here.
+        // The requests in it must stay published until here.
         drop(outbox);
         self.changed.wake_all();
     }
 
-    /// The server of `link` is shutting down, so that the link is to be left: it gets no more
-    /// requests, and those that are queued on it go elsewhere. What is in flight may be answered
-    /// still, for as long as the clock allows.
+    /// Takes `link` out of its connection because its server is shutting down. The link gets no new
+    /// requests, and the queued ones go elsewhere. Requests in flight may still be answered until
+    /// the clock closes the link.
     ///
-    /// Context: may sleep, but neither for a peer nor for the lock of a socket.
+    /// Context: may sleep, but neither for a peer nor for the socket lock.
     pub(crate) fn leave(self: &Arc<Self>, link: &Arc<Link>) {
         let error = LinkError::ShuttingDown;
         let (connection, left, lost) = {
             let mut life = self.life.lock();
-            // A session that ends tells its servers by itself.
+            // The end of a session tells its servers by itself.
             let SessionState::Live(_) = life.state else {
                 return;
             };
@@ -85,8 +86,8 @@ impl Session {
             let Some((connection, left)) = left else {
                 return;
             };
-            // Before the session can end, so that the requests on it are those of a link that is
-            // being left.
+            // This comes before the session can end, which spares the requests of a link that
+            // drains.
             link.watch();
             link.drain(|| connection.count_replay());
             let (lost, end) = life.state.lose(error, self.last_lost());
@@ -95,7 +96,7 @@ impl Session {
             }
             (connection, left, lost)
         };
-        // For the request that was refused.
+        // This counts the request that the server has refused.
         connection.count_replay();
         self.start_clock();
         self.link_dead(left.notify);
@@ -107,10 +108,11 @@ impl Session {
         }
     }
 
-    /// Nothing can be sent on `link` any more. May sleep, as [`Self::link_failed`].
+    /// Handles an error of a send. Context: may sleep, but neither for a peer nor for the socket
+    /// lock.
     pub(crate) fn send_failed(self: &Arc<Self>, link: &Arc<Link>, broken: Broken) {
         let broken = match broken.error() {
-            // The server may have answered, or have said that it shuts down, before it closed its end.
+            // The server may have sent replies, or `NBD_ESHUTDOWN`, before it closed its end.
             EPIPE | ECONNRESET => match link.fail_sending(broken) {
                 Ok(()) => return link.receive_later(),
                 Err(broken) => broken,
@@ -118,11 +120,11 @@ impl Session {
             _ => broken,
         };
         self.link_failed(link, LinkError::Send(broken.error()));
-        // What the sender holds was published until here.
+        // The requests of the sender must stay published until here.
         drop(broken);
     }
 
-    /// A request of a link that is watched has finished. May sleep, but not for a peer.
+    /// Handles the end of a request of a watched link. Context: may sleep, but never for a peer.
     pub(crate) fn request_finished(self: &Arc<Self>, link: &Arc<Link>) {
         if link.is_draining() {
             if let Err(broken) = link.disconnect_if_drained() {
@@ -132,7 +134,7 @@ impl Session {
         self.changed.wake_all();
     }
 
-    /// How many losses are to be told about, which the caller does. Does not sleep.
+    /// Takes the number of link errors that the caller has to report. Context: does not sleep.
     pub(crate) fn take_link_dead(&self) -> u32 {
         self.pending_link_dead.xchg(0, Relaxed)
     }
@@ -150,11 +152,11 @@ impl Session {
         }
     }
 
-    /// Has those who listen told that so many links are lost. Does not sleep.
+    /// Has `count` link errors reported to the multicast group. Context: does not sleep.
     pub(crate) fn link_dead(self: &Arc<Self>, count: u32) {
         if count > 0 {
             self.pending_link_dead.fetch_add(count, Relaxed);
-            // If it is queued already, it will find this, too.
+            // If the work is queued already, it reports these, too.
             let _ = self
                 .info()
                 .driver()
@@ -163,7 +165,7 @@ impl Session {
         }
     }
 
-    /// Has the requests of a closed link come again, and calls `f` for each.
+    /// Requeues the requests of a closed link, and calls `f` for each.
     fn replay(&self, link: &Link, f: impl Fn()) {
         self.disk().for_each_started(|rq| {
             if let Some(claim) = rq.claim(None, |data| data.generation() == link.generation()) {
@@ -173,7 +175,7 @@ impl Session {
         });
     }
 
-    /// What is done when the last connection is lost.
+    /// Returns what happens when the last link fails.
     fn last_lost(&self) -> LastLost {
         match self.origin {
             Origin::Ioctl { .. } => LastLost::End,
@@ -182,17 +184,17 @@ impl Session {
         }
     }
 
-    /// Whether a link of this generation is being left.
+    /// Whether the link of this generation is draining.
     pub(crate) fn is_leaving(&self, generation: u64) -> bool {
         self.connections()
             .iter()
             .any(|one| one.is_leaving(generation))
     }
 
-    /// Gives sockets to connections that have none. Returns how many were used; the others are
-    /// dropped.
+    /// Opens connections that have no link with the sockets. Returns how many sockets were used.
+    /// The others are dropped.
     ///
-    /// Fails with `ENODEV` if the session ends, and with `ENOMEM`.
+    /// Fails with `ENODEV` if the session is ending, and with `ENOMEM`.
     ///
     /// Context: may sleep.
     pub(crate) fn reconnect(self: &Arc<Self>, sockets: KVec<Socket>) -> Result<u32> {
@@ -219,8 +221,7 @@ impl Session {
                 }
                 if opened.is_some() {
                     life.state.reconnect();
-                    // Whoever ends the session waits for the receivers that were started under the
-                    // lock.
+                    // The end waits for receivers that were started under this lock.
                     link.launch();
                 }
                 opened
@@ -242,8 +243,8 @@ impl Session {
         Ok(used)
     }
 
-    /// Has a request wait for a connection, of which there is none `since` then. It comes again after
-    /// that. The caller holds the lock of the session's life. Does not sleep.
+    /// Parks a request until a connection is open. `since` is the time at which the first parked
+    /// request arrived. Context: under `Session::life`; does not sleep.
     pub(crate) fn park(
         self: &Arc<Self>,
         since: &mut Option<Instant<Monotonic>>,
@@ -256,14 +257,14 @@ impl Session {
         rq.requeue_later();
     }
 
-    /// Whether requests have a connection.
+    /// Whether any connection is open.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.life.lock().state, SessionState::Live(_))
     }
 
-    /// Has [`Self::tick`] called while anything has its time. Does not sleep.
+    /// Queues the work that calls [`Self::tick`]. Context: does not sleep.
     pub(crate) fn start_clock(self: &Arc<Self>) {
-        // If it is queued already, it will find this, too.
+        // If the work is queued or runs already, it finds the new time limit.
         let _ = self
             .workqueues()
             .receivers()
@@ -271,15 +272,17 @@ impl Session {
         self.changed.wake_all();
     }
 
-    /// Does what is due, until nothing has its time any more. May sleep.
+    /// Handles time limits until none is pending. Context: may sleep.
     pub(crate) fn run_clock(self: &Arc<Self>) {
-        // A look that finds something due looks again at once.
+        // After something was due, the next tick follows at once.
         self.changed.wait_while(WaitMode::Idle, || self.tick());
     }
 
-    /// Does what is due now: ends the wait for a connection, ends a session whose servers were told
-    /// so, closes links that were left, tells about losses. Returns in how many jiffies something is
-    /// due next, if anything is. May sleep, but neither for a peer nor for the lock of a socket.
+    /// Does what is due: ends the wait for a connection, ends a session that was told to
+    /// disconnect, closes draining links, and reports link errors. Returns the time until the next
+    /// limit, in jiffies, if there is one.
+    ///
+    /// Context: may sleep, but neither for a peer nor for the socket lock.
     fn tick(self: &Arc<Self>) -> Option<Jiffies> {
         let mut next = None;
         let gave_up = {
@@ -310,7 +313,7 @@ impl Session {
         for connection in self.connections() {
             let due = connection.due(&mut next);
             self.link_dead(due.notify.into());
-            // Its server hears that nothing follows before its receiver finds the end of the stream.
+            // This also sends `NBD_CMD_DISC`, before the receiver finds the end of the stream.
             if let Some(link) = due.link {
                 link.shut_down();
             }

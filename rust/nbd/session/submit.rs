@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way of requests through a session: which connection each goes to, and how long it may take.
+//! Submission of requests: which connection a request goes to, and how long the server may take.
 
 use super::{connections, life::SessionState, Session};
 use crate::{
@@ -27,7 +27,8 @@ impl Session {
         connections::of_queue(&self.connections, hctx, self.hw_queues)
     }
 
-    /// Hands a request to a connection: one of its hardware queue, or another that is open.
+    /// Hands a request to a connection of its hardware queue, or to another one that is open.
+    /// Context: may sleep, but never for a peer.
     pub(crate) fn submit(
         self: ArcBorrow<'_, Self>,
         hctx: u32,
@@ -36,14 +37,15 @@ impl Session {
     ) {
         let writes = !matches!(rq.op(), Op::Read | Op::Flush);
         let own = self.of_queue(hctx).count();
-        // A queue with one connection has its batch sent by the push that ends it.
+        // If a queue has one connection, the push that ends a batch sends the batch.
         let mut sent = false;
         if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
             rq.end(BlkStatus::IOERR);
         } else {
             let mut connections = self.of_queue(hctx);
             let pick = connections::pick(rq.unique_tag(), own);
-            // Requests that come one at a time stay where the server and the receiver are warm.
+            // A request that comes alone goes to the first connection, whose server and receiver
+            // are warm.
             let chosen = match connections.next() {
                 Some(first) if pick == 0 || first.is_idle() => Some(first),
                 _ => connections.nth(pick.saturating_sub(1)),
@@ -65,8 +67,7 @@ impl Session {
         }
     }
 
-    /// Sees to what a connection said of a push or a flush; hands a request back that it did not
-    /// take.
+    /// Handles the result of a push or a flush. Returns a request that the connection did not take.
     fn pushed(
         self: ArcBorrow<'_, Self>,
         result: Result<Sent, PushError>,
@@ -85,11 +86,11 @@ impl Session {
         }
     }
 
-    /// Hands a request to a connection that is open, each in turn, or has it wait for one.
+    /// Hands a request to the next open connection, or parks it.
     fn fall_back(self: ArcBorrow<'_, Self>, mut rq: OwnedRequest<Queue>) {
         let turn = self.fallback.fetch_add(1, Relaxed);
         for connection in connections::in_turn(&self.connections, turn, |c| c.is_open()) {
-            // Nobody announces the end of a batch to a connection that is not the queue's own.
+            // The end of a batch is announced only to the connections of the own queue.
             match self.pushed(connection.push(rq, self.info.new_cookie(), true)) {
                 Ok(()) => return,
                 Err(back) => rq = back,
@@ -97,9 +98,9 @@ impl Session {
         }
         let mut life = self.life.lock();
         match &mut life.state {
-            // Under the lock: whoever ends the wait has the request come again afterwards.
+            // The lock is held, so that the end of the wait requeues this request, too.
             SessionState::Waiting(since) => Arc::from(self).park(since, rq),
-            // A connection was opened just now.
+            // A connection was opened after the loop above.
             SessionState::Live(_) => rq.requeue(),
             SessionState::Dead
             | SessionState::Disconnecting(..)
@@ -111,15 +112,16 @@ impl Session {
         }
     }
 
-    /// Sends what [`Self::submit`] queued without `last`.
+    /// Sends what [`Self::submit`] has queued without `last`. Context: may sleep, but never for a
+    /// peer.
     pub(crate) fn flush(self: ArcBorrow<'_, Self>, hctx: u32) {
         for connection in self.of_queue(hctx) {
-            // A flush has no request that it could hand back.
+            // A flush never hands back a request.
             let _ = self.pushed(connection.flush());
         }
     }
 
-    /// A request took longer than the timeout.
+    /// Handles a request that took longer than the timeout. Context: may sleep.
     pub(crate) fn timed_out(self: &Arc<Self>, rq: &Request<Queue>) -> TimeoutAction {
         let Some(generation) = rq.published(|data| data.generation()) else {
             return TimeoutAction::Rearm;
@@ -138,8 +140,9 @@ impl Session {
             }
             return TimeoutAction::Rearm;
         }
-        // It is the server's time that is limited: it begins when the request is sent. What waits
-        // for its turn, or is on its way, does so for as long as the link moves.
+        // The timeout limits the time of the server, which begins when the request was sent whole.
+        // A request that waits for the link, or is being transferred, is not timed out while the
+        // link moves bytes.
         let taken = if rq.is_in_use() {
             link.stats().idle_for()
         } else {
@@ -149,7 +152,7 @@ impl Session {
         if taken < limit {
             return TimeoutAction::RearmFor(limit - taken);
         }
-        // It may be half received: the receiver gives it up when the socket is shut down.
+        // The request may be half received. The receiver gives it up when the socket is shut down.
         self.link_failed(&link, LinkError::TimedOut);
         TimeoutAction::Done
     }

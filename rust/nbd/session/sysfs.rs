@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a connected disk shows in sysfs.
+//! The sysfs files of a disk that has a session.
 
 use kernel::{block::mq::Attribute, fmt, prelude::*, str::BStr, sync::Arc, task};
 
-/// The file `pid`: the thread that asked for the session.
+/// The file `pid`: the id of the thread that has started the session.
 pub(crate) struct Pid(task::Pid);
 
 impl Pid {
@@ -21,7 +21,7 @@ impl Attribute for Pid {
     }
 }
 
-/// The file `backend`: what the backend is called, for sessions that netlink made.
+/// The file `backend`: the backend identifier of a session that netlink has started.
 pub(crate) struct Backend(Option<Arc<KVec<u8>>>);
 
 impl Backend {
