@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A link: one socket of a connection, from the time it was given to its end.
+//! A link: the current socket of a connection, with its sender and its receiver.
 
 mod read_ahead;
 mod receive;
@@ -40,54 +40,53 @@ use send_side::SendSide;
 use socket::LinkSocket;
 use stats::LinkStats;
 
-/// What the receiver keeps from one of its runs to the next. It must not be on the stack, see
+/// What the receiver keeps between two runs. It must not be on the stack, see
 /// [`BvecDest::push_bytes`](kernel::bvec::BvecDest::push_bytes).
 pub(crate) struct Receiver {
     ahead: ReadAhead,
     partial: Option<Partial>,
 }
 
-/// What the receiver has to tell while it goes on.
+/// What the receiver reports to its caller while it runs.
 pub(crate) enum Told {
-    /// A request of a link that is watched has finished.
+    /// A request of a watched link has finished.
     Finished,
-    /// The server refused a request because it is shutting down: the link is to be left, and the
-    /// request to be requeued after that.
+    /// The server is shutting down and refused this request. The caller takes the link out of its
+    /// connection, and requeues the request after that.
     Refused(Claim<Queue>),
 }
 
-/// A reply of which the payload is on its way.
+/// A reply whose payload is incomplete.
 struct Partial {
     claim: Claim<Queue>,
     cookie: Cookie,
-    /// Bytes of the payload that have arrived.
+    /// The number of bytes of the payload that have arrived.
     done: usize,
 }
 
-/// A socket that serves requests, with its sender and its receiver. The connection that it belongs
-/// to gets another one when it is lost.
+/// A socket that serves requests, with its sender and its receiver. After a link error its
+/// connection can get another link.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Link {
-    /// Never used twice for a device: what tells this link from those before and after it.
+    /// Never used twice for a device. It distinguishes this link from earlier and later ones.
     generation: u64,
     info: Arc<DeviceInfo>,
     disk: ARef<Disk>,
     #[pin]
     socket: LinkSocket,
     made: Instant<Monotonic>,
-    /// The process that gave the socket.
+    /// The process that added the socket.
     added_by: Process,
     stats: LinkStats,
-    /// Tasks that want to know when a request of the link has finished.
+    /// The number of tasks that wait for requests of the link to finish.
     watchers: Atomic<u32>,
     workqueues: Arc<Workqueues>,
     #[pin]
     send_side: SpinLock<SendSide>,
-    /// The receiver's work has it for as long as it runs; nobody else wants it. `None` once it is
-    /// over.
+    /// Only the receive work takes this, and holds it while it runs. `None` after an error.
     #[pin]
     receiver: Mutex<Option<Receiver>>,
-    /// Queues the receiver's work when there is something to receive.
+    /// Queues the receive work when the socket has something to receive.
     #[pin]
     ready: ReadyHook<Link>,
     #[pin]
@@ -108,7 +107,7 @@ impl_has_work! {
 }
 
 impl Link {
-    /// Makes a link of a socket that the current process gave. May sleep.
+    /// Creates a link of a socket that the current process added. Context: may sleep.
     pub(crate) fn new(
         disk: &Disk,
         info: &Arc<DeviceInfo>,
@@ -161,12 +160,12 @@ impl Link {
         &self.socket
     }
 
-    /// When the link was made.
+    /// When the link was created.
     pub(crate) fn made(&self) -> Instant<Monotonic> {
         self.made
     }
 
-    /// The process that gave the socket.
+    /// The process that added the socket.
     pub(crate) fn added_by(&self) -> &Process {
         &self.added_by
     }
@@ -175,55 +174,57 @@ impl Link {
         &self.stats
     }
 
-    /// Starts the receiver. May sleep.
+    /// Starts the receiver. Context: may sleep, under `Session::life`.
     pub(crate) fn launch(self: &Arc<Self>) {
         self.ready.attach(&self.socket, self.clone());
-        // Whoever has shut the socket down meanwhile may have found nothing attached.
+        // A shutdown may have found no hook to detach.
         if self.is_shut() {
             self.ready.detach();
         }
-        // For what came before.
+        // Bytes may have arrived before the hook was attached.
         self.receive_later();
     }
 
-    /// Has a worker receive. Context: any.
+    /// Queues the receive work. Context: any.
     pub(crate) fn receive_later(self: &Arc<Self>) {
-        // If it is queued already, it will find what there is.
+        // If it is queued already, it receives everything.
         let _ = self
             .workqueues
             .receivers()
             .enqueue::<Arc<Self>, 0>(self.clone());
     }
 
-    /// Has the receiver told of the socket no more: it looks once more. May sleep.
+    /// Detaches the hook and queues the receive work once more. Context: may sleep.
     pub(crate) fn receive_last(self: &Arc<Self>) {
         self.ready.detach();
         self.receive_later();
     }
 
-    /// Has a worker go on sending. Does not sleep.
+    /// Queues the work that continues to send. Context: does not sleep.
     pub(crate) fn send_later(self: &Arc<Self>) {
-        // If it is queued already, it will find the sender.
+        // If it is queued already, it takes this sender.
         let _ = self
             .workqueues
             .senders()
             .enqueue::<Arc<Self>, 1>(self.clone());
     }
 
-    /// Has a worker shut the socket down, which ends the receiver: that takes the socket's lock, and
-    /// whoever else has the socket may have that for long. Does not sleep.
+    /// Queues the work that shuts the socket down, which ends the receiver. A work item does this
+    /// since it takes the socket lock, which another user of the socket may hold for a long time.
+    /// Context: does not sleep.
     pub(crate) fn shut_down(self: &Arc<Self>) {
-        // If it is queued already, it does all that this would.
+        // If it is queued already, nothing else has to be done.
         let _ = self
             .workqueues
             .senders()
             .enqueue::<Arc<Self>, 2>(self.clone());
     }
 
-    /// Has a worker give the socket back, once it is shut down. No request waits for that worker, as
-    /// it may for those of the session, and whoever drops the link finds that done. Does not sleep.
+    /// Queues the work that restores the settings of the socket, after it was shut down. It runs on
+    /// the workqueue for ends, as requests may wait for those of the session. Context: does not
+    /// sleep.
     pub(crate) fn give_back_later(self: &Arc<Self>) {
-        // If it is queued already, it does all that this would.
+        // If it is queued already, nothing else has to be done.
         let _ = self
             .info
             .driver()
@@ -231,7 +232,7 @@ impl Link {
             .enqueue::<Arc<Self>, 3>(self.clone());
     }
 
-    /// How many requests are in flight. May sleep.
+    /// Returns the number of requests in flight. Context: may sleep.
     pub(crate) fn in_flight(&self) -> u32 {
         let in_flight = Cell::new(0);
         self.disk.for_each_started(|rq| {
@@ -242,15 +243,16 @@ impl Link {
         in_flight.get()
     }
 
-    /// Whether any request is in flight. May sleep.
+    /// Whether any request is in flight. Context: may sleep.
     pub(crate) fn has_requests(&self) -> bool {
         self.in_flight() > 0
     }
 
-    /// From now on the receiver says when a request has finished, until [`Self::unwatch`]. Whoever
-    /// looks for requests in flight after this hears of the end of any that is found.
+    /// Has the receiver report finished requests until [`Self::unwatch`]. A caller that looks for
+    /// requests in flight after this gets a report when a request that it has found finishes.
     pub(crate) fn watch(&self) {
-        // Fully ordered, as is the change of a request's phase before the receiver looks.
+        // This is fully ordered, as is the change of a request's phase before the receiver reads
+        // it.
         self.watchers.fetch_add(1, Full);
     }
 
@@ -265,8 +267,8 @@ impl Link {
 
 #[pinned_drop]
 impl PinnedDrop for Link {
-    /// The peer sees the end of the stream, whoever else has the socket. One that was in use is shut
-    /// by now; another is dropped by the task that made it.
+    /// Shows the peer the end of the stream, even if another process has the socket. A link that
+    /// was in use is shut before this. Another one is dropped by the task that created it.
     fn drop(self: Pin<&mut Self>) {
         if !self.is_shut() {
             self.socket.shutdown();

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bytes that a receiver has read ahead of what it looks at.
+//! The read-ahead buffer of a receiver.
 
 use crate::protocol::REPLY_LEN;
 
-/// This many replies without payload cost one receive. What is read ahead of a payload is copied
-/// once more, so it is kept small; a link takes 256 bytes with it.
+/// This many replies without payload need one receive. Bytes of a payload that were read ahead are
+/// copied twice, so the buffer is small. A link takes 256 bytes with it.
 const SIZE: usize = 6 * REPLY_LEN;
 
-/// A buffer of bytes that were received and not looked at.
+/// A buffer of bytes that were received and not parsed yet.
 pub(super) struct ReadAhead {
     bytes: [u8; SIZE],
-    /// Those from `start` to `end`.
+    /// The bytes are from `start` to `end`.
     start: usize,
     end: usize,
 }
@@ -25,17 +25,17 @@ impl ReadAhead {
         }
     }
 
-    /// What was received and not looked at.
+    /// Returns the bytes that are not parsed yet.
     pub(super) fn bytes(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or(&[])
     }
 
-    /// So many of the bytes have been looked at.
+    /// Removes the first `count` bytes.
     pub(super) fn consume(&mut self, count: usize) {
         self.start = self.end.min(self.start + count);
     }
 
-    /// Room for more behind the bytes. [`Self::add`] says how many of it have come.
+    /// Returns the free room after the bytes. [`Self::add`] records how much of it was filled.
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -43,7 +43,7 @@ impl ReadAhead {
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many bytes were received into the [`Self::room`].
+    /// Records that `count` bytes were received into [`Self::room`].
     pub(super) fn add(&mut self, count: usize) {
         self.end = SIZE.min(self.end + count);
     }

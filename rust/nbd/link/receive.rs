@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Turning bytes from a socket into finished requests.
+//! The receiver of a link, which reads replies and finishes their requests.
 
 use super::{Link, Partial, Receiver, Told};
 use crate::{
@@ -21,53 +21,54 @@ use kernel::{
     time::{jiffies, jiffies_since, msecs_to_jiffies}, //
 };
 
-/// Pieces of one receive, on the stack: 128 KiB of scattered pages and what is read ahead, and some
-/// more.
+/// The pieces of one receive, which are on the stack. They hold 128 KiB of scattered pages and the
+/// read-ahead buffer, with some to spare.
 const MAX_PIECES: usize = 40;
 
 type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 
-/// Bytes that one receive may wait for: as with those that are sent.
+/// The bytes that one receive may wait for.
 const MAX_WAITING: usize = 128 << 10;
 
-/// A payload longer than this is received without reading ahead behind it.
+/// A longer payload is received without reading ahead, in bytes.
 const LONG_PAYLOAD: usize = 32 << 10;
 
-/// How long a receiver may keep its worker, in milliseconds, if others wait for one.
+/// How long a receiver may occupy its worker before other work gets its turn, in milliseconds.
 const TURN_MS: u32 = 250;
 
 /// Why a receiver stops.
 enum Stop {
-    /// There is nothing to be received, for now.
+    /// Nothing can be received now.
     Idle,
-    /// There may be more, but others shall have their turn.
+    /// There may be more to receive, but other work gets its turn.
     Turn,
-    /// The link cannot be read any further.
+    /// Nothing can be received any more.
     Broken(LinkError),
 }
 
-/// What the header of a reply says.
+/// What follows the header of a reply.
 enum Begun {
     Payload(Partial),
     Whole(Received),
 }
 
-/// What came of an attempt to receive a reply.
+/// The result of an attempt to receive a reply.
 enum Received {
     Reply,
     /// The request of a reply that says that the server is shutting down.
     Refused(Claim<Queue>),
-    /// Not all of one, for now.
+    /// The reply is incomplete.
     Nothing,
 }
 
 impl Link {
-    /// Has the receiver serve what there is, for the work that [`Self::receive_later`] queues, and
-    /// calls `tell` for what there is to tell. Returns why the link cannot be read any further, once.
-    /// May sleep, and waits for the peer for a moment where more is to be expected.
+    /// Receives for the work that [`Self::receive_later`] queues, and passes reports to `tell`.
+    /// Returns the error when nothing can be received any more, once.
+    ///
+    /// Context: may sleep, and waits a short time for the peer if more is likely to come.
     pub(crate) fn receive(self: &Arc<Self>, tell: impl FnMut(Told)) -> Option<LinkError> {
         let mut place = self.receiver.lock();
-        // It is over once it has failed.
+        // There is no receiver after an error.
         let receiver = (*place).as_mut()?;
         match receiver.run(self, tell) {
             Stop::Idle => None,
@@ -84,8 +85,7 @@ impl Link {
 }
 
 impl Receiver {
-    /// Serves replies until there is a reason to stop, and calls `tell` for what there is to tell. May
-    /// sleep, and waits for the peer for a moment where more is to be expected.
+    /// Receives replies until there is a reason to stop, and passes reports to `tell`.
     fn run(&mut self, link: &Link, mut tell: impl FnMut(Told)) -> Stop {
         let start = jiffies();
         let mut wait = Wait::No;
@@ -104,7 +104,7 @@ impl Receiver {
                         tell(Told::Finished);
                         Wait::No
                     } else {
-                        // A server that has just replied may do so again.
+                        // The server has just replied and may do so again.
                         Wait::Some
                     }
                 }
@@ -115,23 +115,23 @@ impl Receiver {
             }
             wait = next;
         };
-        // The rest of its payload does not come.
+        // The rest of the payload does not arrive.
         if let Some(partial) = self.partial.take() {
             partial.claim.requeue();
         }
         Stop::Broken(error)
     }
 
-    /// Why nothing is to be waited for, although the stream has not ended.
+    /// Returns an error if nothing more is expected although the stream has not ended.
     fn end(link: &Link) -> Option<LinkError> {
-        // Another user of the socket may have connected it anew.
+        // Another user of the socket may have connected it again.
         if link.is_shut() {
             return Some(LinkError::Receive(ReceiveError::Closed));
         }
         link.send_error().map(LinkError::Send)
     }
 
-    /// Receives what is there of the next reply, and serves that if it is whole.
+    /// Receives the next reply or a part of it. Finishes the request if the reply is complete.
     fn serve(&mut self, link: &Link, wait: Wait) -> Result<Received, ReceiveError> {
         let mut partial = match self.partial.take() {
             Some(partial) => partial,
@@ -157,7 +157,7 @@ impl Receiver {
         }
     }
 
-    /// Finds the request of a reply, and finishes it unless a payload follows.
+    /// Claims the request of a reply, and finishes it unless a payload follows.
     fn begin(link: &Link, header: &[u8; REPLY_LEN]) -> Result<Begun, ReceiveError> {
         let reply = Reply::decode(header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
@@ -174,13 +174,13 @@ impl Receiver {
         link.stats().add_reply();
         trace::nbd_header_received(&claim, || cookie.into_wire());
         let status = match reply.result {
-            // Somebody else may do better than a server that is going away.
+            // Another server may succeed where one that is shutting down has failed.
             Err(_) if link.is_draining() => {
                 claim.requeue();
                 return Ok(Begun::Whole(Received::Reply));
             }
             Err(Failure::ShuttingDown) => return Ok(Begun::Whole(Received::Refused(claim))),
-            // The block layer takes a flush that is not supported for one that is done.
+            // The block layer takes a flush that is not supported for a successful one.
             Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => BlkStatus::IOERR,
             Err(Failure::Status(status)) => status,
             Ok(()) if claim.op() == Op::Read => {
@@ -205,8 +205,8 @@ impl Receiver {
         }
     }
 
-    /// The next header, with as much behind it as there is and has room. [`None`] if it is not there
-    /// yet.
+    /// Returns the next header, after reading ahead as far as there is room. Returns [`None`] if
+    /// the header is incomplete.
     fn header(&mut self, link: &Link, wait: Wait) -> Result<Option<[u8; REPLY_LEN]>, ReceiveError> {
         while self.ahead.bytes().len() < REPLY_LEN {
             let mut dest = Dest::new(MAX_WAITING);
@@ -224,8 +224,8 @@ impl Receiver {
         Ok(Some(header))
     }
 
-    /// Fills the data of a request: first with what was read ahead, then from the socket. Returns
-    /// whether that was all.
+    /// Fills the pages of a request: first from the read-ahead buffer, then from the socket.
+    /// Returns whether the payload is complete.
     fn payload(&mut self, link: &Link, partial: &mut Partial) -> Result<bool, ReceiveError> {
         let Partial { claim, done, .. } = partial;
         let len = claim.bytes() as usize;
@@ -239,7 +239,7 @@ impl Receiver {
         while *done < len {
             let mut dest = Dest::new(MAX_WAITING);
             let whole = dest.push_request(claim, *done);
-            // Nothing is left over from reading ahead, or the payload would be complete.
+            // The read-ahead buffer is empty, or the payload would be complete.
             let wait = if whole && len - *done <= LONG_PAYLOAD {
                 dest.push_bytes(self.ahead.room());
                 Wait::Some
@@ -257,7 +257,7 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Receives, and says how many bytes that brought; none if only time went by.
+    /// Receives once. Returns the number of bytes, or 0 if none arrived in time.
     fn some(link: &Link, dest: &mut Dest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
         match link.socket().receive(dest, wait) {
             Ok(0) => Err(ReceiveError::Closed),

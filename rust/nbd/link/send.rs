@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The sending side of a link: what is queued, who sends it, and how it comes to its end.
+//! Sending on a link: the operations on its sending side.
 
 use super::{
     send_side::{Broken, Next, Outbox, Sent},
@@ -10,29 +10,28 @@ use super::{
 use crate::{protocol::encode_request, request::Queue, trace};
 use kernel::{block::mq::OwnedRequest, net::socket::Wait, prelude::*, sync::Arc};
 
-/// Sends that a task makes for others before it hands them to the worker.
+/// How often a task sends what others have queued before it leaves that to the worker.
 const MAX_ROUNDS: u32 = 8;
 
-/// The lock of the sending side is a spinlock. All of these may be called in any context that may
-/// sleep, and do so themselves only where that is said.
+/// The lock of the sending side is a spinlock. All methods must be called in a context that may
+/// sleep. Those that sleep say so.
 impl Link {
-    /// Whether requests are taken, for now.
+    /// Whether the link takes requests now.
     pub(crate) fn is_open(&self) -> bool {
         self.send_side.lock().is_open()
     }
 
-    /// Whether requests are taken and the server has nothing to do, as far as one can tell.
+    /// Whether the link takes requests and the server has answered everything. This is a hint.
     pub(crate) fn is_idle(&self) -> bool {
         self.send_side.lock().is_empty() && self.stats().all_replied()
     }
 
-    /// Whether the link is being left: no request is taken, and those that were may still be
-    /// answered.
+    /// Whether the link drains: it takes no requests, and those in flight may still be answered.
     pub(crate) fn is_draining(&self) -> bool {
         self.send_side.lock().is_draining()
     }
 
-    /// Whether the server was told that nothing follows, or cannot be.
+    /// Whether the server was told that no requests follow, or nothing can be sent any more.
     pub(crate) fn is_disconnected(&self) -> bool {
         self.send_side.lock().is_disconnected()
     }
@@ -42,13 +41,14 @@ impl Link {
         self.send_side.lock().is_shut()
     }
 
-    /// How far the link is, for people to read.
+    /// Returns the name of the state for debugfs.
     pub(crate) fn describe(&self) -> &'static str {
         self.send_side.lock().describe()
     }
 
-    /// Queues a request. With `last`, the caller gets the sender, if nobody has it, to
-    /// [`Self::run`] with. Hands the request back if none is taken. Does not sleep.
+    /// Queues a request. With `last`, returns the sender if it is idle, and the caller calls
+    /// [`Self::run`] with it. Hands the request back if the link takes none. Context: does not
+    /// sleep.
     pub(crate) fn queue(
         &self,
         rq: OwnedRequest<Queue>,
@@ -63,15 +63,14 @@ impl Link {
         })
     }
 
-    /// The sender, if there is something to send and nobody has it, to [`Self::run`] with. Does not
-    /// sleep.
+    /// Returns the sender if it is idle and there is something to send. The caller calls
+    /// [`Self::run`] with it. Context: does not sleep.
     pub(crate) fn take_sender(&self) -> Option<Sender> {
         self.send_side.lock().take_sender()
     }
 
-    /// Takes no more requests, and has those that are queued come again for other links. The server
-    /// is told that nothing follows by [`Self::disconnect_if_drained`]. Calls `f` for each that
-    /// comes again. Does not sleep.
+    /// Takes no more requests. Requeues those that are queued, and calls `f` for each. The server
+    /// is told by [`Self::disconnect_if_drained`] that no requests follow. Context: does not sleep.
     pub(crate) fn drain(&self, f: impl Fn()) {
         let queue = self.send_side.lock().drain();
         for rq in queue.iter() {
@@ -82,8 +81,8 @@ impl Link {
         }
     }
 
-    /// Takes no more requests, and tells the server so after those that are queued. May sleep, but
-    /// never for the peer.
+    /// Takes no more requests, and tells the server that none follow after those that are queued.
+    /// Context: may sleep, but never for the peer.
     pub(crate) fn disconnect(self: &Arc<Self>) -> Result<Sent, Broken> {
         let sender = self.send_side.lock().start_disconnect();
         match sender {
@@ -92,8 +91,8 @@ impl Link {
         }
     }
 
-    /// Tells the server that nothing follows, if the link is draining and no request is in flight.
-    /// Whoever finishes one calls this. May sleep, but never for the peer.
+    /// Tells the server that no requests follow, if the link drains and no request is in flight.
+    /// Called after a request has finished. Context: may sleep, but never for the peer.
     pub(crate) fn disconnect_if_drained(self: &Arc<Self>) -> Result<Sent, Broken> {
         if self.has_requests() {
             return Ok(Sent::Requests);
@@ -101,34 +100,34 @@ impl Link {
         self.disconnect()
     }
 
-    /// Keeps what the sender holds until the receiver has looked what the server said last. Hands it
-    /// back if the link is closed already. Does not sleep.
+    /// Keeps the requests of the sender published until the receiver has read what the server sent
+    /// last. Hands `broken` back if nothing can be sent any more. Context: does not sleep.
     pub(crate) fn fail_sending(&self, broken: Broken) -> Result<(), Broken> {
         self.send_side.lock().fail(broken)
     }
 
-    /// Why nothing can be sent any more, if [`Self::fail_sending`] said so. Does not sleep.
+    /// Returns the error of [`Self::fail_sending`], if there was one. Context: does not sleep.
     pub(crate) fn send_error(&self) -> Option<Error> {
         self.send_side.lock().error()
     }
 
-    /// Sends nothing any more. Returns what was to be sent, to be dropped by the caller once it has
-    /// seen to the requests. The caller has the socket shut down, which ends the receiver. Does not
-    /// sleep.
+    /// Stops sending. Returns what was queued, which the caller drops after it has requeued or
+    /// failed the requests. The caller also has the socket shut down, which ends the receiver.
+    /// Context: does not sleep.
     pub(crate) fn close(&self) -> Option<Outbox> {
         self.send_side.lock().close()
     }
 
-    /// Shuts the socket down, for the work that [`Self::shut_down`] queues. A link that is draining,
-    /// and in the middle of no request, tells its server first that nothing follows. Sleeps for the
-    /// socket's lock. Only that work calls it.
+    /// Shuts the socket down, for the work that [`Self::shut_down`] queues. If the link drains and
+    /// the sender is idle, it first tells the server that no requests follow. Context: may sleep
+    /// for the socket lock.
     pub(crate) fn finish(self: &Arc<Self>) {
         if self.is_shut() {
             return;
         }
         let sender = self.send_side.lock().take_idle();
         if let Some(mut sender) = sender {
-            // A server that does not take it learns from the end of the stream.
+            // A server that does not get the message finds the end of the stream.
             let _ = sender.send_disconnect(&self.output(), Wait::No);
         }
         let outbox = self.close();
@@ -139,8 +138,8 @@ impl Link {
         self.give_back_later();
     }
 
-    /// Goes on sending where a task found no room, for the work that [`Self::send_later`] queues.
-    /// May sleep, and waits for the peer, until the link is closed.
+    /// Continues to send, for the work that [`Self::send_later`] queues. Context: may sleep, and
+    /// waits for the peer until the link is closed.
     pub(crate) fn run_deferred(self: &Arc<Self>) -> Result<Sent, Broken> {
         let sender = self.send_side.lock().take_deferred();
         match sender {
@@ -157,8 +156,8 @@ impl Link {
         }
     }
 
-    /// Sends with `sender` until there is nothing more to send, the socket has no room, or the link
-    /// is closed. May sleep; waits for the peer only as `wait` says.
+    /// Sends with `sender` until nothing is queued, the socket has no room, or the link is closed.
+    /// Context: may sleep, and waits for the peer as `wait` says.
     pub(crate) fn run(self: &Arc<Self>, sender: Sender, wait: Wait) -> Result<Sent, Broken> {
         let mut rounds = 0;
         let mut next = self.next(sender, wait, rounds);
@@ -195,24 +194,24 @@ impl Link {
         }
     }
 
-    /// Finds out what `sender` does next, and gives it back when that is nothing.
+    /// Decides what `sender` does next, and takes it back if that is nothing.
     fn next(self: &Arc<Self>, sender: Sender, wait: Wait, rounds: u32) -> Next {
         let mut side = self.send_side.lock();
         let next = side.next(sender, wait != Wait::No || rounds < MAX_ROUNDS);
         if let Next::Deferred = next {
-            // Under the lock, so that no work is queued once the link is closed.
+            // The lock is held, so that no work is queued after the link is closed.
             self.send_later();
         }
         next
     }
 
-    /// Leaves `sender` to the worker, who may wait.
+    /// Leaves `sender` to the worker, which may wait for the peer.
     fn defer(self: &Arc<Self>, sender: Sender) {
         let rejected = {
             let mut side = self.send_side.lock();
             let rejected = side.defer(sender).err();
             if rejected.is_none() {
-                // Under the lock, so that no work is queued once the link is closed.
+                // The lock is held, so that no work is queued after the link is closed.
                 self.send_later();
             }
             rejected

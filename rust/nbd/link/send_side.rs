@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How far the sending side of a link is: what is queued, who sends it, and what follows. Each
-//! transition is a method, called with the lock of the side held; what it takes out is for the caller
-//! to use or to drop without the lock. None of them sleeps.
+//! The state machine of the sending side of a link.
+//!
+//! All transitions are methods that are called with `Link::send_side` held, and do not sleep. What
+//! a method returns is used or dropped after the lock is released.
 
 use super::sender::Sender;
 use crate::request::Queue;
@@ -17,12 +18,11 @@ use kernel::{
 pub(crate) enum Sent {
     /// Requests, or nothing.
     Requests,
-    /// The message that ends the connection, too.
+    /// Also the message that ends the connection.
     Disconnect,
 }
 
-/// A link that nothing can be sent on any more. What the sender holds stays published for as long
-/// as the value lives.
+/// A sender whose send has failed. Its requests stay published as long as this lives.
 pub(crate) struct Broken {
     error: Error,
     _sender: Sender,
@@ -36,46 +36,46 @@ impl Broken {
         }
     }
 
-    /// Why nothing can be sent any more.
+    /// Returns the error of the send.
     pub(crate) fn error(&self) -> Error {
         self.error
     }
 }
 
-/// Where the sender is.
+/// The state of the sender.
 enum SenderState {
-    /// Nobody sends.
+    /// No task sends.
     Idle(Sender),
-    /// The task that took it sends, and looks for more when it is done.
+    /// A task has the sender, and looks for more requests when it is done.
     Busy,
-    /// The socket had no room: it waits for the worker.
+    /// The socket had no room. The worker continues.
     Deferred(Sender),
-    /// The server has closed its end. What it said before that has not been looked at yet.
+    /// The server has closed its end. The receiver has not read yet what the server sent before.
     Failed(Broken),
 }
 
-/// Whether more requests are taken, and what follows the last one.
+/// Whether the link takes requests, and when the server is told that no more follow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// No request is taken. The server is told that nothing follows when none is in flight.
+    /// The link takes no requests. The server is told when none is in flight.
     Draining,
-    /// No request is taken. The server is told that nothing follows behind those that are queued.
+    /// The link takes no requests. The server is told after those that are queued.
     Closing,
 }
 
-/// The sending side of a link: what is queued, and who sends it.
+/// The state of the sending side.
 pub(crate) enum SendSide {
     Active(Outbox),
-    /// The server was told that nothing follows.
+    /// The server was told that no requests follow.
     Disconnected,
-    /// Nothing is sent any more. The socket is to be shut down.
+    /// Nothing is sent any more. The socket has to be shut down.
     Closed,
     /// The socket is shut down.
     Shut,
 }
 
-/// Requests on their way out.
+/// The queued requests and the sender.
 pub(crate) struct Outbox {
     stage: Stage,
     queue: RequestList<Queue>,
@@ -98,19 +98,18 @@ impl Outbox {
 pub(super) enum Next {
     Send(Sender),
     SendDisconnect(Sender),
-    /// Nothing: the sender was given back.
+    /// Nothing. The sender is idle.
     Stop,
-    /// Nothing: the sender is left to the worker.
+    /// Nothing. The sender was left to the worker.
     Deferred,
-    /// Nothing: the link is closed. The sender is to be dropped without the lock.
+    /// Nothing. The link is closed, and the caller drops the sender after it has released the lock.
     Closed(Sender),
-    /// Nothing: the sender was given back, and a draining link may have no request in flight any
-    /// more.
+    /// Nothing. The sender is idle, and the link may have drained.
     Drained,
 }
 
 impl SendSide {
-    /// Takes requests.
+    /// Creates a sending side that takes requests.
     pub(super) fn new() -> Self {
         Self::Active(Outbox {
             stage: Stage::Open,
@@ -126,12 +125,12 @@ impl SendSide {
         }
     }
 
-    /// Whether requests are taken.
+    /// Whether the link takes requests.
     pub(super) fn is_open(&self) -> bool {
         self.stage() == Some(Stage::Open)
     }
 
-    /// Whether requests are taken and none is on its way out.
+    /// Whether the link takes requests and has none to send.
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::Active(outbox) => {
@@ -143,17 +142,17 @@ impl SendSide {
         }
     }
 
-    /// Whether no request is taken, and those that were may still be answered.
+    /// Whether the link takes no requests, and those in flight may still be answered.
     pub(super) fn is_draining(&self) -> bool {
         self.stage() == Some(Stage::Draining)
     }
 
-    /// Whether the server was told that nothing follows, or cannot be.
+    /// Whether the server was told that no requests follow, or nothing can be sent any more.
     pub(super) fn is_disconnected(&self) -> bool {
         self.stage().is_none()
     }
 
-    /// Whether nothing is to be sent any more.
+    /// Whether nothing is sent any more.
     pub(super) fn is_closed(&self) -> bool {
         matches!(self, Self::Closed | Self::Shut)
     }
@@ -163,7 +162,7 @@ impl SendSide {
         matches!(self, Self::Shut)
     }
 
-    /// How far the side is, for people to read.
+    /// Returns the name of the state for debugfs.
     pub(super) fn describe(&self) -> &'static str {
         match self {
             Self::Active(outbox) if outbox.stage == Stage::Open => "open",
@@ -172,8 +171,8 @@ impl SendSide {
         }
     }
 
-    /// Queues a request once `prepare` has seen it. With `last`, the caller gets the sender if nobody
-    /// has it. Hands the request back if none is taken.
+    /// Queues a request after it was passed to `prepare`. With `last`, returns the sender if it is
+    /// idle. Hands the request back if the link takes none.
     pub(super) fn queue(
         &mut self,
         mut rq: OwnedRequest<Queue>,
@@ -191,7 +190,7 @@ impl SendSide {
         }
     }
 
-    /// The sender, if there is something to send and nobody has it.
+    /// Takes the sender if it is idle and there is something to send.
     pub(super) fn take_sender(&mut self) -> Option<Sender> {
         match self {
             Self::Active(outbox) if outbox.stage == Stage::Open && outbox.queue.is_empty() => None,
@@ -199,7 +198,7 @@ impl SendSide {
         }
     }
 
-    /// The sender, if nobody has it.
+    /// Takes the sender if it is idle.
     pub(super) fn take_idle(&mut self) -> Option<Sender> {
         match self {
             Self::Active(outbox) => outbox.take_idle(),
@@ -207,7 +206,7 @@ impl SendSide {
         }
     }
 
-    /// The sender, if it waits for the worker.
+    /// Takes the sender if it was left to the worker.
     pub(super) fn take_deferred(&mut self) -> Option<Sender> {
         let Self::Active(outbox) = self else {
             return None;
@@ -221,7 +220,7 @@ impl SendSide {
         }
     }
 
-    /// Takes no more requests. Returns those that are queued, for other links.
+    /// Takes no more requests. Returns the queued ones, which the caller requeues.
     pub(super) fn drain(&mut self) -> RequestList<Queue> {
         match self {
             Self::Active(outbox) if outbox.stage == Stage::Open => {
@@ -232,8 +231,8 @@ impl SendSide {
         }
     }
 
-    /// Takes no more requests; the server is told so after those that are queued. Returns the sender,
-    /// if nobody has it.
+    /// Takes no more requests. The server is told after the queued ones. Returns the sender if it
+    /// is idle.
     pub(super) fn start_disconnect(&mut self) -> Option<Sender> {
         match self {
             Self::Active(outbox) => {
@@ -244,7 +243,8 @@ impl SendSide {
         }
     }
 
-    /// Keeps what the sender holds until [`Self::close`]. Hands it back if that was.
+    /// Keeps the requests of the sender published until [`Self::close`]. Hands `broken` back if the
+    /// side is not active.
     pub(super) fn fail(&mut self, broken: Broken) -> Result<(), Broken> {
         match self {
             Self::Active(outbox) => {
@@ -256,7 +256,7 @@ impl SendSide {
         }
     }
 
-    /// Why nothing can be sent any more, if [`Self::fail`] said so.
+    /// Returns the error of [`Self::fail`], if there was one.
     pub(super) fn error(&self) -> Option<Error> {
         match self {
             Self::Active(Outbox {
@@ -267,7 +267,7 @@ impl SendSide {
         }
     }
 
-    /// What `sender` does next. If it may not `go_on`, the worker does that.
+    /// Decides what `sender` does next. The worker continues unless the caller may `go_on`.
     pub(super) fn next(&mut self, mut sender: Sender, go_on: bool) -> Next {
         let Self::Active(outbox) = self else {
             return Next::Closed(sender);
@@ -292,7 +292,7 @@ impl SendSide {
         Next::Send(sender)
     }
 
-    /// Leaves `sender` to the worker. Hands it back if nothing is to be sent any more.
+    /// Leaves `sender` to the worker. Hands it back if nothing is sent any more.
     pub(super) fn defer(&mut self, sender: Sender) -> Result<(), Sender> {
         match self {
             Self::Active(outbox) => {
@@ -303,7 +303,7 @@ impl SendSide {
         }
     }
 
-    /// The server was told that nothing follows. Returns what the side held.
+    /// Records that the server was told that no requests follow. Returns what the side held.
     pub(super) fn disconnected(&mut self) -> Option<Outbox> {
         match self {
             Self::Active(_) => self.replace(Self::Disconnected),
@@ -311,7 +311,7 @@ impl SendSide {
         }
     }
 
-    /// Sends nothing any more. Returns what was to be sent.
+    /// Stops sending. Returns what the side held.
     pub(super) fn close(&mut self) -> Option<Outbox> {
         match self {
             Self::Active(_) | Self::Disconnected => self.replace(Self::Closed),
@@ -319,7 +319,7 @@ impl SendSide {
         }
     }
 
-    /// The socket is shut down, after [`Self::close`].
+    /// Records that the socket is shut down, after [`Self::close`].
     pub(super) fn shut(&mut self) {
         *self = Self::Shut;
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Turning queued requests into bytes on a socket.
+//! The sender of a link, which writes queued requests to the socket.
 
 use super::{socket::LinkSocket, stats::LinkStats};
 use crate::{
@@ -15,66 +15,67 @@ use kernel::{
     prelude::*, //
 };
 
-/// Pieces of one send, on the stack: a header and 128 KiB of scattered pages, and some more.
+/// The pieces of one send, which are on the stack. They hold a header and 128 KiB of scattered
+/// pages, with some to spare.
 const MAX_PIECES: usize = 40;
 
-/// Bytes that one send may wait for room for: only when it returns can be seen that they move, and
-/// sockets of some kinds wait anew for room for each few of them.
+/// The bytes of one send that may wait for room. Only when the call returns is it known that bytes
+/// have moved, and some kinds of sockets wait again for every few bytes.
 const MAX_WAITING: usize = 64 << 10;
 
-/// How far a send came.
+/// The result of a send.
 #[derive(PartialEq, Eq)]
 pub(super) enum Progress {
-    /// All was sent.
+    /// Everything was sent.
     Done,
-    /// The socket has no room, and the caller did not want to wait.
+    /// The socket has no room and the caller may not wait.
     Blocked,
 }
 
-/// What a call of the socket has come to.
+/// The result of a call of the socket.
 enum Call {
     Sent(usize),
-    /// Not even a byte has gone out in a moment: wait on.
+    /// No byte was sent in the time of one call. The caller tries again.
     Nothing,
-    /// There is no room, and the caller does not want to wait.
+    /// There is no room and the caller may not wait.
     NoRoom,
 }
 
-/// Where a sender writes to.
+/// The socket that a sender writes to.
 pub(super) struct Output<'a, F: Fn() -> bool> {
     pub(super) socket: &'a LinkSocket,
     pub(super) stats: &'a LinkStats,
-    /// Whether nothing is to be sent any more.
+    /// Whether nothing may be sent any more.
     pub(super) is_closed: F,
 }
 
-/// A place in a batch of requests: so many bytes behind the beginning of its first one.
+/// A position in a batch of requests: the number of bytes after the start of its first request.
 #[derive(Clone, Copy, Default)]
 struct Position(usize);
 
 impl Position {
-    /// Bytes of the first request's header before this place.
+    /// Bytes of the first request's header before this position.
     fn in_header(self) -> usize {
         self.0.min(REQUEST_LEN)
     }
 
-    /// Bytes of the first request's payload before this place.
+    /// Bytes of the first request's payload before this position.
     fn in_payload(self) -> usize {
         self.0.saturating_sub(REQUEST_LEN)
     }
 
-    /// Whether the first request's header is before this place.
+    /// Whether the whole header of the first request is before this position.
     fn has_header(self) -> bool {
         self.0 >= REQUEST_LEN
     }
 
-    /// Moves on by so many bytes.
+    /// Moves the position forward.
     fn advance(&mut self, bytes: usize) {
         self.0 += bytes;
     }
 
-    /// Whether the first request, of `len` bytes, is before this place, which is then one in what
-    /// comes after it.
+    /// If the first request, of `len` bytes, is before this position, makes the position relative
+    /// to the next request. Returns whether it is.
     fn pass(&mut self, len: usize) -> bool {
         match self.0.checked_sub(len) {
             Some(rest) => {
@@ -86,14 +87,14 @@ impl Position {
     }
 }
 
-/// The one who writes to a link's socket. There is one for each link, so that a request that was
-/// sent in part is always continued where it stopped.
+/// The permission to write to the socket of a link. There is one for each link, so that a request
+/// that was sent in part is always continued where it stopped.
 pub(crate) struct Sender {
-    /// Made for the first send that finds memory for it.
+    /// Allocated by the first send that finds memory. Without it the headers are sent one by one.
     headers: Option<Headers>,
     batch: RequestList<Queue>,
-    /// What of the batch's first request is sent; of the message that ends the connection when there
-    /// is none.
+    /// How much of the first request of the batch was sent. Without a batch, how much of the
+    /// message that ends the connection.
     sent: Position,
 }
 
@@ -106,21 +107,21 @@ impl Sender {
         }
     }
 
-    /// Whether all that was loaded is sent.
+    /// Whether everything that was loaded was sent.
     pub(super) fn is_empty(&self) -> bool {
         self.batch.is_empty()
     }
 
-    /// Takes what is to be sent next, when it [`Self::is_empty`].
+    /// Loads the next batch. The sender must be [empty](Self::is_empty).
     pub(super) fn load(&mut self, batch: RequestList<Queue>) {
         self.batch = batch;
         self.sent = Position::default();
     }
 
-    /// Sends what was loaded. Several requests go out in one call of the socket, each with its
-    /// header and payload. May sleep; waits for the peer only as `wait` says.
+    /// Sends what was loaded. Several requests are sent in one call of the socket, each with its
+    /// header and payload. After an error nothing more can be sent on the socket.
     ///
-    /// After an error nothing more can be sent on the socket.
+    /// Context: may sleep; waits for the peer as `wait` says.
     pub(super) fn send(
         &mut self,
         out: &Output<'_, impl Fn() -> bool>,
@@ -151,7 +152,7 @@ impl Sender {
         Ok(Progress::Done)
     }
 
-    /// Sends as much of `batch` from the place `from` on as one call of the socket takes.
+    /// Sends as much of `batch` from the position `from` as one call of the socket takes.
     fn send_batch<'a>(
         mut slots: HeaderSlots<'a>,
         batch: &'a RequestList<Queue>,
@@ -172,8 +173,8 @@ impl Sender {
         out.socket.send(&source, wait)
     }
 
-    /// Sends what is left of the first request's header, or of its payload: without room for headers
-    /// the two cannot go out in one call.
+    /// Sends the rest of the first request's header, or of its payload. Without memory for headers
+    /// the two cannot be sent in one call.
     fn send_part(
         &self,
         out: &Output<'_, impl Fn() -> bool>,
@@ -191,8 +192,8 @@ impl Sender {
         out.socket.send(&source, wait)
     }
 
-    /// Sends the message that ends a connection, after all requests, and ends the stream: some
-    /// servers close their end only then. May sleep; waits for the peer only as `wait` says.
+    /// Sends the message that ends the connection, and ends the stream, since some servers close
+    /// their end only then. Context: may sleep; waits for the peer as `wait` says.
     pub(super) fn send_disconnect(
         &mut self,
         out: &Output<'_, impl Fn() -> bool>,
@@ -208,16 +209,17 @@ impl Sender {
                 Call::NoRoom => return Ok(Progress::Blocked),
             }
         }
-        // An upper layer protocol may hold back what it has taken, which the end of the stream would
-        // cut off: the server closes its end, or the session does after the usual time.
+        // An upper layer protocol may hold back bytes, which the end of the stream would cut off.
+        // The server closes its end after the message, or the session closes the link after its
+        // time.
         if !out.socket.has_ulp() {
             out.socket.shutdown_send();
         }
         Ok(Progress::Done)
     }
 
-    /// Fails if the link was closed since the call before this one: another user of the socket may
-    /// have connected it anew.
+    /// Fails if the link was closed since the previous call of the socket, since another user of
+    /// the socket may have connected it again.
     fn check_open(out: &Output<'_, impl Fn() -> bool>, calls: &mut u32) -> Result {
         if *calls > 0 && (out.is_closed)() {
             return Err(EPIPE);
@@ -226,7 +228,7 @@ impl Sender {
         Ok(())
     }
 
-    /// What a call of the socket has come to.
+    /// Converts the result of a call of the socket.
     fn call(result: Result<usize>, wait: Wait) -> Result<Call> {
         match result {
             Ok(bytes) => Ok(Call::Sent(bytes)),
@@ -236,7 +238,7 @@ impl Sender {
         }
     }
 
-    /// Lets go of the requests that are sent whole once `bytes` more are sent.
+    /// Releases the requests that are sent whole after `bytes` more were sent.
     fn advance(&mut self, out: &Output<'_, impl Fn() -> bool>, bytes: usize) {
         let mut before = self.sent;
         self.sent.advance(bytes);
@@ -264,20 +266,20 @@ impl Sender {
 mod tests {
     use super::*;
 
-    /// Payloads of the requests of a batch.
+    /// The payloads of the requests of a batch, in bytes.
     const BATCH: [usize; 6] = [0, 1, 0, 512, 27, 4096];
 
     fn total() -> usize {
         BATCH.iter().map(|payload| REQUEST_LEN + payload).sum()
     }
 
-    /// A sender of [`BATCH`] as [`Sender`] is one of requests.
+    /// Sends [`BATCH`] as [`Sender`] sends requests.
     struct Model {
         first: usize,
         sent: Position,
-        /// Bytes of the header and of the payload of each request that went out.
+        /// The bytes of the header and of the payload that were sent of each request.
         out: [(usize, usize); BATCH.len()],
-        /// A byte was sent twice, or before the one in front of it.
+        /// A byte was sent twice or out of order.
         wrong: bool,
     }
 
@@ -291,7 +293,7 @@ mod tests {
             }
         }
 
-        /// Sends all that is left, of which the socket takes at most `room` bytes.
+        /// Sends what is left. The socket takes at most `room` bytes.
         fn send(&mut self, room: usize) {
             let mut left = room;
             let mut from = self.sent;
@@ -394,7 +396,7 @@ mod tests {
             let mut sends = 0;
             while !model.is_whole() && sends < 100_000 {
                 seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                // Now and then the socket takes nothing.
+                // Sometimes the socket takes nothing.
                 model.send((seed >> 16) as usize % 200);
                 sends += 1;
             }

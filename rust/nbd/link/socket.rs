@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a link uses its socket: for how long it waits, in whose name, and with which memory.
+//! How a link uses its socket: the time limits of calls, their credentials, and memory allocation.
 
 use core::ops::Deref;
 use kernel::{
@@ -13,15 +13,15 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 
-/// How long a call waits before it comes back with what moved meanwhile, in milliseconds. Some kinds
-/// of sockets begin anew with each few KiB.
+/// How long a call waits before it returns what has moved so far, in milliseconds. Some kinds of
+/// sockets begin to wait again with every few KiB.
 const MOMENT_MS: u32 = 250;
 
 /// How long a call waits for the next reply of a busy server, in milliseconds.
 const PAUSE_MS: u32 = 10;
 
-/// The socket of a link. What is done for a user's I/O is not done in the user's name, and does not
-/// wait for memory that only that I/O can free.
+/// The socket of a link. Calls use the credentials of the kernel rather than those of the task that
+/// does I/O, and do not reclaim memory, which may need that I/O.
 #[pin_data]
 pub(crate) struct LinkSocket {
     #[pin]
@@ -29,7 +29,7 @@ pub(crate) struct LinkSocket {
 }
 
 impl LinkSocket {
-    /// Prepares a socket. Sleeps for the socket's lock.
+    /// Prepares a socket. Context: may sleep for the socket lock.
     pub(super) fn new(socket: Socket) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             socket <- BlockSocket::new(socket),
@@ -40,14 +40,14 @@ impl LinkSocket {
         })
     }
 
-    /// Takes back what a user may have set: whoever sends again is to wait, not to come back at once.
+    /// Replaces a timeout that a user may have set, so that calls wait and do not return at once.
     fn set_send_timeout(&self) {
         let moment = msecs_to_jiffies(MOMENT_MS) as ffi::c_long;
         self.socket.set_send_timeout(moment);
     }
 
-    /// As [`Socket::send`]. [`Wait::Some`] and [`Wait::All`] mean a moment; [`Wait::No`] most often
-    /// fails with `EAGAIN`, too, if somebody has the socket's lock.
+    /// As [`Socket::send`]. With [`Wait::Some`] and [`Wait::All`] it waits for [`MOMENT_MS`]. With
+    /// [`Wait::No`] it most often fails with `EAGAIN` if the socket lock is not available.
     pub(super) fn send<const N: usize>(
         &self,
         source: &BvecSource<'_, N>,
@@ -56,14 +56,14 @@ impl LinkSocket {
         self.sending(wait, || self.socket.send(source, wait))
     }
 
-    /// As [`Self::send`], but from `bytes`, wherever they are.
+    /// As [`Self::send`], but copies from `bytes`.
     pub(super) fn send_bytes(&self, bytes: &[u8], wait: Wait) -> Result<usize> {
         self.sending(wait, || self.socket.send_bytes(bytes, wait))
     }
 
     fn sending(&self, wait: Wait, send: impl FnOnce() -> Result<usize>) -> Result<usize> {
-        // Whoever has the socket's lock may fault while it copies, and be kept for as long as a user
-        // likes.
+        // The owner of the socket lock may fault while it copies, and a user can delay that at
+        // will.
         if wait == Wait::No && self.socket.is_locked() {
             return Err(EAGAIN);
         }
@@ -74,8 +74,8 @@ impl LinkSocket {
         })
     }
 
-    /// As [`Socket::receive`]. [`Wait::Some`] means the pause between two replies, [`Wait::All`] a
-    /// moment. Only the receiver calls it.
+    /// As [`Socket::receive`]. With [`Wait::Some`] it waits for [`PAUSE_MS`], with [`Wait::All`]
+    /// for [`MOMENT_MS`]. Context: may sleep; only the receiver calls it.
     pub(super) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,

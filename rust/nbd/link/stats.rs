@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is counted of a link.
+//! The statistics of a link.
 
 use kernel::{
     sync::atomic::{Atomic, Relaxed},
     time::{jiffies, jiffies_since, Jiffies}, //
 };
 
-/// What went over a link. Only whoever sends writes what concerns sending, and only the receiver
-/// what concerns receiving.
+/// The statistics of a link. Only the task that has the sender writes those of sending, and only
+/// the receiver writes those of receiving.
 pub(crate) struct LinkStats {
     requests: Atomic<u64>,
     replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
-    /// When bytes moved last, in jiffies. Written by both: either is right.
+    /// When bytes were last moved, in jiffies. Both directions write it, and either value is right.
     moved: Atomic<Jiffies>,
 }
 
@@ -29,39 +29,40 @@ impl LinkStats {
         }
     }
 
-    /// Adds without a locked operation: there is one writer at a time.
+    /// Adds without an atomic operation, since each counter has one writer at a time.
     fn add(counter: &Atomic<u64>, n: usize) {
         counter.store(counter.load(Relaxed).wrapping_add(n as u64), Relaxed);
     }
 
-    /// So many requests are sent whole.
+    /// Counts `n` requests that were sent whole.
     pub(crate) fn add_requests(&self, n: usize) {
         Self::add(&self.requests, n);
     }
 
-    /// One more reply has begun to arrive.
+    /// Counts a reply whose header has arrived.
     pub(crate) fn add_reply(&self) {
         Self::add(&self.replies, 1);
     }
 
-    /// Whether every request that was sent has its reply. Only a hint: either may be counted late.
+    /// Whether every request that was sent has its reply. This is a hint, since both counters may
+    /// be late.
     pub(crate) fn all_replied(&self) -> bool {
         self.requests.load(Relaxed) == self.replies.load(Relaxed)
     }
 
-    /// So many bytes are sent.
+    /// Counts bytes that were sent.
     pub(crate) fn add_sent(&self, bytes: usize) {
         Self::add(&self.sent, bytes);
         self.moved.store(jiffies(), Relaxed);
     }
 
-    /// So many bytes are received.
+    /// Counts bytes that were received.
     pub(crate) fn add_received(&self, bytes: usize) {
         Self::add(&self.received, bytes);
         self.moved.store(jiffies(), Relaxed);
     }
 
-    /// For how long no byte has moved, in jiffies.
+    /// Returns how long no byte has moved, in jiffies.
     pub(crate) fn idle_for(&self) -> Jiffies {
         jiffies_since(self.moved.load(Relaxed))
     }
