@@ -2,10 +2,12 @@
 
 //! The configuration state machine of a device.
 //!
-//! Each state carries what exists in it and nothing else; a transition replaces the state whole,
-//! and what it leaves behind is handed to the caller, to be dropped outside the device's lock. A
-//! refused event changes nothing. The types of owner, socket and session are parameters, so that
-//! the machine can be tested by itself.
+//! Each state carries what exists in it and nothing else. A transition replaces the state whole,
+//! and returns what it leaves behind, which the caller drops outside of the lock of the
+//! configuration. A refused event changes nothing. The types of owner, socket and session are
+//! parameters, so that the machine can be tested alone.
+//!
+//! All transitions are called with [`Device::config`](crate::device::Device) locked.
 
 use crate::{
     params::Params,
@@ -19,7 +21,7 @@ use kernel::{
     task::{Comm, Pid, Process}, //
 };
 
-/// Who sets a device up.
+/// The owner of a setup.
 pub(crate) trait Identity {
     fn is(&self, other: &Self) -> bool;
     fn is_alive(&self) -> bool;
@@ -27,9 +29,9 @@ pub(crate) trait Identity {
     fn comm(&self) -> Comm;
 }
 
-/// What can be told that it is not wanted any more.
+/// A socket of a setup.
 pub(crate) trait Endpoint {
-    /// Has the peer see the end of the stream.
+    /// Shows the peer the end of the stream. Context: may sleep.
     fn shutdown(&self);
 }
 
@@ -57,8 +59,8 @@ impl Endpoint for Socket {
     }
 }
 
-/// A device being set up. There is no owner without a socket, and no socket without an owner.
-/// Dropping it has the peers see the end of their streams.
+/// A device that is being set up. It always has an owner and at least one socket. Dropping it shows
+/// the peers the end of their streams, and may sleep.
 pub(crate) struct Setup<O, S: Endpoint> {
     params: Params,
     owner: O,
@@ -66,7 +68,7 @@ pub(crate) struct Setup<O, S: Endpoint> {
 }
 
 impl<O, S: Endpoint> Setup<O, S> {
-    /// Hands the socket back if there is no memory.
+    /// Fails if there is no memory, and hands the socket back.
     pub(crate) fn new(params: Params, owner: O, socket: S) -> Result<Self, (Refusal, S)> {
         let mut setup = Self {
             params,
@@ -77,7 +79,7 @@ impl<O, S: Endpoint> Setup<O, S> {
         Ok(setup)
     }
 
-    /// Leaves the sockets open for whoever has them if they are too many.
+    /// Fails if there are too many sockets, and leaves them open.
     pub(crate) fn with_sockets(
         params: Params,
         owner: O,
@@ -93,7 +95,7 @@ impl<O, S: Endpoint> Setup<O, S> {
         })
     }
 
-    /// Hands the socket back if there is no memory, or no room for another.
+    /// Fails if there is no memory or no room for another socket, and hands the socket back.
     pub(crate) fn add(&mut self, socket: S) -> Result<(), (Refusal, S)> {
         if self.sockets.len() >= MAX_CONNECTIONS {
             return Err((Refusal::TooManySockets, socket));
@@ -110,12 +112,12 @@ impl<O, S: Endpoint> Setup<O, S> {
         self.params
     }
 
-    /// Takes out the socket that was added first, to make a connection of it.
+    /// Takes out the socket that was added first.
     pub(crate) fn pop_socket(&mut self) -> Option<S> {
         self.sockets.remove(0).ok()
     }
 
-    /// Drops the setup, but leaves the sockets open for whoever has them.
+    /// Drops the setup, but leaves the sockets open.
     pub(crate) fn forget(mut self) {
         self.sockets.clear();
     }
@@ -126,7 +128,7 @@ impl<O, S: Endpoint> Setup<O, S> {
 }
 
 impl<O: Identity, S: Endpoint> Setup<O, S> {
-    /// Why nobody else can have the device.
+    /// Returns the refusal for other processes.
     fn owned(&self) -> Refusal {
         Refusal::Owned {
             pid: self.owner.pid(),
@@ -141,44 +143,44 @@ impl<O, S: Endpoint> Drop for Setup<O, S> {
     }
 }
 
-/// The state of a device; `R` is a running session.
+/// The state of a device. `R` is a reference to a running session.
 pub(crate) enum State<O, S: Endpoint, R> {
-    /// Nothing but parameters.
+    /// Only parameters exist.
     Idle(Params),
     /// Sockets are being added.
     Setup(Setup<O, S>),
-    /// The device is with a task that starts a session or cleans it. Unless a session is started, it
-    /// gets these parameters back.
+    /// One task has taken the device out of use, to start a session or to clean the device. Unless
+    /// a session is started, the device gets these parameters back.
     Starting(Params),
     /// A session serves requests.
     Running { params: Params, session: R },
-    /// A session has ended; openers of that time remain.
+    /// The session has ended, and the device has openers from that time.
     Stopped(Params),
-    /// The device is being removed: it is used no more.
+    /// The device is being removed. There is no other state after this one.
     Leaving,
 }
 
-/// What [`State::claim`] took for a session.
+/// The result of [`State::claim`].
 pub(crate) struct Claimed<O, S: Endpoint> {
     pub(crate) setup: Setup<O, S>,
     /// A setup whose owner has exited.
     pub(crate) stale: Option<Setup<O, S>>,
 }
 
-/// What is to be done when the last opener has closed the device.
+/// What the caller does after the last opener has closed the device.
 pub(crate) enum LastClose<O, S: Endpoint, R> {
     Nothing,
-    /// Drop this.
+    /// Drop this setup.
     Drop(Setup<O, S>),
     /// Clean the device, which is [`State::Starting`] until then.
     Clean,
-    /// End this session.
+    /// Disconnect this session.
     Disconnect(R),
 }
 
 impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
-    /// Adds a socket for `caller`, with `openers` having the device open. Returns a stale setup
-    /// that this replaced, or why it was refused, with the socket.
+    /// Adds a socket for `caller`. `openers` is the number of openers of the device. Returns a
+    /// stale setup that this replaces. On failure returns the refusal and the socket.
     pub(crate) fn add_socket(
         &mut self,
         caller: O,
@@ -212,16 +214,16 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         })
     }
 
-    /// Takes a device that is left from an ended session, with at most `limit` openers, out of use
-    /// to be cleaned. Whether it was taken.
+    /// Takes a device out of use to be cleaned, if its session has ended and it has at most `limit`
+    /// openers. Returns whether it was taken.
     pub(crate) fn retire(&mut self, openers: u32, limit: u32) -> bool {
         match self {
             Self::Stopped(params) if openers <= limit => {
-                // One that is to be removed does not come back for those who have it open.
+                // A device that will be removed is not made idle for its openers.
                 if openers > 0 && params.client().destroy_on_disconnect() {
                     return false;
                 }
-                // Who opens it from now on finds nothing of the session.
+                // An opener that comes after this finds nothing of the session.
                 *self = Self::Starting(match openers {
                     0 => params.forgotten(),
                     _ => *params,
@@ -232,8 +234,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The device that was [`Self::Starting`] is clean, and no session was started. Returns whether it
-    /// is to be removed. Does nothing in another state.
+    /// Leaves [`Self::Starting`] after the device was cleaned and no session was started. Returns
+    /// whether the device has to be removed. Does nothing in another state.
     pub(crate) fn retired(&mut self, openers: u32) -> bool {
         let Self::Starting(params) = *self else {
             return false;
@@ -242,15 +244,16 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         *self = match openers {
             0 if leaves => Self::Leaving,
             0 => Self::Idle(Params::default()),
-            // Somebody has opened it meanwhile.
+            // The device was opened meanwhile.
             _ if leaves => Self::Stopped(params),
             _ => Self::Idle(params),
         };
         matches!(self, Self::Leaving)
     }
 
-    /// Takes an idle device to start a session of `setup` with it. If that fails, a device that was
-    /// made for the session is to be removed if the session would have had it removed.
+    /// Takes an idle device out of use to start a session of `setup`, also one whose setup has an
+    /// owner that has exited. If the device was `made` for this session and the session cannot be
+    /// started, the device is removed if the setup asks for that.
     pub(crate) fn claim(
         &mut self,
         setup: Setup<O, S>,
@@ -281,8 +284,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         Ok(Claimed { setup, stale })
     }
 
-    /// As [`Self::claim`], but leaves a setup alone, whoever has made it: a client may have sent its
-    /// owner away and be about to start it.
+    /// As [`Self::claim`], but never replaces a setup. A client may have sent the owner away and be
+    /// about to start it.
     pub(crate) fn claim_idle(
         &mut self,
         setup: Setup<O, S>,
@@ -295,7 +298,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Changes the parameters by `f`. Returns the session that they hold for, if one runs.
+    /// Changes the parameters by `f`. Returns the running session, which the caller has to update.
     pub(crate) fn update(
         &mut self,
         f: impl FnOnce(Params) -> Result<Params>,
@@ -310,7 +313,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         self.session()
     }
 
-    /// The running session and its parameters.
+    /// Returns the running session and its parameters.
     pub(crate) fn running(&self) -> Option<(R, Params)> {
         match self {
             Self::Running { params, session } => Some((session.clone(), *params)),
@@ -318,7 +321,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Takes the setup out to start a session with it, with `openers` having the device open.
+    /// Takes the setup out to start a session of it. `openers` is the number of openers of the
+    /// device.
     pub(crate) fn claim_setup(&mut self, openers: u32) -> Result<Setup<O, S>, Refusal> {
         let refusal = match self {
             Self::Setup(setup) => {
@@ -339,8 +343,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         Err(refusal)
     }
 
-    /// The session that the device was [`Self::Starting`] for is there. Hands it back in another
-    /// state.
+    /// Leaves [`Self::Starting`] for a running session. Hands the session back in another state.
     pub(crate) fn started(&mut self, params: Params, session: R) -> Result<(), R> {
         match self {
             Self::Starting(_) => {
@@ -351,7 +354,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The running session has ended. Returns it.
+    /// Records that the running session has ended, and returns it.
     pub(crate) fn stopped(&mut self) -> Option<R> {
         let Self::Running { params, .. } = self else {
             return None;
@@ -363,7 +366,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The running session, if there is one.
+    /// Returns the running session, if there is one. Fails while one is starting.
     pub(crate) fn session(&self) -> Result<Option<R>, Refusal> {
         match self {
             Self::Running { session, .. } => Ok(Some(session.clone())),
@@ -372,7 +375,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Drops the sockets of a setup, keeping the parameters. Returns the setup.
+    /// Takes the setup out, so that its sockets can be dropped. The parameters stay.
     pub(crate) fn clear(&mut self) -> Option<Setup<O, S>> {
         let Self::Setup(setup) = self else {
             return None;
@@ -384,7 +387,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// The last opener is gone: back to the beginning, unless a session runs or starts.
+    /// Handles the close of the last opener. Without a session, the parameters are reset.
     pub(crate) fn last_closed(&mut self) -> LastClose<O, S, R> {
         let fresh = Self::Idle(Params::default());
         match self {
@@ -406,17 +409,18 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         LastClose::Nothing
     }
 
-    /// Whether the device is with somebody who will not have it for long.
+    /// Whether one task has taken the device out of use.
     pub(crate) fn is_starting(&self) -> bool {
         matches!(self, Self::Starting(_))
     }
 
-    /// Whether the device is left from an ended session: cleaned, or held by others.
+    /// Whether the device is still in use after a session: by the task that cleans it, or by
+    /// openers.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self, Self::Starting(_) | Self::Stopped(_))
     }
 
-    /// Whether a session has ended and others still have the device open.
+    /// Whether a session has ended and the device has openers from that time.
     pub(crate) fn is_stopped(&self) -> bool {
         matches!(self, Self::Stopped(_))
     }
@@ -426,12 +430,12 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         matches!(self, Self::Leaving)
     }
 
-    /// Whether nothing is configured.
+    /// Whether there is nothing that debugfs could show.
     pub(crate) fn is_unused(&self) -> bool {
         matches!(self, Self::Idle(_) | Self::Leaving)
     }
 
-    /// The parameters; the defaults while they are with whoever starts or removes the device.
+    /// Returns the parameters, or the defaults while a device is starting or being removed.
     pub(crate) fn params(&self) -> Params {
         match self {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => *params,
@@ -440,7 +444,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         }
     }
 
-    /// Writes the state for people to read.
+    /// Prints the state for debugfs.
     pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle(_) => f.write_str("idle"),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests of the state machine, with sockets, owners and sessions that count themselves.
+//! Tests of the state machine with fake sockets, owners and sessions that count themselves.
 
 use super::*;
 use crate::protocol::ClientFlags;
@@ -9,14 +9,14 @@ use core::cell::Cell;
 mod set_sock;
 mod transitions;
 
-/// What a test has made, and what became of it.
+/// Counts what a test has created, and what became of it.
 #[derive(Default)]
 struct World {
-    /// Sockets made, dropped, and handed back by the machine.
+    /// Sockets that were created, dropped, and handed back by the machine.
     made: Cell<u32>,
     dropped: Cell<u32>,
     back: Cell<u32>,
-    /// Sockets shut down, and those that were when they had been already.
+    /// Sockets that were shut down, and those that were shut down twice.
     shut: Cell<u32>,
     shut_again: Cell<u32>,
     /// Owners and references to sessions that exist.
@@ -56,10 +56,10 @@ impl World {
         Ok(setup)
     }
 
-    /// The machine has refused to take this socket.
+    /// Records that the machine has refused this socket.
     fn refused(&self, socket: FakeSocket<'_>) {
         add(&self.back);
-        // It is for the caller to do that.
+        // The caller shuts down a refused socket, not the machine.
         if socket.shut.get() {
             add(&self.shut_again);
         }
@@ -69,7 +69,7 @@ impl World {
         self.made.get().wrapping_sub(self.dropped.get())
     }
 
-    /// Nothing is left; every socket that a setup had was shut down, once.
+    /// Whether nothing is left and every socket of a setup was shut down exactly once.
     fn is_clean(&self) -> bool {
         self.live() == 0
             && self.owners.get() == 0
@@ -150,20 +150,20 @@ impl Drop for FakeSession<'_> {
 type FakeState<'a> = State<FakeOwner<'a>, FakeSocket<'a>, FakeSession<'a>>;
 type FakeSetup<'a> = Setup<FakeOwner<'a>, FakeSocket<'a>>;
 
-/// The states, as far as events tell them apart.
+/// The states, as far as events distinguish them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Idle,
-    /// Set up by a process that is alive.
+    /// The owner is alive.
     Setup,
-    /// Set up by a process that has exited.
+    /// The owner has exited.
     Stale,
     Starting,
     Running,
-    /// Running, to end when the last opener closes the device.
+    /// Running, and disconnected by the close of the last opener.
     Closer,
     Stopped,
-    /// Stopped, and to be removed.
+    /// Stopped, and removed after that.
     Doomed,
     Leaving,
 }
@@ -183,20 +183,20 @@ const KINDS: [Kind; 9] = [
 const DESTROY: u64 = 1;
 const CLOSE: u64 = 2;
 
-/// Parameters that are not the default ones.
+/// Returns parameters that are not the defaults.
 fn some_params(client: u64) -> Params {
     let params = Params::default().with_timeout(7).unwrap_or_default();
     params.with_client(ClientFlags::new(client))
 }
 
-/// A description of a state, to compare.
+/// A description of a state that can be compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct View {
     kind: Kind,
     params: Option<Params>,
     pid: i32,
     sockets: usize,
-    /// Which sockets, in order.
+    /// The sockets in their order.
     ids: u32,
     session: u32,
 }
@@ -251,7 +251,7 @@ fn view(state: &FakeState<'_>) -> View {
 /// The pid of the owner that [`make`] gives a setup.
 const OWNER: i32 = 10;
 
-/// A state of this kind.
+/// Creates a state of this kind.
 fn make<'a>(world: &'a World, kind: Kind) -> Result<FakeState<'a>> {
     Ok(match kind {
         Kind::Idle => State::Idle(some_params(0)),
@@ -271,7 +271,7 @@ fn make<'a>(world: &'a World, kind: Kind) -> Result<FakeState<'a>> {
     })
 }
 
-/// Why something was refused, to compare.
+/// Why something was refused, for comparison.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Why {
     Owned,
@@ -301,20 +301,20 @@ impl From<Refusal> for Why {
     }
 }
 
-/// What an event did.
+/// The result of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Did {
-    /// What it is for.
+    /// The event had its effect.
     Done,
-    /// Nothing, which is no error.
+    /// The event had no effect and did not fail.
     Nothing,
     Refused(Why),
 }
 
-/// What can happen to a device in any state.
+/// The events that can happen in any state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Event {
-    /// The owner of the setup, if there is one, adds a socket; two have the device open.
+    /// The owner of the setup, if there is one, adds a socket. The device has two openers.
     AddOwn,
     /// Another process does.
     AddOther,
@@ -327,9 +327,9 @@ enum Event {
     RetireAlone,
     RetireUnused,
     RetireHeld,
-    /// A netlink message takes the device for a session.
+    /// A netlink message claims the device.
     Claim,
-    /// `NBD_DO_IT` does.
+    /// `NBD_DO_IT` claims the setup.
     Start,
     Update,
     BadUpdate,
@@ -337,7 +337,7 @@ enum Event {
     Stopped,
     Clear,
     LastClosed,
-    /// The process that owns the setup exits.
+    /// The owner of the setup exits.
     OwnerExits,
 }
 
@@ -360,7 +360,7 @@ const EVENTS: [Event; 16] = [
     Event::OwnerExits,
 ];
 
-/// What an event does in a state, and the state after it.
+/// Returns the expected result of an event in a state, and the state after it.
 fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
     use Did::{Done, Nothing, Refused};
     use Event::*;
@@ -423,15 +423,15 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
     }
 }
 
-/// What finishes what has made a device [`State::Starting`].
+/// The events that leave [`State::Starting`].
 #[derive(Clone, Copy, Debug)]
 enum Finish {
     Started,
     StartedCloser,
-    /// Clean, for nobody or somebody to use.
+    /// The device is clean, without and with an opener.
     Cleaned,
     CleanedUsed,
-    /// Clean, to be removed, with nobody or somebody having it open.
+    /// The device is clean and to be removed, without and with an opener.
     Removed,
     RemovedUsed,
 }
@@ -474,7 +474,7 @@ fn finish<'a>(world: &'a World, state: &mut FakeState<'a>, finish: Finish) -> Di
     }
 }
 
-/// Has `event` happen, and drops what it brings. Returns nothing if there is no memory for it.
+/// Applies `event` and drops what it returns. Returns `None` without memory.
 fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Option<Did> {
     let owner = match state {
         State::Setup(setup) => setup.owner.pid,
@@ -532,7 +532,7 @@ fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Optio
         Event::Stopped => some(state.stopped().is_some()),
         Event::Clear => some(state.clear().is_some()),
         Event::LastClosed => match state.last_closed() {
-            // An idle device forgets its parameters.
+            // An idle device resets its parameters.
             LastClose::Nothing => some(is_idle(state)),
             LastClose::Drop(_) => some(is_idle(state)),
             LastClose::Clean => some(matches!(state, State::Starting(_))),
@@ -548,7 +548,7 @@ fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Optio
     }
 }
 
-/// Has `event` happen; says whether all is as [`wanted`].
+/// Applies `event`. Returns whether the result is [`wanted`].
 fn step<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> bool {
     let before = view(state);
     let (did, next) = wanted(event, before.kind);
@@ -556,9 +556,9 @@ fn step<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> bool {
     let after = view(state);
     let ok = result == Some(did)
         && after.kind == next
-        // What was refused, or had nothing to do, has changed nothing.
+        // An event that was refused or had no effect changes nothing.
         && (did == Did::Done || before == after)
-        // There are the sockets that the state has, and no others.
+        // The sockets of the state exist, and no others.
         && world.live() == after.sockets as u32
         && world.owners.get() == i32::from(after.sockets > 0)
         && world.sessions.get() == i32::from(after.session > 0)
@@ -601,7 +601,7 @@ fn contains(text: &impl fmt::Display, wanted: &str) -> bool {
     })
 }
 
-/// Sets a socket as the device does: what is left of an ended session goes first if it may.
+/// Sets a socket as the device does: an ended session is cleaned up first if possible.
 fn set_sock<'a>(
     world: &'a World,
     state: &mut FakeState<'a>,
@@ -620,7 +620,7 @@ fn set_sock<'a>(
     }
 }
 
-/// Every event in every state.
+/// Tests every event in every state.
 #[kunit_tests(nbd_state)]
 mod table {
     use super::*;
@@ -665,7 +665,7 @@ mod table {
                     wrong += u32::from(!step(&world, &mut state, second));
                     drop(state);
                     wrong += u32::from(!world.is_clean());
-                    // Some examples are enough.
+                    // A few examples are enough.
                     assert!(wrong < 10);
                 }
             }
@@ -686,7 +686,7 @@ mod table {
         }
     }
 
-    /// Those events have their turn in one state only; elsewhere they change nothing.
+    /// These events have an effect in one state only.
     #[test]
     fn out_of_turn_nothing_happens() -> Result {
         for kind in KINDS {
@@ -721,7 +721,7 @@ mod table {
                 if let Some(seen) = index.and_then(|index| seen.get_mut(index)) {
                     *seen += 1;
                 }
-                // Otherwise it would stay in the two for long.
+                // Otherwise the walk would stay in these two states.
                 if kind == Kind::Leaving {
                     state = State::Idle(Params::default());
                 }
@@ -738,7 +738,7 @@ mod table {
             drop(state);
             assert!(world.is_clean());
         }
-        // It has been everywhere.
+        // Every state was visited.
         assert!(seen.iter().all(|n| *n > 0));
     }
 

@@ -32,7 +32,7 @@ mod set_sock_table {
             assert!(set_sock(&world, &mut state, 5, 2).is_ok());
             let after = view(&state);
             assert_eq!((after.pid, after.sockets), (5, n));
-            // One owner, however many sockets.
+            // There is one owner for all sockets.
             assert_eq!(world.owners.get(), 1);
         }
         drop(state);
@@ -67,7 +67,7 @@ mod set_sock_table {
         let after = view(&state);
         assert!(after.kind == Kind::Setup);
         assert_eq!((after.pid, after.sockets), (OWNER + 1, 1));
-        // The peers of both see the end.
+        // The peers of both sockets see the end of the stream.
         assert_eq!((world.shut.get(), world.live()), (2, 1));
         assert_eq!(world.owners.get(), 1);
         drop(state);
@@ -83,7 +83,7 @@ mod set_sock_table {
         let Ok(Some(stale)) = added else {
             return Err(EINVAL);
         };
-        // Sockets are shut down outside the device's lock.
+        // Sockets are shut down outside of the lock of the configuration.
         assert_eq!((stale.socket_count(), world.shut.get()), (2, 0));
         drop(stale);
         assert_eq!((world.shut.get(), world.live()), (2, 1));
@@ -101,14 +101,14 @@ mod set_sock_table {
             return Err(EINVAL);
         };
         assert_eq!(refusal.errno(), EBUSY);
-        // It says that the session ended, and how many it waits for.
+        // The text says that the session has ended and how many openers remain.
         assert!(contains(
             &refusal,
             "previous session ended, but 3 opener(s)"
         ));
         assert!(view(&state) == before);
         assert_eq!((world.live(), world.owners.get()), (0, 0));
-        // It works the moment the last of them is gone.
+        // It succeeds once the last of them has closed the device.
         assert!(set_sock(&world, &mut state, 5, 1).is_ok());
         drop(state);
         assert!(world.is_clean());
@@ -125,7 +125,7 @@ mod set_sock_table {
             let Err((_, socket)) = state.add_socket(world.owner(99), 2, socket) else {
                 return Err(EINVAL);
             };
-            // The same, open; the owner is not kept.
+            // The same socket is handed back open, and the owner is dropped.
             assert!(socket.id == id && !socket.shut.get());
             assert_eq!(world.owners.get(), i32::from(kind == Kind::Setup));
             world.refused(socket);

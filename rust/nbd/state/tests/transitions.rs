@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What goes from state to state, and what is handed out.
+//! Transitions between states, and what they return.
 
 use super::*;
 
@@ -31,7 +31,7 @@ mod transitions {
             .is_some_and(|(session, params)| session.id == 4 && params.size() == 1 << 20));
         let session = state.session().map_err(|refusal| refusal.errno())?;
         assert!(session.is_some_and(|session| session.id == 4));
-        // Changes hold for the session.
+        // Changes apply to the session.
         let told = state.update(|params| params.with_timeout(10));
         assert!(told.is_ok_and(|session| session.is_some_and(|session| session.id == 4)));
         assert!(state
@@ -73,7 +73,7 @@ mod transitions {
             let mut state: FakeState<'_> = State::Starting(some_params(0));
             assert!(!state.retired(openers));
             assert!(is_idle(&state));
-            // As the last close would have done.
+            // The parameters are reset, as by the last close.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
         }
     }
@@ -82,7 +82,7 @@ mod transitions {
     fn failed_start_takes_a_new_device_along() -> Result {
         for (client, openers, is_new, leaves) in [
             (DESTROY, 0, true, true),
-            // When it is closed.
+            // The device is removed when it is closed.
             (DESTROY, 1, true, false),
             (DESTROY, 0, false, false),
             (CLOSE, 0, true, false),
@@ -167,10 +167,10 @@ mod transitions {
             };
             assert_eq!(refusal.errno(), EBUSY);
             assert!(view(&state) == before);
-            // Whole, and open: the caller may try again.
+            // The setup is handed back whole and open, so that the caller can try again.
             assert_eq!((setup.owner.pid, setup.socket_count()), (50, 2));
             assert_eq!(world.shut.get(), 0);
-            // Or leave the sockets to whoever has them.
+            // Or the caller leaves the sockets open.
             world.back.set(2);
             setup.forget();
             assert_eq!(world.shut.get(), 0);
@@ -187,7 +187,7 @@ mod transitions {
             let mut state = make(&world, kind)?;
             let cleared = state.clear().ok_or(EINVAL)?;
             assert!(is_idle(&state) && state.params().timeout() == 7);
-            // They are shut down outside the device's lock.
+            // Sockets are shut down outside of the lock of the configuration.
             assert_eq!((cleared.socket_count(), world.shut.get()), (2, 0));
             drop(cleared);
             assert_eq!((world.live(), world.owners.get()), (0, 0));
@@ -233,7 +233,7 @@ mod transitions {
                 let taken = state.retire(openers, limit);
                 assert_eq!(taken, openers <= limit);
                 assert_eq!(matches!(state, State::Starting(_)), openers <= limit);
-                // One to be removed is taken from nobody.
+                // A device that will be removed is not taken from its openers.
                 let mut state: FakeState<'_> = State::Stopped(some_params(DESTROY));
                 assert_eq!(state.retire(openers, limit), openers == 0);
             }
@@ -246,7 +246,7 @@ mod transitions {
             let mut state: FakeState<'_> = State::Starting(some_params(0));
             assert!(!state.retired(openers));
             assert!(is_idle(&state));
-            // Who is there finds the parameters, who comes later does not.
+            // Openers from that time find the parameters, later ones do not.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
             let mut state: FakeState<'_> = State::Starting(some_params(DESTROY));
             assert_eq!(state.retired(openers), openers == 0);
@@ -294,10 +294,10 @@ mod transitions {
             (Refusal::InFlight, EBUSY),
         ] {
             assert_eq!(refusal.errno(), errno);
-            // It says why, then what to do.
+            // The text says why, and then what to do.
             assert!(contains(&refusal, "; ") || contains(&refusal, ", "));
         }
-        // A name that fills its room has no end.
+        // A name that fills its array has no NUL.
         assert!(contains(&owned(), "process 1 (\"xxxxxxxxxxxxxxxx\")"));
     }
 }
