@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a netlink message asks to change.
+//! The changes that a netlink message requests.
 
 use crate::{params::Params, protocol::ClientFlags};
 use kernel::{block::mq::MAX_TIMEOUT, net::socket::Socket, prelude::*};
 
-/// What a netlink message asks to change of a running session.
+/// The changes that a netlink message requests. `None` leaves a parameter as it is.
 pub(crate) struct Changes {
     pub(crate) sockets: KVec<Socket>,
     pub(crate) size: Option<u64>,
@@ -16,8 +16,8 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// `params` with what changes. Times that are longer than the kernel can count mean as long as
-    /// it can.
+    /// Applies the changes to `params`. A timeout that is too long for the kernel is cut to the
+    /// longest possible one. Fails with `EINVAL` if another value is out of range.
     pub(crate) fn apply(&self, mut params: Params) -> Result<Params> {
         let fit = |n: u64| usize::try_from(n).map_err(|_| EINVAL);
         if let Some(bytes) = self.block_size {

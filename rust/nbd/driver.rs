@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all devices share, and what everything that belongs to a device knows of it.
+//! What all devices share, and the part of a device that its sessions and links use.
 
 use crate::{
     log::{LogLimits, Topic},
@@ -24,32 +24,32 @@ use kernel::{
     workqueue::OwnedQueue, //
 };
 
-/// Log2 of the minors of a major number.
+/// Log2 of the number of minors of a major number.
 const MINOR_BITS: u32 = 20;
 
-/// How many minors a device has, and where they begin.
+/// The number of minors of a device, which gives the first minor of each.
 #[derive(Clone, Copy)]
 pub(crate) struct Minors {
     shift: u32,
 }
 
 impl Minors {
-    /// `shift` is log2 of the minors per device; 0 without partitions.
+    /// `shift` is log2 of the number of minors per device; 0 without partitions.
     pub(crate) fn new(shift: u32) -> Self {
         Self { shift }
     }
 
-    /// How many minors a device has.
+    /// Returns the number of minors of a device.
     pub(crate) fn count(self) -> u32 {
         1 << self.shift
     }
 
-    /// The first minor of device `index`.
+    /// Returns the first minor of device `index`.
     pub(crate) fn first(self, index: u32) -> u32 {
         index << self.shift
     }
 
-    /// How many devices there are minors for.
+    /// Returns the number of devices for which there are minors.
     pub(crate) fn devices(self) -> u32 {
         1 << (MINOR_BITS - self.shift)
     }
@@ -62,9 +62,9 @@ pub(crate) type Table = RBTree<u32, RegisteredDisk<DiskOps>>;
 #[pin_data]
 pub(crate) struct Driver {
     minors: Minors,
-    /// Where sessions are ended, and nothing else: their requests may be what frees memory.
+    /// Runs the end of sessions and little else, since that may be needed to free memory.
     end_wq: OwnedQueue,
-    /// Where what needs memory is done: devices are removed, losses are told.
+    /// Runs work that may wait for memory: it removes devices and reports link errors.
     event_wq: OwnedQueue,
     pool: Arc<WorkqueuePool>,
     debug: Arc<Root>,
@@ -73,7 +73,7 @@ pub(crate) struct Driver {
     alive: Arc<Alive>,
 }
 
-/// Counts the devices that are not freed yet, in the table or not.
+/// Counts the devices that are not freed, whether or not they are in the table.
 #[pin_data]
 struct Alive {
     #[pin]
@@ -93,7 +93,7 @@ impl Alive {
         )
     }
 
-    /// Waits until there is none. Sleeps.
+    /// Waits until there are none. Context: may sleep.
     fn wait(&self) {
         let mut count = self.count.lock();
         while *count > 0 {
@@ -102,8 +102,8 @@ impl Alive {
     }
 }
 
-/// A device that is not freed yet. It must be the last thing of the device to be dropped: the
-/// module may be unloaded then.
+/// Counts a device that is not freed. A device must drop this last, since the module may be
+/// unloaded after that.
 pub(crate) struct AliveMark(Arc<Alive>);
 
 impl Drop for AliveMark {
@@ -115,7 +115,7 @@ impl Drop for AliveMark {
 }
 
 impl Driver {
-    /// A driver without devices. Sleeps.
+    /// Creates a driver without devices. Context: may sleep.
     pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
         let end_wq = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
         let event_wq = OwnedQueue::new_unbound(c"nbd-work", 0)?;
@@ -140,61 +140,63 @@ impl Driver {
         self.minors
     }
 
-    /// Where sessions are ended.
+    /// Returns the workqueue for the end of sessions.
     pub(crate) fn end_wq(&self) -> &OwnedQueue {
         &self.end_wq
     }
 
-    /// Where devices are removed and losses told.
+    /// Returns the workqueue for work that may wait for memory.
     pub(crate) fn event_wq(&self) -> &OwnedQueue {
         &self.event_wq
     }
 
-    /// The mark of a device about to be made.
+    /// Counts a device that is about to be created.
     pub(crate) fn mark(&self) -> AliveMark {
         *self.alive.count.lock() += 1;
         AliveMark(self.alive.clone())
     }
 
-    /// The workqueues of a new session. Sleeps.
+    /// Returns workqueues for a new session. Context: may sleep.
     pub(crate) fn session_workqueues(&self) -> Result<Arc<Workqueues>> {
         self.pool.take(&self.event_wq)
     }
 
-    /// The debugfs directory of the driver.
+    /// Returns the debugfs directory of the driver.
     pub(crate) fn debug(&self) -> &Arc<Root> {
         &self.debug
     }
 
-    /// The table of disks, locked while devices are added and removed. Sleeps.
+    /// Locks the table of disks. Context: may sleep.
     pub(crate) fn table(&self) -> Guard<'_, Table, MutexBackend> {
         self.table.lock()
     }
 
-    /// Removes a device that is not used any more. Sleeps.
+    /// Removes device `index` from the table. Context: may sleep.
     pub(crate) fn remove(&self, index: u32) {
-        // Under the lock, so that the name is free when the index is.
+        // The lock is held while the disk is removed, so that its name is free when its index is.
         self.table.lock().remove(&index);
     }
 
-    /// Waits until sessions that were ended are gone, and devices that leave. Sleeps.
+    /// Waits for sessions that are ending, and for devices that are being removed. Context: may
+    /// sleep.
     pub(crate) fn settle(&self) {
-        // The end of a session may have its device removed.
+        // The end of a session may queue the removal of its device, so its workqueue is flushed
+        // first.
         self.end_wq.flush();
         self.event_wq.flush();
     }
 
-    /// Removes all devices. Sleeps. They must not be used.
+    /// Removes all devices, which must be unused. Context: may sleep.
     pub(crate) fn clear(&self) {
         self.settle();
         let table = core::mem::replace(&mut *self.table.lock(), RBTree::new());
         drop(table);
-        // The kernel may hold a disk for a moment longer, and calls the driver when it lets go.
+        // The kernel may keep a disk for a moment, and calls the driver when it frees it.
         self.alive.wait();
     }
 }
 
-/// What a device's sessions and links know of it.
+/// The part of a device that its sessions and links use.
 #[pin_data]
 pub(crate) struct DeviceInfo {
     index: u32,
@@ -206,7 +208,7 @@ pub(crate) struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// What is to be known of device `index`. Sleeps.
+    /// Creates this part for device `index`. Context: may sleep.
     pub(crate) fn new(driver: &Arc<Driver>, index: u32) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -228,22 +230,22 @@ impl DeviceInfo {
         &self.driver
     }
 
-    /// A number that no other link of the device ever has.
+    /// Returns a number that no other link of the device ever has.
     pub(crate) fn new_generation(&self) -> u64 {
         self.links_made.fetch_add(1, Relaxed).wrapping_add(1)
     }
 
-    /// A number for a request that no other of the last 2^32 had.
+    /// Returns a number that none of the last 2^32 requests of the device had.
     pub(crate) fn new_cookie(&self) -> u32 {
         self.requests_sent.fetch_add(1, Relaxed)
     }
 
-    /// Whether one more message may be logged now.
+    /// Whether another message may be logged now. Context: does not sleep.
     pub(crate) fn may_log(&self, topic: Topic) -> bool {
         self.log.allow(topic)
     }
 
-    /// Says once in a while what was refused, why, and what to do. Returns the errno.
+    /// Logs a refusal, subject to the rate limit. Returns the errno. Context: does not sleep.
     pub(crate) fn refuse(&self, disk: &Disk, what: &str, refusal: &Refusal) -> Error {
         if self.may_log(Topic::Refusal) {
             dev_err!(disk.device(), "{} refused: {}\n", what, refusal);

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Why links are lost and sessions end.
+//! Link errors, and the reasons for the end of a session.
 
 use kernel::{fmt, prelude::*};
 
-/// Why a connection cannot be read any further.
+/// Why nothing can be received on a link any more.
 #[derive(Clone, Copy)]
 pub(crate) enum ReceiveError {
-    /// The server closed it.
+    /// The server closed its end.
     Closed,
     /// The socket failed.
     Socket(Error),
-    /// The server sent what is no reply.
+    /// The server sent something that is not a reply.
     NoReply,
-    /// The server replied to what was not asked on this connection, or twice.
+    /// The server replied to a request that was not sent on this link, or replied twice.
     Unexpected { tag: u32 },
 }
 
@@ -33,18 +33,18 @@ impl fmt::Display for ReceiveError {
     }
 }
 
-/// Why a connection lost its link.
+/// Why a link has failed.
 #[derive(Clone, Copy)]
 pub(crate) enum LinkError {
     Receive(ReceiveError),
     Send(Error),
     TimedOut,
-    /// The server refused a request because it is going away.
+    /// The server is shutting down and refused a request.
     ShuttingDown,
 }
 
 impl LinkError {
-    /// Why a session ends whose last connection was lost by this.
+    /// Returns the reason for which a session ends if its last link has this error.
     pub(crate) fn reason(self) -> Reason {
         match self {
             Self::TimedOut => Reason::TimedOut,
@@ -65,28 +65,29 @@ impl fmt::Display for LinkError {
     }
 }
 
-/// Why a session ended.
+/// Why a session has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// The last connection was lost.
+    /// The last link has failed.
     Lost,
-    /// The last connection was lost because the server took too long.
+    /// The last link has failed because the server took too long.
     TimedOut,
-    /// The server of the last connection is going away.
+    /// The server of the last link is shutting down.
     ShuttingDown,
-    /// A user asked for it.
+    /// A user has requested the end.
     Requested,
-    /// The task that runs the session got a signal that it acts on, or has exited.
+    /// The task in `NBD_DO_IT` got a signal that kills it or that it has a handler for, or has
+    /// exited.
     Interrupted,
 }
 
 impl Reason {
-    /// What `NBD_DO_IT` returns.
+    /// Returns the result of `NBD_DO_IT`.
     pub(crate) fn result(self) -> Result<i32> {
         match self {
             Self::Lost | Self::Requested => Ok(0),
             Self::TimedOut => Err(ETIMEDOUT),
-            // Clients that connect again do so after an error only.
+            // Clients reconnect only after an error.
             Self::ShuttingDown => Err(EIO),
             Self::Interrupted => Err(EINTR),
         }

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How often something is logged. Each topic has a limit of its own, so that what a server does
-//! cannot keep a refusal out of the log.
+//! Rate limits of log messages. Each topic has its own limit, so that messages about a server
+//! cannot suppress a refusal.
 
 use kernel::{prelude::*, ratelimit::RateLimit};
 
 /// What a message is about.
 #[derive(Clone, Copy)]
 pub(crate) enum Topic {
-    /// What a user asked for and did not get.
+    /// A request of a user was refused.
     Refusal,
-    /// The beginning and the end of a session: a client that sets it up again and again has the
-    /// server decide how often.
+    /// A session has started or ended. A client that connects again and again lets the server
+    /// decide how often this is.
     Session,
-    /// Connections that are lost, slow or new.
+    /// A link has failed, is slow or is new.
     Connection,
 }
 
@@ -37,7 +37,7 @@ impl LogLimits {
         })
     }
 
-    /// Whether one more message may be logged now. Does not sleep.
+    /// Whether another message may be logged now. Context: does not sleep.
     pub(crate) fn allow(&self, topic: Topic) -> bool {
         match topic {
             Topic::Refusal => self.refusals.allow(c"nbd refusals"),

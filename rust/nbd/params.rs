@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What user space says of a device before it connects it.
+//! The parameters of a device, which users set before or while a session runs.
 
 use crate::protocol::{ClientFlags, Flags};
 use kernel::{
@@ -12,16 +12,17 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 
-/// The block size unless told otherwise, in bytes.
+/// The default block size, in bytes.
 const DEFAULT_BLOCK_SIZE: u32 = 1024;
 
-/// The block layer's timeout for a device that never disconnects: how often it warns, in seconds.
+/// The block layer's timeout for a device without a timeout, in seconds. It is the interval of the
+/// warnings.
 const WARN_INTERVAL: u32 = 30;
 
-/// How long new limits wait for the requests in flight, in milliseconds.
+/// How long a change of the limits waits for requests in flight, in milliseconds.
 const FREEZE_MS: u32 = 1000;
 
-/// The longest discard and write of zeroes, in bytes.
+/// The longest discard or write of zeroes, in bytes.
 const MAX_RANGE: u32 = u32::MAX;
 
 /// The parameters of a device.
@@ -34,7 +35,7 @@ pub(crate) struct Params {
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: u32,
     flags: Flags,
-    /// In seconds; how long requests wait for a new connection after the last one is lost.
+    /// How long requests wait for a reconnect after the last link has failed, in seconds.
     dead_conn_timeout: u32,
     client: ClientFlags,
 }
@@ -69,7 +70,7 @@ impl Params {
         self.timeout
     }
 
-    /// `bytes` as `NBD_SET_SIZE` gives them.
+    /// Sets the size in bytes. Fails with `EINVAL` above `i64::MAX`.
     pub(crate) fn with_size(self, bytes: u64) -> Result<Self> {
         i64::try_from(bytes).map_err(|_| EINVAL)?;
         Ok(Self {
@@ -78,13 +79,14 @@ impl Params {
         })
     }
 
-    /// `blocks` of the block size, as `NBD_SET_SIZE_BLOCKS` gives them.
+    /// Sets the size in blocks of the block size. Fails with `EINVAL` above `i64::MAX` bytes.
     pub(crate) fn with_blocks(self, blocks: u64) -> Result<Self> {
         let bytes = blocks.checked_mul(u64::from(self.block_size));
         self.with_size(bytes.ok_or(EINVAL)?)
     }
 
-    /// `bytes` as `NBD_SET_BLKSIZE` gives them; 0 means the default.
+    /// Sets the block size in bytes; 0 means the default. Fails with `EINVAL` if it is not
+    /// supported.
     pub(crate) fn with_block_size(self, bytes: usize) -> Result<Self> {
         let block_size = match bytes {
             0 => DEFAULT_BLOCK_SIZE,
@@ -94,7 +96,7 @@ impl Params {
         Ok(Self { block_size, ..self })
     }
 
-    /// `seconds` as `NBD_SET_TIMEOUT` gives them.
+    /// Sets the timeout in seconds. Fails with `EINVAL` if jiffies cannot express it.
     pub(crate) fn with_timeout(self, seconds: usize) -> Result<Self> {
         match u32::try_from(seconds) {
             Ok(timeout) if timeout <= MAX_TIMEOUT => Ok(Self { timeout, ..self }),
@@ -110,7 +112,7 @@ impl Params {
         self.client
     }
 
-    /// `seconds` as `NBD_ATTR_DEAD_CONN_TIMEOUT` gives them.
+    /// Sets how long requests wait for a reconnect, in seconds.
     pub(crate) fn with_dead_conn_timeout(self, seconds: u64) -> Self {
         Self {
             dead_conn_timeout: u32::try_from(seconds).unwrap_or(u32::MAX),
@@ -126,7 +128,8 @@ impl Params {
         Self { flags, ..self }
     }
 
-    /// What nobody forgets of them when nobody has the device open: whether it is to be removed.
+    /// Returns the parameters that stay after the last opener has closed the device: only whether
+    /// the device is to be removed.
     pub(crate) fn forgotten(self) -> Self {
         Self::default().with_client(self.client.only_destroy())
     }
@@ -135,15 +138,15 @@ impl Params {
         self.size >> SECTOR_SHIFT
     }
 
-    /// Gives the disk of a session about to begin everything but its size.
+    /// Applies everything but the size to a disk without a session. Context: may sleep.
     pub(crate) fn prepare<T: DiskOperations>(&self, disk: &GenDisk<T>) -> Result {
         self.apply_timeout(disk);
         disk.set_read_only(self.flags.read_only());
         self.apply_limits(disk)
     }
 
-    /// Gives the disk its limits. Sleeps until no request is in flight, for a second at most;
-    /// then it fails with `EBUSY`.
+    /// Applies the limits to the disk. Fails with `EBUSY` if requests are in flight for a second.
+    /// Context: may sleep.
     pub(crate) fn apply_limits<T: DiskOperations>(&self, disk: &GenDisk<T>) -> Result {
         let flags = self.flags;
         let range = |on| if on { MAX_RANGE } else { 0 };
@@ -157,7 +160,8 @@ impl Params {
         })
     }
 
-    /// Gives the disk its size and tells user space. Requests may be in flight.
+    /// Applies the size to the disk and notifies user space. Requests may be in flight. Context:
+    /// may sleep.
     pub(crate) fn apply_size<T: DiskOperations>(&self, disk: &GenDisk<T>) {
         disk.set_capacity_and_notify(self.sectors(), crate::partitions());
     }
@@ -169,7 +173,7 @@ impl Params {
         });
     }
 
-    /// Takes from the disk what [`Self::prepare`] gave it. Sleeps until no request is in flight.
+    /// Reverts [`Self::prepare`]. Context: may sleep until no request is in flight.
     pub(crate) fn reset<T: DiskOperations>(disk: &GenDisk<T>) -> Result {
         Self::default().prepare(disk)
     }
@@ -181,7 +185,7 @@ mod tests {
 
     const MAX_SIZE: u64 = i64::MAX as u64;
 
-    /// All that can be seen of `params`.
+    /// Everything that can be read from `params`.
     fn view(params: Params) -> (u64, u32, u32, u32, u32, ClientFlags) {
         (
             params.size(),
@@ -235,7 +239,7 @@ mod tests {
             for blocks in [0, 1, 3, most - 1, most] {
                 assert_eq!(params.with_blocks(blocks)?.size(), blocks * block_size);
             }
-            // Past 2^63, past 2^64, and products that would come round to something small.
+            // Above 2^63, above 2^64, and products that would wrap to small numbers.
             for blocks in [
                 most + 1,
                 2 * most,
@@ -260,7 +264,7 @@ mod tests {
         }
         let zero = Params::default().with_block_size(4096)?;
         assert_eq!(zero.with_block_size(0)?.block_size(), DEFAULT_BLOCK_SIZE);
-        // Also what has 4096 in its lower half.
+        // Some of these have 4096 in the lower half.
         for size in [
             1,
             2,

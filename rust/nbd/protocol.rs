@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What goes over the wire, and the flags that say what a server can do.
+//! The wire format of the protocol, and the flags of servers and clients.
 //!
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
@@ -24,15 +24,15 @@ const CMD_WRITE_ZEROES: u32 = 6;
 const CMD_FLAG_FUA: u32 = 1 << 16;
 const CMD_FLAG_NO_HOLE: u32 = 1 << 17;
 
-/// The protocol's number for a server that is shutting down.
+/// The error of the protocol that says that the server is shutting down.
 const ESHUTDOWN: u32 = 108;
 
-/// Length of a request's header in bytes.
+/// Length of the header of a request, in bytes.
 pub(crate) const REQUEST_LEN: usize = 28;
-/// Length of a reply's header in bytes.
+/// Length of the header of a reply, in bytes.
 pub(crate) const REPLY_LEN: usize = 16;
 
-/// What the server can do, as it said in the negotiation.
+/// The flags of the server from the negotiation.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Flags(u32);
 
@@ -41,7 +41,7 @@ impl Flags {
         Self(raw)
     }
 
-    /// What the flags are called that say something of a disk, in the C driver's order.
+    /// The names of the flags that concern a disk, in the order of the C driver.
     pub(crate) const NAMES: [(&'static str, u32); 8] = [
         ("HAS_FLAGS", 1 << 0),
         ("READ_ONLY", 1 << 1),
@@ -86,7 +86,7 @@ impl Flags {
     }
 }
 
-/// What the client wants of its device.
+/// The flags of the client.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct ClientFlags(u64);
 
@@ -95,17 +95,17 @@ impl ClientFlags {
         Self(raw)
     }
 
-    /// The device goes away with its session.
+    /// Whether the device is removed when its session ends.
     pub(crate) fn destroy_on_disconnect(self) -> bool {
         self.0 & (1 << 0) != 0
     }
 
-    /// Of the flags only that.
+    /// Returns the flags with nothing but [`Self::destroy_on_disconnect`].
     pub(crate) fn only_destroy(self) -> Self {
         Self(self.0 & 1 << 0)
     }
 
-    /// The session ends when the last opener closes the device.
+    /// Whether the session ends when the last opener closes the device.
     pub(crate) fn disconnect_on_close(self) -> bool {
         self.0 & (1 << 1) != 0
     }
@@ -126,7 +126,7 @@ fn encode(kind: u32, cookie: u64, from: u64, len: u32) -> [u8; REQUEST_LEN] {
     header
 }
 
-/// The header of the message that ends a connection. It has no reply.
+/// Encodes the message that ends a connection. It has no reply.
 pub(crate) fn encode_disconnect() -> [u8; REQUEST_LEN] {
     encode(CMD_DISC, 0, 0, 0)
 }
@@ -136,7 +136,7 @@ pub(crate) fn is_supported(op: Op) -> bool {
     op != Op::Other
 }
 
-/// The command for `op`, with its flags.
+/// Returns the command for `op`, with its flags.
 fn kind_of(op: Op, fua: bool, no_hole: bool) -> u32 {
     let mut kind = match op {
         Op::Read | Op::Other => CMD_READ,
@@ -154,16 +154,16 @@ fn kind_of(op: Op, fua: bool, no_hole: bool) -> u32 {
     kind
 }
 
-/// Where the data of `op` begins and how long it is, in bytes.
+/// Returns the offset and the length of the data of `op`, in bytes.
 fn range_of(op: Op, sector: u64, bytes: u32) -> (u64, u32) {
     match op {
-        // What the block layer says of a flush means nothing.
+        // The block layer does not define the sector of a flush.
         Op::Flush => (0, 0),
         _ => (sector << SECTOR_SHIFT, bytes),
     }
 }
 
-/// The header of a request that is to be published under a cookie of this attempt.
+/// Encodes the header of a request that will be published under the number `attempt`.
 pub(crate) fn encode_request<T: Operations>(
     rq: &StartedRequest<T>,
     attempt: u32,
@@ -175,12 +175,12 @@ pub(crate) fn encode_request<T: Operations>(
     encode(kind, Cookie { tag, attempt }.into_wire(), from, len)
 }
 
-/// Length of a request on the wire, with its payload, in bytes.
+/// Returns the length of a request on the wire with its payload, in bytes.
 pub(crate) fn wire_len<T: Operations>(rq: &StartedRequest<T>) -> usize {
     REQUEST_LEN + payload_len(rq.op(), || rq.bytes())
 }
 
-/// Bytes that follow the header of a request.
+/// Returns the number of bytes that follow the header of a request.
 fn payload_len(op: Op, bytes: impl FnOnce() -> u32) -> usize {
     match op {
         Op::Write => bytes() as usize,
@@ -188,8 +188,8 @@ fn payload_len(op: Op, bytes: impl FnOnce() -> u32) -> usize {
     }
 }
 
-/// Tells which request a reply is for: the tag finds it, and the attempt tells a reply to an
-/// earlier use of the tag from one to this.
+/// Identifies the request of a reply. The tag finds the request, and the attempt distinguishes this
+/// use of the tag from earlier ones.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cookie {
     pub(crate) tag: u32,
@@ -197,7 +197,7 @@ pub(crate) struct Cookie {
 }
 
 impl Cookie {
-    /// The cookie of a published request.
+    /// Returns the cookie of a published request.
     pub(crate) fn of<T: Operations>(rq: &StartedRequest<T>) -> Self {
         Self {
             tag: rq.unique_tag(),
@@ -220,22 +220,22 @@ impl Cookie {
 /// The header of a reply.
 pub(crate) struct Reply {
     pub(crate) cookie: Cookie,
-    /// `Ok` means that a read's payload follows.
+    /// If this is `Ok` and the request is a read, its payload follows.
     pub(crate) result: Result<(), Failure>,
 }
 
-/// What a server said instead of doing what it was asked for.
+/// Why a server has not served a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// `NBD_ESHUTDOWN`: the server is going away. It wants the connection to be left, and says
-    /// nothing of the request.
+    /// `NBD_ESHUTDOWN`: the server is shutting down and wants the client to disconnect. This says
+    /// nothing about the request.
     ShuttingDown,
     /// The request has failed.
     Status(BlkStatus),
 }
 
 impl Reply {
-    /// Fails with `EPROTO` if this is no reply.
+    /// Decodes the header of a reply. Fails with `EPROTO` if it is none.
     pub(crate) fn decode(header: &[u8; REPLY_LEN]) -> Result<Self> {
         let [m0, m1, m2, m3, e0, e1, e2, e3, cookie @ ..] = *header;
         if u32::from_be_bytes([m0, m1, m2, m3]) != REPLY_MAGIC {
@@ -252,7 +252,7 @@ impl Reply {
     }
 }
 
-/// The status for an error of the protocol, whose numbers are Linux's on x86.
+/// Converts an error of the protocol, whose numbers are those of Linux on x86.
 fn status_of(error: u32) -> BlkStatus {
     match error {
         12 => BlkStatus::from_error(ENOMEM),
@@ -332,7 +332,7 @@ mod tests {
                 _ => assert_eq!((from, len), (4096, 4096)),
             }
         }
-        // A flush has no position, whatever the block layer gives.
+        // A flush has no offset, whatever the block layer sets.
         assert_eq!(range_of(Op::Flush, u64::MAX, u32::MAX), (0, 0));
         // The last sector of the largest device.
         let last = (i64::MAX as u64 >> SECTOR_SHIFT) - 1;
@@ -441,7 +441,7 @@ mod tests {
             assert!(status == wanted);
             assert_eq!((status == BlkStatus::OK), error == 0);
         }
-        // Those that have a status of their own are told apart.
+        // Errors that have a status of their own are distinguished.
         for error in [12, 28, 95] {
             assert!(status_of(error) != BlkStatus::IOERR);
         }

@@ -1,45 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Why a device refuses what it is asked for: what the caller gets, and what people read.
+//! Why a request of a user is refused: the errno, and the text for the log and for netlink.
 
 use kernel::{fmt, prelude::*, task::Comm};
 
-/// The sockets that a device can have: as many as receivers can surely run at a time, on a machine
-/// with several memory nodes.
+/// The largest number of sockets of a device. This many receivers can run at a time, also on a
+/// machine with several memory nodes.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
 /// Why an operation was refused.
 pub(crate) enum Refusal {
-    /// Another process, which is alive, sets the device up.
+    /// Another process, which is alive, is setting the device up.
     Owned {
         pid: i32,
         comm: Comm,
     },
     Starting,
     Running,
-    /// A session has ended and others who had the device open then have not closed it.
+    /// A session has ended and the device has other openers from that time.
     PreviousSession {
         others: u32,
     },
-    /// There is no socket to start with.
+    /// There is no socket to start a session with.
     NoSocket,
     TooManySockets,
     NoMemory,
-    /// A parameter has a value that the device cannot have.
+    /// A parameter is out of range.
     BadParameter(Error),
     /// The device is being removed.
     Leaving,
-    /// No session that netlink has made is running.
+    /// No session runs that netlink has started.
     NotConnected,
-    /// A netlink message made the session that runs.
+    /// The session that runs was started by netlink.
     OfNetlink,
     /// The session is for another backend.
     OtherBackend,
     /// No connection is open.
     Dead,
-    /// Requests are in flight for too long.
+    /// Requests were in flight for too long.
     InFlight,
-    /// The session is ending, which waits for a call of this connection's socket.
+    /// The session is ending, and waits for a call of the socket of this connection.
     Ending {
         connection: Option<u32>,
     },

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a request of the driver is: the types that the block layer's are made of, and what the driver
-//! keeps of each request. What the block layer calls is in [`block`](crate::block).
+//! The types of the driver for the block layer, and what the driver keeps for each request.
+//! [`block`](crate::block) implements the operations.
 
 use kernel::{
     block::mq::GenDisk,
@@ -9,22 +9,23 @@ use kernel::{
     time::{jiffies, jiffies_since, Jiffies}, //
 };
 
-/// The driver's side of the queues of requests.
+/// The type that implements the queue operations.
 pub(crate) struct Queue;
 
-/// The driver's side of the disks.
+/// The type that implements the disk operations.
 pub(crate) struct DiskOps;
 
-/// The block layer's side of a device.
+/// A disk of the driver.
 pub(crate) type Disk = GenDisk<DiskOps>;
 
-/// What the driver keeps of each request.
+/// What the driver keeps for each request.
 pub(crate) struct RequestData {
-    /// The generation of the link that the request was last pushed to. The publication of the
-    /// request orders it: who claims a request sees the link that it was published for.
+    /// The generation of the link that the request was last pushed to. It is written before the
+    /// request is published, so that a task that claims the request reads the link of this
+    /// publication.
     link: Atomic<u64>,
-    /// When the request was last sent whole, in jiffies. Who sees that nobody uses the request any
-    /// more sees this.
+    /// When the request was last sent whole, in jiffies. It is written before the sender lets go of
+    /// the request, so that a task that finds the request unused reads this value.
     sent: Atomic<Jiffies>,
 }
 
@@ -40,17 +41,17 @@ impl RequestData {
         self.link.store(generation, Relaxed);
     }
 
-    /// The generation of the link that the request was last pushed to.
+    /// Returns the generation of the link that the request was last pushed to.
     pub(crate) fn generation(&self) -> u64 {
         self.link.load(Relaxed)
     }
 
-    /// The request is sent whole.
+    /// Records that the request was sent whole.
     pub(crate) fn set_sent(&self) {
         self.sent.store(jiffies(), Relaxed);
     }
 
-    /// How long ago the request was sent whole, in jiffies, if it was.
+    /// Returns how long ago the request was last sent whole, in jiffies.
     pub(crate) fn sent_for(&self) -> Jiffies {
         jiffies_since(self.sent.load(Relaxed))
     }

@@ -12,8 +12,8 @@ use kernel::{
     ffi, //
 };
 
-/// `nbd_send_request`: `header` is about to be sent for `rq`, on the device with this index. A BPF
-/// program may change the header.
+/// `nbd_send_request`: the header of `rq` is about to be sent on device `index`. A BPF program may
+/// change the header.
 #[inline(always)]
 pub(crate) fn nbd_send_request<T: Operations>(
     header: &mut [u8; size_of::<bindings::nbd_request>()],
@@ -31,7 +31,7 @@ pub(crate) fn nbd_send_request<T: Operations>(
     };
 }
 
-/// Declares functions for the events about a request and the handle that the server knows it by.
+/// Declares functions for the events that have a request and its handle on the wire.
 macro_rules! transport_events {
     ($($(#[$attr:meta])* fn $name:ident;)*) => {$(
         $(#[$attr])*
@@ -49,10 +49,10 @@ macro_rules! transport_events {
 transport_events! {
     /// `nbd_header_sent`: the socket has taken the whole header of `rq`.
     fn nbd_header_sent;
-    /// `nbd_payload_sent`: the socket has taken the whole payload of `rq`, which may be nothing.
+    /// `nbd_payload_sent`: the socket has taken the whole payload of `rq`, which may be empty.
     fn nbd_payload_sent;
-    /// `nbd_header_received`: the header of the reply to `rq` is there.
+    /// `nbd_header_received`: the header of the reply to `rq` has arrived.
     fn nbd_header_received;
-    /// `nbd_payload_received`: the payload of the reply to `rq`, which may be nothing, is there.
+    /// `nbd_payload_received`: the payload of the reply to `rq`, which may be empty, has arrived.
     fn nbd_payload_received;
 }

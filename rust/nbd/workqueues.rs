@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The workqueues of sessions. To make them takes longer than all else that a connect does, since
-//! each has a thread for when memory is short: so sessions hand them on.
+//! The workqueues of sessions. Each has a rescuer thread, whose creation would take most of the
+//! time of a connect. Sessions therefore return their workqueues to a pool.
 
 use core::ops::Deref;
 use kernel::{
@@ -12,16 +12,18 @@ use kernel::{
     workqueue::{impl_has_work, OwnedQueue, Work, WorkItem}, //
 };
 
-/// The most work items that a workqueue runs at a time. A memory node gets a share of it; with many
-/// nodes that is less than there can be connections, whose work then takes turns.
+/// The largest number of work items that a workqueue runs at a time. Each memory node gets a share
+/// of it. With many nodes that is less than a session can have connections, whose work then takes
+/// turns.
 const MAX_ACTIVE: u32 = 2048;
 
-/// How many are kept, for sessions that begin one after the other, and for some that do at once.
+/// The number of pairs that are kept, for sessions that start in turn and for a few that start
+/// together.
 const KEPT: usize = 2;
 
 /// The workqueues of a session.
 pub(crate) struct WorkqueuePair {
-    /// A receiver stays for a while at a server that is busy: senders must not wait for it.
+    /// A receiver waits for a while at a busy server, and senders must not wait for it.
     receivers: OwnedQueue,
     senders: OwnedQueue,
 }
@@ -44,7 +46,7 @@ impl WorkqueuePair {
     }
 }
 
-/// What a session has of [`WorkqueuePair`], which others get after it.
+/// The [`WorkqueuePair`] of a session. Dropping this returns it to the pool.
 pub(crate) struct Workqueues {
     queues: Arc<WorkqueuePair>,
     pool: Arc<WorkqueuePool>,
@@ -64,10 +66,10 @@ impl Drop for Workqueues {
     }
 }
 
-/// The workqueues that no session has.
+/// The workqueues that are not in use.
 #[pin_data]
 pub(crate) struct WorkqueuePool {
-    /// Has room for [`KEPT`].
+    /// Has a capacity of [`KEPT`].
     #[pin]
     queues: Mutex<KVec<Arc<WorkqueuePair>>>,
     #[pin]
@@ -79,7 +81,7 @@ impl_has_work! {
 }
 
 impl WorkqueuePool {
-    /// As many as are kept. Sleeps.
+    /// Creates a pool with [`KEPT`] pairs. Context: may sleep.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let mut queues = KVec::with_capacity(KEPT, GFP_KERNEL)?;
         for _ in 0..KEPT {
@@ -94,14 +96,15 @@ impl WorkqueuePool {
         )
     }
 
-    /// Workqueues for a session. If they are the last, `maker` makes others. Sleeps.
+    /// Takes workqueues for a session. If none are left, `maker` creates others later. Context: may
+    /// sleep.
     pub(crate) fn take(self: &Arc<Self>, maker: &OwnedQueue) -> Result<Arc<Workqueues>> {
         let (spare, left) = {
             let mut queues = self.queues.lock();
             (queues.pop(), queues.len())
         };
         if left == 0 {
-            // If it is queued already, it will find that there are none.
+            // If the work is queued already, it finds that there are none.
             let _ = maker.enqueue(self.clone());
         }
         let queues = match spare {
@@ -112,7 +115,7 @@ impl WorkqueuePool {
         Ok(Arc::new(Workqueues { queues, pool }, GFP_KERNEL)?)
     }
 
-    /// Keeps workqueues, or drops them when there are enough. Sleeps.
+    /// Keeps workqueues, or drops them if there are enough. Context: may sleep.
     fn keep(&self, queues: Arc<WorkqueuePair>) {
         let rejected = self.queues.lock().push_within_capacity(queues);
         drop(rejected);
@@ -122,7 +125,7 @@ impl WorkqueuePool {
 impl WorkItem for WorkqueuePool {
     type Pointer = Arc<Self>;
 
-    /// Makes workqueues when there are none.
+    /// Creates workqueues if there are none.
     fn run(this: Arc<Self>) {
         if this.queues.lock().is_empty() {
             // Without memory the next session tries again.
