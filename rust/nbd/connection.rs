@@ -20,25 +20,25 @@ use kernel::{
 };
 
 /// How long a link may drain after its server has begun to shut down, in milliseconds.
-const LEAVE_MS: i64 = 1000;
+const DRAIN_MS: i64 = 1000;
 
 /// The link error of a link that is younger than this, in milliseconds, is reported only when the
 /// link reaches this age. A server that shuts down every new connection thus causes one reconnect
 /// in this time.
-const YOUNG_MS: i64 = 1000;
+const MIN_REPORT_AGE_MS: i64 = 1000;
 
 /// A link whose server is shutting down. It gets no new requests.
-struct Leaving {
+struct Draining {
     /// `None` once the link is closed.
     link: Option<Arc<Link>>,
     since: Instant<Monotonic>,
     /// When the link was created, if its link error was not reported yet.
-    untold: Option<Instant<Monotonic>>,
+    unreported: Option<Instant<Monotonic>>,
 }
 
-impl Leaving {
+impl Draining {
     fn is_over(&self) -> bool {
-        self.link.is_none() && self.untold.is_none()
+        self.link.is_none() && self.unreported.is_none()
     }
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Due {
 }
 
 /// Whether a time limit of `limit` milliseconds from `since` is still pending. If so, lowers `next`
-/// to the milliseconds that are left, unless another limit comes earlier.
+/// to the milliseconds that are left, unless another limit comes previous.
 pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i64) -> bool {
     let left = limit - since.elapsed().as_millis();
     if left > 0 {
@@ -65,7 +65,7 @@ pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i6
 struct Links {
     /// The link that gets requests.
     current: Option<Arc<Link>>,
-    leaving: Option<Leaving>,
+    draining: Option<Draining>,
     /// The link that was current when the session began to end.
     last: Option<Arc<Link>>,
 }
@@ -105,7 +105,7 @@ impl Connection {
                 last_error <- new_spinlock!(None),
                 links <- new_spinlock!(Links {
                     current: Some(link),
-                    leaving: None,
+                    draining: None,
                     last: None,
                 }),
             }),
@@ -167,8 +167,8 @@ impl Connection {
         if let Some(link) = &links.current {
             return (link.describe(), Some(link.clone()));
         }
-        match &links.leaving {
-            Some(Leaving {
+        match &links.draining {
+            Some(Draining {
                 link: Some(link), ..
             }) => ("leaving", Some(link.clone())),
             _ => ("closed", None),
@@ -230,7 +230,7 @@ impl Connection {
 
     /// Takes `link` out if it is current, and records why it has failed. Returns whether it was
     /// current. Context: does not sleep.
-    pub(crate) fn lose(&self, link: &Link, error: LinkError) -> bool {
+    pub(crate) fn take_failed(&self, link: &Link, error: LinkError) -> bool {
         let taken = {
             let mut links = self.links.lock();
             match &links.current {
@@ -244,12 +244,12 @@ impl Connection {
         taken.is_some()
     }
 
-    /// As [`Self::lose`], but the link drains until [`Self::left`] is called or its time is over.
+    /// As [`Self::take_failed`], but the link drains until [`Self::finish_drain`] is called or its time is over.
     /// The caller reports the link errors that are due.
     ///
     /// Returns `None` if the link is not current. Otherwise hands back an earlier link that drains,
     /// which the caller closes.
-    pub(crate) fn leave(&self, link: &Link) -> Option<Left> {
+    pub(crate) fn start_drain(&self, link: &Link) -> Option<DrainStart> {
         let left = {
             let mut links = self.links.lock();
             match &links.current {
@@ -257,17 +257,17 @@ impl Connection {
                 _ => return None,
             }
             let link = links.current.take();
-            let made = link.as_ref().map(|link| link.made());
-            let young = made.filter(|made| made.elapsed().as_millis() < YOUNG_MS);
-            let earlier = links.leaving.replace(Leaving {
+            let created = link.as_ref().map(|link| link.created());
+            let young = created.filter(|created| created.elapsed().as_millis() < MIN_REPORT_AGE_MS);
+            let previous = links.draining.replace(Draining {
                 link,
                 since: Instant::now(),
-                untold: young,
+                unreported: young,
             });
-            let untold = earlier.as_ref().is_some_and(|e| e.untold.is_some());
-            Left {
-                notify: u32::from(young.is_none()) + u32::from(untold),
-                earlier: earlier.and_then(|earlier| earlier.link),
+            let unreported = previous.as_ref().is_some_and(|e| e.unreported.is_some());
+            DrainStart {
+                notify: u32::from(young.is_none()) + u32::from(unreported),
+                previous: previous.and_then(|previous| previous.link),
             }
         };
         *self.last_error.lock() = Some(LinkError::ShuttingDown);
@@ -275,25 +275,25 @@ impl Connection {
     }
 
     /// Records that `link` has finished draining. Context: does not sleep.
-    pub(crate) fn left(&self, link: &Link) {
+    pub(crate) fn finish_drain(&self, link: &Link) {
         let _link = {
             let mut links = self.links.lock();
-            let leaving = links.leaving.as_mut();
-            let gone = leaving.and_then(|leaving| match &leaving.link {
-                Some(one) if one.is(link) => leaving.link.take(),
+            let draining = links.draining.as_mut();
+            let gone = draining.and_then(|draining| match &draining.link {
+                Some(one) if one.is(link) => draining.link.take(),
                 _ => None,
             });
-            if links.leaving.as_ref().is_some_and(Leaving::is_over) {
-                links.leaving = None;
+            if links.draining.as_ref().is_some_and(Draining::is_over) {
+                links.draining = None;
             }
             gone
         };
     }
 
     /// Whether the link of this generation is draining.
-    pub(crate) fn is_leaving(&self, generation: u64) -> bool {
-        match &self.links.lock().leaving {
-            Some(Leaving {
+    pub(crate) fn is_draining(&self, generation: u64) -> bool {
+        match &self.links.lock().draining {
+            Some(Draining {
                 link: Some(link), ..
             }) => link.generation() == generation,
             _ => false,
@@ -305,20 +305,20 @@ impl Connection {
     pub(crate) fn due(&self, next: &mut Option<i64>) -> Due {
         let mut due = Due::default();
         let mut links = self.links.lock();
-        let Some(leaving) = &mut links.leaving else {
+        let Some(draining) = &mut links.draining else {
             return due;
         };
-        if leaving.link.is_some() && !waits(next, leaving.since, LEAVE_MS) {
-            due.link = leaving.link.take();
+        if draining.link.is_some() && !waits(next, draining.since, DRAIN_MS) {
+            due.link = draining.link.take();
         }
-        if let Some(made) = leaving.untold {
-            if !waits(next, made, YOUNG_MS) {
-                leaving.untold = None;
+        if let Some(created) = draining.unreported {
+            if !waits(next, created, MIN_REPORT_AGE_MS) {
+                draining.unreported = None;
                 due.notify = true;
             }
         }
-        if leaving.is_over() {
-            links.leaving = None;
+        if draining.is_over() {
+            links.draining = None;
         }
         due
     }
@@ -326,40 +326,40 @@ impl Connection {
     /// Closes the connection. The caller ensures that it is not opened again. A link that drains is
     /// closed, too, unless it may use its `time`. Returns how many link errors were not reported
     /// yet. Context: does not sleep.
-    pub(crate) fn shut(&self, time: bool) -> u32 {
-        let (current, leaving, untold) = {
+    pub(crate) fn close(&self, time: bool) -> u32 {
+        let (current, draining, unreported) = {
             let mut links = self.links.lock();
             let current = links.current.take();
             links.last = current.clone();
-            let mut leaving = None;
-            let mut untold = 0;
-            if let Some(one) = &mut links.leaving {
-                untold = u32::from(one.untold.take().is_some());
+            let mut draining = None;
+            let mut unreported = 0;
+            if let Some(one) = &mut links.draining {
+                unreported = u32::from(one.unreported.take().is_some());
                 if !time {
-                    leaving = one.link.take();
+                    draining = one.link.take();
                 }
             }
-            if links.leaving.as_ref().is_some_and(Leaving::is_over) {
-                links.leaving = None;
+            if links.draining.as_ref().is_some_and(Draining::is_over) {
+                links.draining = None;
             }
-            (current, leaving, untold)
+            (current, draining, unreported)
         };
-        for link in [current, leaving].into_iter().flatten() {
+        for link in [current, draining].into_iter().flatten() {
             drop(link.close());
             link.shut_down();
         }
-        untold
+        unreported
     }
 
     /// Whether the end of the session waits for a call of the last link's socket.
-    pub(crate) fn is_stuck(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         let links = self.links.lock();
         links.last.as_ref().is_some_and(|link| !link.is_shut())
     }
 
     /// Drops the last link, and restores the settings of its socket. Context: may sleep for the
     /// socket lock.
-    pub(crate) fn forget(&self) {
+    pub(crate) fn release_last(&self) {
         let last = self.links.lock().last.take();
         if let Some(link) = last {
             link.socket().give_back();
@@ -367,10 +367,10 @@ impl Connection {
     }
 }
 
-/// What the caller of [`Connection::leave`] has to do.
-pub(crate) struct Left {
+/// What the caller of [`Connection::start_drain`] has to do.
+pub(crate) struct DrainStart {
     /// The number of link errors to report.
     pub(crate) notify: u32,
     /// A link to close.
-    pub(crate) earlier: Option<Arc<Link>>,
+    pub(crate) previous: Option<Arc<Link>>,
 }

@@ -24,13 +24,13 @@ const FILES: [(&CStr, Print<ARef<Disk>>); 7] = [
 ];
 
 /// Creates the directory of a device. Context: may sleep.
-pub(crate) fn show(root: &Arc<Root>, disk: &Disk) -> Result<Dir<ARef<Disk>, NbdModule>> {
+pub(crate) fn create(root: &Arc<Root>, disk: &Disk) -> Result<Dir<ARef<Disk>, NbdModule>> {
     let name = CString::try_from_fmt(fmt!("nbd{}", disk.data().info().index()))?;
     Dir::new(root, &name, &ARef::from(disk), &FILES)
 }
 
 fn tasks(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match disk.data().configured() {
+    match disk.data().configured_session() {
         Some(session) => writeln!(f, "recv: {}", session.pid()),
         None => Ok(()),
     }
@@ -76,7 +76,7 @@ impl fmt::Display for Address {
 }
 
 fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let Some(session) = disk.data().configured() else {
+    let Some(session) = disk.data().configured_session() else {
         return Ok(());
     };
     for connection in session.connections() {

@@ -13,18 +13,18 @@
 //!    waited for under it
 //! 5. [`Device::config`], the configuration; never taken by the submission or completion of a
 //!    request, and never held while requests are waited for
-//! 6. `Session::life`, the state of a session; submission takes it only for a link error, or if no
+//! 6. `Session::inner`, the state of a session; submission takes it only for a link error, or if no
 //!    connection is open, so that no memory is allocated under it
 //! 7. `Connection::links`, the links of a connection; a spinlock
 //! 8. `Link::send_side`, the sending side of a link; a spinlock
 //! 9. [`Device::session`], the installed session; a spinlock, held to clone the reference
 //!
-//! `Link::receiver` is outside of `Session::life`. Only the receive work takes it, and holds it
-//! while it runs. No other lock is taken under these: the mutexes `Session::published`, for the
+//! `Link::receiver` is outside of `Session::inner`. Only the receive work takes it, and holds it
+//! while it runs. No other lock is taken under these: the mutexes `Session::files`, for the
 //! sysfs files, and `WorkqueuePool::queues`; the spinlocks `Alive::count` and
 //! `Connection::last_error`.
 //!
-//! The ready hook of a link has a mutex, which is taken inside of `Session::life` and outside of
+//! The ready hook of a link has a mutex, which is taken inside of `Session::inner` and outside of
 //! the lock of the socket's wait queue. Under the lock of the wait queue a work item is queued, and
 //! nothing else. The previous settings of a socket are under a mutex that is taken outside of the
 //! socket lock.
@@ -80,10 +80,10 @@ const OPTIMAL_REQUEST: u32 = 128 << 10;
 
 /// How long a netlink message waits for openers that close the device soon, such as udev, in
 /// milliseconds.
-pub(crate) const PATIENCE_MS: u32 = 1000;
+pub(crate) const START_WAIT_MS: u32 = 1000;
 
 /// How long a disconnect waits for such openers after the session has ended, in milliseconds.
-pub(crate) const LINGER_MS: u32 = 700;
+pub(crate) const RELEASE_WAIT_MS: u32 = 700;
 
 /// The configuration of a device.
 struct Config {
@@ -93,7 +93,7 @@ struct Config {
     opened: Jiffies,
     state: State,
     /// The thread that had left `NBD_DO_IT` when its session ended, and why the session ended.
-    unclaimed: Option<(Arc<Thread>, Reason)>,
+    pending_result: Option<(Arc<Thread>, Reason)>,
 }
 
 impl Config {
@@ -104,21 +104,21 @@ impl Config {
     }
 
     /// Whether the openers may be programs that close the device soon, such as udev.
-    fn is_held_for_a_moment(&self) -> bool {
+    fn is_briefly_open(&self) -> bool {
         let held = self.openers > 0 && self.state.is_stopped();
-        self.state.is_held() && (!held || jiffies_since(self.opened) < msecs_to_jiffies(MOMENT_MS))
+        self.state.is_held() && (!held || jiffies_since(self.opened) < msecs_to_jiffies(PROBE_MS))
     }
 }
 
 /// How long programs that probe every device keep it open, in milliseconds.
-const MOMENT_MS: u32 = 1000;
+const PROBE_MS: u32 = 1000;
 
 /// The debugfs directory of a device. Dropping it removes the directory and waits for readers,
 /// which take the lock of the device's configuration.
 pub(crate) type DebugDir = Dir<ARef<Disk>, NbdModule>;
 
 /// Creates the debugfs directory. Context: may sleep.
-pub(crate) type ShowDebug = fn(&Arc<Root>, &Disk) -> Result<DebugDir>;
+pub(crate) type CreateDebug = fn(&Arc<Root>, &Disk) -> Result<DebugDir>;
 
 /// A device.
 #[pin_data]
@@ -131,11 +131,11 @@ pub(crate) struct Device {
     session: SpinLock<Option<Arc<Session>>>,
     /// Woken when a device is no longer starting, or no longer held after its session.
     #[pin]
-    settled: WaitQueue,
+    state_changed: WaitQueue,
     /// Present while the device is not idle.
     #[pin]
     debug: Mutex<Option<DebugDir>>,
-    make_debug: ShowDebug,
+    create_debug: CreateDebug,
     /// Removes the device.
     #[pin]
     remove_work: Work<Device, 0>,
@@ -163,7 +163,7 @@ impl Device {
     /// `disk->open_mutex`.
     pub(crate) fn open(&self, disk: &Disk) -> Result {
         let mut config = self.config.lock();
-        if config.state.is_leaving() {
+        if config.state.is_removing() {
             return Err(ENXIO);
         }
         // This removes the partitions of the ended session, unless one is open.
@@ -176,8 +176,8 @@ impl Device {
 
     /// Closes the device. Context: may sleep, under `disk->open_mutex`.
     pub(crate) fn close(&self, disk: &Disk) {
-        if let Some(session) = self.configured() {
-            session.closed();
+        if let Some(session) = self.configured_session() {
+            session.task_closed();
         }
         let todo = {
             let mut config = self.config.lock();
@@ -192,12 +192,12 @@ impl Device {
             LastClose::Nothing => {}
             LastClose::Drop(setup) => {
                 drop(setup);
-                self.settled.wake_all();
-                self.show_debug(disk);
+                self.state_changed.wake_all();
+                self.update_debug(disk);
             }
             LastClose::Clean => drop(StartGuard::new(disk)),
             LastClose::Disconnect(session) => {
-                if let Err(refusal) = session.disconnect_whole() {
+                if let Err(refusal) = session.disconnect_and_wait() {
                     self.info.refuse(disk, "a quick close", &refusal);
                 }
             }
@@ -209,7 +209,7 @@ impl Device {
         driver: &Arc<Driver>,
         index: u32,
         hw_queues: u32,
-        make_debug: ShowDebug,
+        create_debug: CreateDebug,
     ) -> Result<RegisteredDisk<DiskOps>> {
         let device = Arc::pin_init(
             try_pin_init!(Self {
@@ -218,12 +218,12 @@ impl Device {
                     openers: 0,
                     opened: 0,
                     state: State::Idle(Params::default()),
-                    unclaimed: None,
+                    pending_result: None,
                 }),
                 session <- new_spinlock!(None),
-                settled <- new_wait_queue!("nbd_device"),
+                state_changed <- new_wait_queue!("nbd_device"),
                 debug <- new_mutex!(None),
-                make_debug,
+                create_debug,
                 remove_work <- new_work!("nbd_remove"),
                 free_work <- new_work!("nbd_free"),
                 _alive: driver.mark(),
@@ -253,40 +253,40 @@ impl Device {
         self.session.lock().clone()
     }
 
-    /// Waits while another task starts or cleans the device, for [`PATIENCE_MS`] at most. Context:
+    /// Waits while another task starts or cleans the device, for [`START_WAIT_MS`] at most. Context:
     /// may sleep.
     pub(crate) fn wait_if_starting(&self) {
-        self.wait_while(|config| config.state.is_starting(), PATIENCE_MS);
+        self.wait_while(|config| config.state.is_starting(), START_WAIT_MS);
     }
 
-    /// Waits until the device is free if its openers may close it soon, for [`LINGER_MS`] at most.
+    /// Waits until the device is free if its openers may close it soon, for [`RELEASE_WAIT_MS`] at most.
     /// Context: may sleep.
     pub(crate) fn wait_if_held(&self) {
-        self.wait_while(Config::is_held_for_a_moment, LINGER_MS);
+        self.wait_while(Config::is_briefly_open, RELEASE_WAIT_MS);
     }
 
     /// Waits while `is_so` holds, for `patience` milliseconds at most, or until the task is killed.
     /// Context: may sleep.
     fn wait_while(&self, is_so: impl Fn(&Config) -> bool, patience: u32) {
         let patience = msecs_to_jiffies(patience);
-        self.settled
+        self.state_changed
             .wait_until(WaitMode::Killable, patience, || !is_so(&self.config.lock()));
     }
 
     /// Returns the session that the current thread runs and has left to handle a signal. If that
     /// session has ended meanwhile, returns the reason.
-    pub(crate) fn come_back(&self) -> Option<Result<Arc<Session>, Reason>> {
+    pub(crate) fn resume_do_it(&self) -> Option<Result<Arc<Session>, Reason>> {
         let mut config = self.config.lock();
         if let Ok(Some(session)) = config.state.session() {
-            if session.come_back() {
+            if session.resume_do_it() {
                 return Some(Ok(session));
             }
         }
-        match &config.unclaimed {
+        match &config.pending_result {
             // If the device was set up again since, the reason is of no interest any more.
             Some((thread, reason)) if config.state.is_stopped() && thread.is_current() => {
                 let reason = *reason;
-                let thread = config.unclaimed.take();
+                let thread = config.pending_result.take();
                 drop(config);
                 drop(thread);
                 Some(Err(reason))
@@ -301,12 +301,12 @@ impl Device {
     }
 
     /// Whether the device is being removed.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.config.lock().state.is_leaving()
+    pub(crate) fn is_removing(&self) -> bool {
+        self.config.lock().state.is_removing()
     }
 
     /// Returns the session of the configuration, which exists from its start to its end.
-    pub(crate) fn configured(&self) -> Option<Arc<Session>> {
+    pub(crate) fn configured_session(&self) -> Option<Arc<Session>> {
         self.config.lock().state.session().ok().flatten()
     }
 
@@ -363,7 +363,7 @@ impl Device {
         let leaves = {
             let mut config = self.config.lock();
             let openers = config.openers;
-            let leaves = config.state.retired(openers);
+            let leaves = config.state.finish_clean(openers);
             if leaves {
                 // The work is queued under the lock, since a task that finds the device in this
                 // state flushes the workqueue. It cannot be queued already, as a device is removed
@@ -377,20 +377,20 @@ impl Device {
             leaves
         };
         if !leaves {
-            self.show_debug(disk);
+            self.update_debug(disk);
             disk.notify_change();
         }
-        self.settled.wake_all();
+        self.state_changed.wake_all();
     }
 
     /// Creates or removes the debugfs directory according to the state. Context: may sleep.
-    pub(crate) fn show_debug(&self, disk: &Disk) {
+    pub(crate) fn update_debug(&self, disk: &Disk) {
         // The directory is removed before the lock is released, as a new one has the same name.
         let mut debug = self.debug.lock();
         if self.config.lock().state.is_unused() {
             *debug = None;
         } else if debug.is_none() {
-            *debug = (self.make_debug)(self.info.driver().debug(), disk).ok();
+            *debug = (self.create_debug)(self.info.driver().debug(), disk).ok();
         }
     }
 
@@ -426,25 +426,25 @@ impl SessionOwner for Device {
         });
     }
 
-    fn unpublish(&self) -> Option<Arc<Session>> {
+    fn uninstall(&self) -> Option<Arc<Session>> {
         self.session.lock().take()
     }
 
     fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>> {
         // The task in `NBD_DO_IT` is an opener itself.
-        let own = u32::from(!session.is_of_netlink());
+        let own = u32::from(!session.is_netlink());
         let (session, _unclaimed) = {
             let mut config = self.config.lock();
-            let unclaimed = session.end_attendance();
-            let unclaimed = core::mem::replace(&mut config.unclaimed, unclaimed);
+            let pending_result = session.end_do_it();
+            let pending_result = core::mem::replace(&mut config.pending_result, pending_result);
             // Other openers keep the size and get errors. With a size of 0 they would read an end
             // of file.
             if config.openers <= own {
                 disk.set_capacity(0);
             }
-            (config.state.stopped(), unclaimed)
+            (config.state.stopped(), pending_result)
         };
-        self.retire(disk, 0);
+        self.start_clean(disk, 0);
         session
     }
 }

@@ -30,7 +30,7 @@ impl Driver {
         index: u32,
         hw_queues: u32,
     ) -> Result<ARef<Disk>> {
-        let disk = Device::add(self, index, hw_queues, debugfs::show)?;
+        let disk = Device::add(self, index, hw_queues, debugfs::create)?;
         let found = ARef::from(&*disk);
         table.insert(RBTreeNode::new(index, disk, GFP_KERNEL)?);
         Ok(found)
@@ -93,7 +93,7 @@ impl Driver {
                 Err((_, setup)) => setup,
             };
         };
-        setup.forget();
+        setup.release();
         Err(error)
     }
 
@@ -111,11 +111,11 @@ impl Driver {
 
     /// Drops a reference to the disk of a device. If the device is being removed, waits until it is
     /// gone. Context: may sleep.
-    pub(crate) fn let_go(&self, disk: ARef<Disk>) {
-        let leaves = disk.data().is_leaving();
+    pub(crate) fn put(&self, disk: ARef<Disk>) {
+        let leaves = disk.data().is_removing();
         drop(disk);
         if leaves {
-            self.settle();
+            self.flush();
         }
     }
 }

@@ -179,7 +179,7 @@ impl Driver {
 
     /// Waits for sessions that are ending, and for devices that are being removed. Context: may
     /// sleep.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn flush(&self) {
         // The end of a session may queue the removal of its device, so its workqueue is flushed
         // first.
         self.end_wq.flush();
@@ -188,7 +188,7 @@ impl Driver {
 
     /// Removes all devices, which must be unused. Context: may sleep.
     pub(crate) fn clear(&self) {
-        self.settle();
+        self.flush();
         let table = core::mem::replace(&mut *self.table.lock(), RBTree::new());
         drop(table);
         // The kernel may keep a disk for a moment, and calls the driver when it frees it.

@@ -49,7 +49,7 @@ impl LinkError {
         match self {
             Self::TimedOut => Reason::TimedOut,
             Self::ShuttingDown => Reason::ShuttingDown,
-            Self::Receive(_) | Self::Send(_) => Reason::Lost,
+            Self::Receive(_) | Self::Send(_) => Reason::LinksFailed,
         }
     }
 }
@@ -69,7 +69,7 @@ impl fmt::Display for LinkError {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// The last link has failed.
-    Lost,
+    LinksFailed,
     /// The last link has failed because the server took too long.
     TimedOut,
     /// The server of the last link is shutting down.
@@ -85,7 +85,7 @@ impl Reason {
     /// Returns the result of `NBD_DO_IT`.
     pub(crate) fn result(self) -> Result<i32> {
         match self {
-            Self::Lost | Self::Requested => Ok(0),
+            Self::LinksFailed | Self::Requested => Ok(0),
             Self::TimedOut => Err(ETIMEDOUT),
             // Clients reconnect only after an error.
             Self::ShuttingDown => Err(EIO),
@@ -95,7 +95,7 @@ impl Reason {
 
     pub(crate) fn describe(self) -> &'static str {
         match self {
-            Self::Lost => "all connections were lost",
+            Self::LinksFailed => "all connections were lost",
             Self::TimedOut => "the server took too long",
             Self::ShuttingDown => "the server is shutting down",
             Self::Requested => "disconnected on request",

@@ -48,7 +48,7 @@ pub(crate) struct Receiver {
 }
 
 /// What the receiver reports to its caller while it runs.
-pub(crate) enum Told {
+pub(crate) enum Report {
     /// A request of a watched link has finished.
     Finished,
     /// The server is shutting down and refused this request. The caller takes the link out of its
@@ -74,7 +74,7 @@ pub(crate) struct Link {
     disk: ARef<Disk>,
     #[pin]
     socket: LinkSocket,
-    made: Instant<Monotonic>,
+    created: Instant<Monotonic>,
     /// The process that added the socket.
     added_by: Process,
     stats: LinkStats,
@@ -96,14 +96,14 @@ pub(crate) struct Link {
     #[pin]
     shutdown_work: Work<Link, 2>,
     #[pin]
-    give_back_work: Work<Link, 3>,
+    restore_work: Work<Link, 3>,
 }
 
 impl_has_work! {
     impl HasWork<Link, 0> for Link { self.receive_work }
     impl HasWork<Link, 1> for Link { self.send_work }
     impl HasWork<Link, 2> for Link { self.shutdown_work }
-    impl HasWork<Link, 3> for Link { self.give_back_work }
+    impl HasWork<Link, 3> for Link { self.restore_work }
 }
 
 impl Link {
@@ -120,7 +120,7 @@ impl Link {
                            info: info.clone(),
                            disk: disk.into(),
                            socket <- LinkSocket::new(socket),
-                           made: Instant::now(),
+                           created: Instant::now(),
                            added_by: Process::current(),
                            stats: LinkStats::new(),
                            watchers: Atomic::new(0),
@@ -134,7 +134,7 @@ impl Link {
                            receive_work <- new_work!("nbd_receive"),
                            send_work <- new_work!("nbd_send"),
                            shutdown_work <- new_work!("nbd_shutdown"),
-                           give_back_work <- new_work!("nbd_give_back"),
+                           restore_work <- new_work!("nbd_restore"),
                        }),
             GFP_KERNEL,
         )
@@ -161,8 +161,8 @@ impl Link {
     }
 
     /// When the link was created.
-    pub(crate) fn made(&self) -> Instant<Monotonic> {
-        self.made
+    pub(crate) fn created(&self) -> Instant<Monotonic> {
+        self.created
     }
 
     /// The process that added the socket.
@@ -174,7 +174,7 @@ impl Link {
         &self.stats
     }
 
-    /// Starts the receiver. Context: may sleep, under `Session::life`.
+    /// Starts the receiver. Context: may sleep, under `Session::inner`.
     pub(crate) fn launch(self: &Arc<Self>) {
         self.ready.attach(&self.socket, self.clone());
         // A shutdown may have found no hook to detach.
@@ -223,7 +223,7 @@ impl Link {
     /// Queues the work that restores the settings of the socket, after it was shut down. It runs on
     /// the workqueue for ends, as requests may wait for those of the session. Context: does not
     /// sleep.
-    pub(crate) fn give_back_later(self: &Arc<Self>) {
+    pub(crate) fn restore_later(self: &Arc<Self>) {
         // If it is queued already, nothing else has to be done.
         let _ = self
             .info

@@ -145,7 +145,7 @@ impl Drop for NbdModule {
     fn drop(&mut self) {
         // The module is unused, so that no session runs. The work that ended the last session may
         // not have returned yet, and sends a netlink message.
-        self.devices.0.settle();
+        self.devices.0.flush();
     }
 }
 

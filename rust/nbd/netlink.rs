@@ -254,7 +254,7 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
             info.attr(SOCKETS),
             fmt!("the server does not support multiple connections: give one"),
         );
-        setup.forget();
+        setup.release();
         return Err(EINVAL);
     }
 
@@ -278,7 +278,7 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
     let (guard, setup) = claimed;
     if let Err(error) = guard.start(setup, Origin::Netlink { backend }) {
         info.refuse(None, fmt!("no session was started: see the kernel's log"));
-        driver.let_go(disk);
+        driver.put(disk);
         return Err(error);
     }
 
@@ -302,18 +302,18 @@ fn claim_at(
         let (disk, made) = match driver.find_or_add(index, hw_queues) {
             Ok(found) => found,
             Err(error) => {
-                setup.forget();
+                setup.release();
                 return Err(error);
             }
         };
         match disk.data().claim_patiently(&disk, setup, made) {
             Ok(claimed) => return Ok((disk, claimed)),
-            Err((Refusal::Leaving, back)) => {
+            Err((Refusal::Removing, back)) => {
                 setup = back;
-                driver.let_go(disk);
+                driver.put(disk);
             }
             Err((refusal, setup)) => {
-                setup.forget();
+                setup.release();
                 return Err(refuse(info, &disk, "NBD_CMD_CONNECT", &refusal));
             }
         }
@@ -325,7 +325,7 @@ fn disconnect(driver: &Driver, info: &Info<'_>) -> Result {
     disk.data()
         .disconnect()
         .map_err(|refusal| refuse(info, &disk, "NBD_CMD_DISCONNECT", &refusal))?;
-    driver.let_go(disk);
+    driver.put(disk);
     Ok(())
 }
 

@@ -130,7 +130,7 @@ impl Params {
 
     /// Returns the parameters that stay after the last opener has closed the device: only whether
     /// the device is to be removed.
-    pub(crate) fn forgotten(self) -> Self {
+    pub(crate) fn after_last_close(self) -> Self {
         Self::default().with_client(self.client.only_destroy())
     }
 

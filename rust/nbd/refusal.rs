@@ -28,11 +28,11 @@ pub(crate) enum Refusal {
     /// A parameter is out of range.
     BadParameter(Error),
     /// The device is being removed.
-    Leaving,
+    Removing,
     /// No session runs that netlink has started.
     NotConnected,
     /// The session that runs was started by netlink.
-    OfNetlink,
+    NetlinkSession,
     /// The session is for another backend.
     OtherBackend,
     /// No connection is open.
@@ -48,7 +48,9 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn errno(&self) -> Error {
         match self {
-            Self::NoSocket | Self::NotConnected | Self::OfNetlink | Self::OtherBackend => EINVAL,
+            Self::NoSocket | Self::NotConnected | Self::NetlinkSession | Self::OtherBackend => {
+                EINVAL
+            }
             Self::TooManySockets => ENOSPC,
             Self::NoMemory => ENOMEM,
             Self::BadParameter(error) => *error,
@@ -56,7 +58,7 @@ impl Refusal {
             | Self::Starting
             | Self::Running
             | Self::PreviousSession { .. }
-            | Self::Leaving
+            | Self::Removing
             | Self::Dead
             | Self::InFlight
             | Self::Ending { .. } => EBUSY,
@@ -88,9 +90,9 @@ impl fmt::Display for Refusal {
             Self::BadParameter(_) => {
                 f.write_str("a value is out of range; the documentation has the limits")
             }
-            Self::Leaving => f.write_str("the device is being removed; close it, then connect"),
+            Self::Removing => f.write_str("the device is being removed; close it, then connect"),
             Self::NotConnected => f.write_str("no session made by netlink runs; connect first"),
-            Self::OfNetlink => {
+            Self::NetlinkSession => {
                 f.write_str("netlink connected the device; use NBD_CMD_RECONFIGURE or disconnect")
             }
             Self::OtherBackend => {

@@ -8,8 +8,8 @@
 
 mod connections;
 mod end;
-mod life;
 mod recovery;
+mod state;
 mod submit;
 mod sysfs;
 
@@ -42,7 +42,7 @@ use kernel::{
     task::{Pid, Process, Thread},
     workqueue::{impl_has_work, Work}, //
 };
-use life::SessionState;
+use state::SessionState;
 use sysfs::{Backend, Pid as PidAttribute};
 
 /// What has started a session.
@@ -63,18 +63,18 @@ struct Files {
 }
 
 /// Whether the task in `NBD_DO_IT` is in the kernel.
-enum Attendance {
-    Present,
+enum DoIt {
+    Waiting,
     /// The task has left the kernel to handle a signal, and comes back or exits.
-    Away,
+    Interrupted,
     /// The session has ended.
-    Over,
+    Ended,
 }
 
 /// What the lock of a session's state guards.
-struct Life {
+struct SessionInner {
     state: SessionState,
-    attendance: Attendance,
+    do_it: DoIt,
 }
 
 /// A session.
@@ -98,12 +98,12 @@ pub(crate) struct Session {
     /// Link errors for which no `NBD_CMD_LINK_DEAD` was sent yet.
     pending_link_dead: Atomic<u32>,
     #[pin]
-    life: Mutex<Life>,
+    inner: Mutex<SessionInner>,
     /// Woken when the state changes, or a condition that a task waits for may have become true.
     #[pin]
     changed: WaitQueue,
     #[pin]
-    published: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
+    files: Mutex<Option<(Files, ModuleRef<NbdModule>)>>,
     /// The parameters of the disk. Held while they are changed.
     #[pin]
     applied: Mutex<Params>,
@@ -117,7 +117,7 @@ pub(crate) struct Session {
     notify_work: Work<Session, 2>,
     /// Runs while the task has left `NBD_DO_IT`.
     #[pin]
-    absence_work: Work<Session, 3>,
+    do_it_exit_work: Work<Session, 3>,
     /// Must be dropped last: the module may be unloaded once the device is gone.
     disk: ARef<Disk>,
 }
@@ -126,7 +126,7 @@ impl_has_work! {
     impl HasWork<Session, 0> for Session { self.end_work }
     impl HasWork<Session, 1> for Session { self.clock_work }
     impl HasWork<Session, 2> for Session { self.notify_work }
-    impl HasWork<Session, 3> for Session { self.absence_work }
+    impl HasWork<Session, 3> for Session { self.do_it_exit_work }
 }
 
 /// The owner of a session, which is the configuration of a device.
@@ -139,7 +139,7 @@ pub(crate) trait SessionOwner {
 
     /// Removes the session, so that it gets no more requests. The caller drops the returned
     /// reference.
-    fn unpublish(&self) -> Option<Arc<Session>>;
+    fn uninstall(&self) -> Option<Arc<Session>>;
 
     /// Reports that `session` has ended. The caller drops the returned reference of the owner.
     fn stopped(&self, disk: &Disk, session: &Session) -> Option<Arc<Session>>;
@@ -199,17 +199,17 @@ impl Session {
                 fallback: Atomic::new(0),
                 hw_queues,
                 pending_link_dead: Atomic::new(0),
-                life <- new_mutex!(Life {
+                inner <- new_mutex!(SessionInner {
                     state: SessionState::Live(count),
-                    attendance: Attendance::Present,
+                    do_it: DoIt::Waiting,
                 }),
                 changed <- new_wait_queue!("nbd_session"),
-                published <- new_mutex!(None),
+                files <- new_mutex!(None),
                 applied <- new_mutex!(params),
                 end_work <- new_work!("nbd_end"),
                 clock_work <- new_work!("nbd_clock"),
                 notify_work <- new_work!("nbd_notify"),
-                absence_work <- new_work!("nbd_absence"),
+                do_it_exit_work <- new_work!("nbd_do_it_exit"),
             }),
             GFP_KERNEL,
         )?;
@@ -219,7 +219,7 @@ impl Session {
     /// Creates the sysfs files, after the session was installed in the device, and takes a
     /// reference to the module. Fails with `ENODEV` if the module is being unloaded. Context: may
     /// sleep.
-    pub(crate) fn publish(&self) -> Result {
+    pub(crate) fn create_files(&self) -> Result {
         let module = ModuleRef::try_get().ok_or(ENODEV)?;
         let pid = AttributeFile::create(&self.disk, PidAttribute::new(self.pid))?;
         let backend = match &self.origin {
@@ -233,16 +233,16 @@ impl Session {
             _pid: pid,
             _backend: backend,
         };
-        *self.published.lock() = Some((files, module));
+        *self.files.lock() = Some((files, module));
         Ok(())
     }
 
     /// Calls `f`, which makes this session the running one. Fails with `EPIPE` if the session is
     /// ending already, since a flush request may have found a broken link. Context: may sleep.
-    pub(crate) fn begin(&self, f: impl FnOnce()) -> Result {
+    pub(crate) fn set_running(&self, f: impl FnOnce()) -> Result {
         // The end takes this lock, too, and so finds the session running.
         let _applied = self.applied.lock();
-        if self.life.lock().state.is_ending() {
+        if self.inner.lock().state.is_ending() {
             return Err(EPIPE);
         }
         f();
@@ -253,8 +253,8 @@ impl Session {
     pub(crate) fn launch(&self, owner: &impl SessionOwner) {
         {
             // The end waits for receivers that were started under this lock.
-            let life = self.life.lock();
-            if !life.state.takes_links() {
+            let inner = self.inner.lock();
+            if !inner.state.takes_links() {
                 return;
             }
             for link in self.connections.iter().filter_map(|one| one.link()) {
@@ -282,9 +282,9 @@ impl Session {
         }
     }
 
-    /// Removes the sysfs files after [`Self::begin`] has failed. Context: may sleep.
-    pub(crate) fn withdraw(&self) {
-        let published = self.published.lock().take();
+    /// Removes the sysfs files after [`Self::set_running`] has failed. Context: may sleep.
+    pub(crate) fn remove_files(&self) {
+        let published = self.files.lock().take();
         drop(published);
     }
 
@@ -314,7 +314,7 @@ impl Session {
     }
 
     /// Whether a netlink message has started the session.
-    pub(crate) fn is_of_netlink(&self) -> bool {
+    pub(crate) fn is_netlink(&self) -> bool {
         matches!(self.origin, Origin::Netlink { .. })
     }
 
@@ -328,11 +328,11 @@ impl Session {
 
     /// Returns the name of the state for debugfs.
     pub(crate) fn describe(&self) -> &'static str {
-        self.life.lock().state.describe()
+        self.inner.lock().state.describe()
     }
 
     fn is_ended(&self) -> bool {
-        self.life.lock().state.ended().is_some()
+        self.inner.lock().state.ended().is_some()
     }
 
     /// Applies parameters that were changed to the disk.
@@ -367,7 +367,7 @@ impl Session {
         }
         if old.dead_conn_timeout() != new.dead_conn_timeout() {
             // Tasks that wait read this under the lock.
-            let _life = self.life.lock();
+            let _inner = self.inner.lock();
             self.dead_conn_timeout
                 .store(new.dead_conn_timeout(), Relaxed);
             self.changed.wake_all();

@@ -118,7 +118,7 @@ impl<O, S: Endpoint> Setup<O, S> {
     }
 
     /// Drops the setup, but leaves the sockets open.
-    pub(crate) fn forget(mut self) {
+    pub(crate) fn release(mut self) {
         self.sockets.clear();
     }
 
@@ -157,7 +157,7 @@ pub(crate) enum State<O, S: Endpoint, R> {
     /// The session has ended, and the device has openers from that time.
     Stopped(Params),
     /// The device is being removed. There is no other state after this one.
-    Leaving,
+    Removing,
 }
 
 /// The result of [`State::claim`].
@@ -197,13 +197,13 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Starting(_) => return Err((Refusal::Starting, socket)),
             Self::Running { .. } => return Err((Refusal::Running, socket)),
             Self::Stopped(params) if params.client().destroy_on_disconnect() => {
-                return Err((Refusal::Leaving, socket));
+                return Err((Refusal::Removing, socket));
             }
             Self::Stopped(_) => {
                 let others = openers.saturating_sub(1);
                 return Err((Refusal::PreviousSession { others }, socket));
             }
-            Self::Leaving => return Err((Refusal::Leaving, socket)),
+            Self::Removing => return Err((Refusal::Removing, socket)),
             Self::Setup(stale) => stale.params,
             Self::Idle(params) => *params,
         };
@@ -216,16 +216,16 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
 
     /// Takes a device out of use to be cleaned, if its session has ended and it has at most `limit`
     /// openers. Returns whether it was taken.
-    pub(crate) fn retire(&mut self, openers: u32, limit: u32) -> bool {
+    pub(crate) fn start_clean(&mut self, openers: u32, limit: u32) -> bool {
         match self {
             Self::Stopped(params) if openers <= limit => {
-                // A device that will be removed is not made idle for its openers.
+                // A device that will be removed is not created idle for its openers.
                 if openers > 0 && params.client().destroy_on_disconnect() {
                     return false;
                 }
                 // An opener that comes after this finds nothing of the session.
                 *self = Self::Starting(match openers {
-                    0 => params.forgotten(),
+                    0 => params.after_last_close(),
                     _ => *params,
                 });
                 true
@@ -236,29 +236,29 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
 
     /// Leaves [`Self::Starting`] after the device was cleaned and no session was started. Returns
     /// whether the device has to be removed. Does nothing in another state.
-    pub(crate) fn retired(&mut self, openers: u32) -> bool {
+    pub(crate) fn finish_clean(&mut self, openers: u32) -> bool {
         let Self::Starting(params) = *self else {
             return false;
         };
         let leaves = params.client().destroy_on_disconnect();
         *self = match openers {
-            0 if leaves => Self::Leaving,
+            0 if leaves => Self::Removing,
             0 => Self::Idle(Params::default()),
             // The device was opened meanwhile.
             _ if leaves => Self::Stopped(params),
             _ => Self::Idle(params),
         };
-        matches!(self, Self::Leaving)
+        matches!(self, Self::Removing)
     }
 
     /// Takes an idle device out of use to start a session of `setup`, also one whose setup has an
-    /// owner that has exited. If the device was `made` for this session and the session cannot be
+    /// owner that has exited. If the device was `created` for this session and the session cannot be
     /// started, the device is removed if the setup asks for that.
     pub(crate) fn claim(
         &mut self,
         setup: Setup<O, S>,
         openers: u32,
-        made: bool,
+        created: bool,
     ) -> Result<Claimed<O, S>, (Refusal, Setup<O, S>)> {
         let before = match self {
             Self::Idle(params) => *params,
@@ -271,10 +271,10 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Stopped(_) => {
                 return Err((Refusal::PreviousSession { others: openers }, setup));
             }
-            Self::Leaving => return Err((Refusal::Leaving, setup)),
+            Self::Removing => return Err((Refusal::Removing, setup)),
         };
-        let restore = match made {
-            true => setup.params.forgotten(),
+        let restore = match created {
+            true => setup.params.after_last_close(),
             false => before,
         };
         let stale = match mem::replace(self, Self::Starting(restore)) {
@@ -290,11 +290,11 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         &mut self,
         setup: Setup<O, S>,
         openers: u32,
-        made: bool,
+        created: bool,
     ) -> Result<Claimed<O, S>, (Refusal, Setup<O, S>)> {
         match self {
             Self::Setup(other) => Err((other.owned(), setup)),
-            _ => self.claim(setup, openers, made),
+            _ => self.claim(setup, openers, created),
         }
     }
 
@@ -307,7 +307,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => params,
             Self::Setup(setup) => &mut setup.params,
             Self::Starting(_) => return Err(Refusal::Starting),
-            Self::Leaving => return Err(Refusal::Leaving),
+            Self::Removing => return Err(Refusal::Removing),
         };
         *params = f(*params).map_err(Refusal::BadParameter)?;
         self.session()
@@ -338,7 +338,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Stopped(_) => Refusal::PreviousSession {
                 others: openers.saturating_sub(1),
             },
-            Self::Leaving => Refusal::Leaving,
+            Self::Removing => Refusal::Removing,
         };
         Err(refusal)
     }
@@ -398,13 +398,13 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
                 }
             }
             Self::Stopped(params) => {
-                *self = Self::Starting(params.forgotten());
+                *self = Self::Starting(params.after_last_close());
                 return LastClose::Clean;
             }
             Self::Running { params, session } if params.client().disconnect_on_close() => {
                 return LastClose::Disconnect(session.clone());
             }
-            Self::Running { .. } | Self::Starting(_) | Self::Leaving => {}
+            Self::Running { .. } | Self::Starting(_) | Self::Removing => {}
         }
         LastClose::Nothing
     }
@@ -426,13 +426,13 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     }
 
     /// Whether the device is being removed.
-    pub(crate) fn is_leaving(&self) -> bool {
-        matches!(self, Self::Leaving)
+    pub(crate) fn is_removing(&self) -> bool {
+        matches!(self, Self::Removing)
     }
 
     /// Whether there is nothing that debugfs could show.
     pub(crate) fn is_unused(&self) -> bool {
-        matches!(self, Self::Idle(_) | Self::Leaving)
+        matches!(self, Self::Idle(_) | Self::Removing)
     }
 
     /// Returns the parameters, or the defaults while a device is starting or being removed.
@@ -440,7 +440,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
         match self {
             Self::Idle(params) | Self::Stopped(params) | Self::Running { params, .. } => *params,
             Self::Setup(setup) => setup.params,
-            Self::Starting(_) | Self::Leaving => Params::default(),
+            Self::Starting(_) | Self::Removing => Params::default(),
         }
     }
 
@@ -462,7 +462,7 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
             Self::Starting(_) => f.write_str("starting"),
             Self::Running { .. } => f.write_str("running"),
             Self::Stopped(_) => f.write_str("stopped, waits until all openers are gone"),
-            Self::Leaving => f.write_str("being removed"),
+            Self::Removing => f.write_str("being removed"),
         }
     }
 }

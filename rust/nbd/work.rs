@@ -4,7 +4,7 @@
 
 use crate::{
     device::Device,
-    link::{Link, Sent, Told},
+    link::{Link, Report, Sent},
     session::Session, //
 };
 use kernel::{
@@ -29,11 +29,11 @@ impl WorkItem<0> for Link {
 
     /// Receives what the socket has.
     fn run(this: Arc<Self>) {
-        let error = this.receive(|told| {
+        let error = this.receive(|report| {
             let session = session_of(&this);
-            if let Told::Refused(claim) = told {
+            if let Report::Refused(claim) = report {
                 if let Some(session) = &session {
-                    session.leave(&this);
+                    session.start_drain(&this);
                 }
                 // The link was taken out before this, so that the request does not return to it.
                 claim.requeue();
@@ -101,7 +101,7 @@ impl WorkItem<0> for Session {
 
     /// Ends the session.
     fn run(this: Arc<Self>) {
-        this.make_end(&*this.disk().data());
+        this.run_end(&*this.disk().data());
     }
 }
 
@@ -130,7 +130,7 @@ impl WorkItem<3> for Session {
 
     /// Waits until the task that has left `NBD_DO_IT` comes back or exits.
     fn run(this: Arc<Self>) {
-        this.watch_absence();
+        this.watch_do_it_exit();
     }
 }
 

@@ -29,7 +29,7 @@ impl Device {
         // opener already. The caller may be this opener; it is then not treated as the only one.
         let partitions = disk.open_partitions();
         if partitions == 0 {
-            self.retire(disk, 1);
+            self.start_clean(disk, 1);
         }
         let added = {
             // Netlink messages about other devices take this lock, too.
@@ -41,7 +41,7 @@ impl Device {
         match added {
             Ok(stale) => {
                 Self::drop_stale(disk, stale);
-                self.show_debug(disk);
+                self.update_debug(disk);
                 Ok(())
             }
             Err((refusal, _socket)) => Err(self.info().refuse(disk, "NBD_SET_SOCK", &refusal)),
@@ -69,7 +69,7 @@ impl Device {
         let updated = {
             let mut config = self.config.lock();
             match config.state.session() {
-                Ok(Some(session)) if session.is_of_netlink() => Err(Refusal::OfNetlink),
+                Ok(Some(session)) if session.is_netlink() => Err(Refusal::NetlinkSession),
                 _ => config.state.update(f),
             }
         };
@@ -101,7 +101,7 @@ impl Device {
             .state
             .running()
             .ok_or(Refusal::NotConnected)?;
-        if !session.is_of_netlink() {
+        if !session.is_netlink() {
             return Err(Refusal::NotConnected);
         }
         if let Some(known) = session.backend() {
@@ -156,7 +156,7 @@ impl Device {
         self.wait_if_starting();
         let session = self.config.lock().state.session()?;
         if let Some(session) = session {
-            session.disconnect_whole()?;
+            session.disconnect_and_wait()?;
         }
         self.wait_if_held();
         Ok(())
@@ -166,7 +166,7 @@ impl Device {
     pub(crate) fn clear_setup(&self, disk: &Disk) {
         let setup = self.config.lock().state.clear();
         drop(setup);
-        self.settled.wake_all();
-        self.show_debug(disk);
+        self.state_changed.wake_all();
+        self.update_debug(disk);
     }
 }

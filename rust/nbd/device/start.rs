@@ -2,7 +2,7 @@
 
 //! Taking a device out of use, to start a session with it or to clean it.
 
-use super::{ClaimedDevice, Device, Setup, StartGuard, PATIENCE_MS};
+use super::{ClaimedDevice, Device, Setup, StartGuard, START_WAIT_MS};
 use crate::{
     log::Topic,
     refusal::Refusal,
@@ -43,28 +43,28 @@ impl StartGuard {
             *device.session.lock() = Some(session.clone());
             let set = disk.set_queue_data(session.clone());
             set.map_err(|_| EBUSY)
-                .and_then(|()| session.publish())
-                .inspect_err(|_| session.stop_whole())?;
+                .and_then(|()| session.create_files())
+                .inspect_err(|_| session.stop_and_wait())?;
             Ok(session)
         });
         let started = started.and_then(|session| {
             let running = session.clone();
-            let begun = session.begin(|| {
+            let begun = session.set_running(|| {
                 let rejected = device.config.lock().state.started(params, running);
                 drop(rejected);
             });
             // An end that has begun before the files were created did not remove them.
             begun.inspect_err(|_| {
-                session.stop_whole();
-                session.withdraw();
+                session.stop_and_wait();
+                session.remove_files();
             })?;
             Ok(session)
         });
         match started {
             Ok(session) => {
-                device.settled.wake_all();
+                device.state_changed.wake_all();
                 session.launch(device);
-                device.show_debug(disk);
+                device.update_debug(disk);
                 self.0.dismiss();
                 Ok(session)
             }
@@ -87,36 +87,36 @@ impl StartGuard {
 
 impl Device {
     /// Claims the device for a session of `setup` if it is idle. Hands the setup back otherwise. If
-    /// the device was `made` for this session and the session cannot be started, the device is
+    /// the device was `created` for this session and the session cannot be started, the device is
     /// removed if the setup asks for that. Context: may sleep.
     pub(crate) fn claim_idle(
         &self,
         disk: &Disk,
         setup: Setup,
-        made: bool,
+        created: bool,
     ) -> Result<ClaimedDevice, (Refusal, Setup)> {
         let claimed = {
             let mut config = self.config.lock();
             let openers = config.openers;
-            config.state.claim_idle(setup, openers, made)?
+            config.state.claim_idle(setup, openers, created)?
         };
         Ok(Self::claimed(disk, claimed))
     }
 
     /// As [`Self::claim_idle`], but also replaces a setup whose owner has exited, and waits for
-    /// openers that are left from an ended session, for [`PATIENCE_MS`] at most.
+    /// openers that are left from an ended session, for [`START_WAIT_MS`] at most.
     pub(crate) fn claim_patiently(
         &self,
         disk: &Disk,
         mut setup: Setup,
-        made: bool,
+        created: bool,
     ) -> Result<ClaimedDevice, (Refusal, Setup)> {
         let start = jiffies();
         loop {
             let claimed = {
                 let mut config = self.config.lock();
                 let openers = config.openers;
-                config.state.claim(setup, openers, made)
+                config.state.claim(setup, openers, created)
             };
             let refusal;
             (refusal, setup) = match claimed {
@@ -126,8 +126,8 @@ impl Device {
             if !matches!(refusal, Refusal::Starting | Refusal::PreviousSession { .. }) {
                 return Err((refusal, setup));
             }
-            let left = msecs_to_jiffies(PATIENCE_MS).saturating_sub(jiffies_since(start));
-            let waited = self.settled.wait_until(WaitMode::Killable, left, || {
+            let left = msecs_to_jiffies(START_WAIT_MS).saturating_sub(jiffies_since(start));
+            let waited = self.state_changed.wait_until(WaitMode::Killable, left, || {
                 !self.config.lock().state.is_held()
             });
             if waited != Waited::Done {
@@ -142,17 +142,17 @@ impl Device {
         (guard, claimed.setup)
     }
 
-    /// Starts a session of the setup that ioctls have made, and waits until it has ended.
+    /// Starts a session of the setup that ioctls have created, and waits until it has ended.
     ///
     /// Fails with `ERESTARTNOHAND` if the thread has to handle a signal that does not end the
     /// session. When the thread calls this again, it continues to wait.
     ///
     /// Context: may sleep.
     pub(crate) fn run(&self, disk: &Disk) -> Result<i32> {
-        match self.come_back() {
-            Some(Ok(session)) => session.attend(),
+        match self.resume_do_it() {
+            Some(Ok(session)) => session.wait_do_it(),
             Some(Err(reason)) => reason.result(),
-            None => self.start(disk)?.attend(),
+            None => self.start(disk)?.wait_do_it(),
         }
     }
 
@@ -169,11 +169,11 @@ impl Device {
 
     /// Cleans the device and makes it idle, if its session has ended and it has at most `openers`
     /// openers. Context: may sleep.
-    pub(crate) fn retire(&self, disk: &Disk, openers: u32) {
+    pub(crate) fn start_clean(&self, disk: &Disk, openers: u32) {
         let retired = {
             let mut config = self.config.lock();
             let now = config.openers;
-            config.state.retire(now, openers)
+            config.state.start_clean(now, openers)
         };
         if retired {
             drop(StartGuard::new(disk));

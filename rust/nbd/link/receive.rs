@@ -2,7 +2,7 @@
 
 //! The receiver of a link, which reads replies and finishes their requests.
 
-use super::{Link, Partial, Receiver, Told};
+use super::{Link, Partial, Receiver, Report};
 use crate::{
     error::{LinkError, ReceiveError},
     protocol::{Cookie, Failure, Reply, REPLY_LEN},
@@ -34,7 +34,7 @@ const MAX_WAITING: usize = 128 << 10;
 const LONG_PAYLOAD: usize = 32 << 10;
 
 /// How long a receiver may occupy its worker before other work gets its turn, in milliseconds.
-const TURN_MS: u32 = 250;
+const MAX_RUN_MS: u32 = 250;
 
 /// Why a receiver stops.
 enum Stop {
@@ -47,7 +47,7 @@ enum Stop {
 }
 
 /// What follows the header of a reply.
-enum Begun {
+enum Parsed {
     Payload(Partial),
     Whole(Received),
 }
@@ -62,15 +62,15 @@ enum Received {
 }
 
 impl Link {
-    /// Receives for the work that [`Self::receive_later`] queues, and passes reports to `tell`.
+    /// Receives for the work that [`Self::receive_later`] queues, and passes reports to `report`.
     /// Returns the error when nothing can be received any more, once.
     ///
     /// Context: may sleep, and waits a short time for the peer if more is likely to come.
-    pub(crate) fn receive(self: &Arc<Self>, tell: impl FnMut(Told)) -> Option<LinkError> {
+    pub(crate) fn receive(self: &Arc<Self>, report: impl FnMut(Report)) -> Option<LinkError> {
         let mut place = self.receiver.lock();
         // There is no receiver after an error.
         let receiver = (*place).as_mut()?;
-        match receiver.run(self, tell) {
+        match receiver.run(self, report) {
             Stop::Idle => None,
             Stop::Turn => {
                 self.receive_later();
@@ -85,14 +85,14 @@ impl Link {
 }
 
 impl Receiver {
-    /// Receives replies until there is a reason to stop, and passes reports to `tell`.
-    fn run(&mut self, link: &Link, mut tell: impl FnMut(Told)) -> Stop {
+    /// Receives replies until there is a reason to stop, and passes reports to `report`.
+    fn run(&mut self, link: &Link, mut report: impl FnMut(Report)) -> Stop {
         let start = jiffies();
         let mut wait = Wait::No;
         let error = loop {
             let next = match self.serve(link, wait) {
                 Ok(Received::Refused(claim)) => {
-                    tell(Told::Refused(claim));
+                    report(Report::Refused(claim));
                     Wait::No
                 }
                 Ok(Received::Nothing) => match Self::end(link) {
@@ -101,7 +101,7 @@ impl Receiver {
                 },
                 Ok(Received::Reply) => {
                     if link.is_watched() {
-                        tell(Told::Finished);
+                        report(Report::Finished);
                         Wait::No
                     } else {
                         // The server has just replied and may do so again.
@@ -110,7 +110,7 @@ impl Receiver {
                 }
                 Err(error) => break LinkError::Receive(error),
             };
-            if jiffies_since(start) > msecs_to_jiffies(TURN_MS) {
+            if jiffies_since(start) > msecs_to_jiffies(MAX_RUN_MS) {
                 return Stop::Turn;
             }
             wait = next;
@@ -139,9 +139,9 @@ impl Receiver {
                 let Some(header) = self.header(link, wait)? else {
                     return Ok(Received::Nothing);
                 };
-                match Self::begin(link, &header)? {
-                    Begun::Payload(partial) => partial,
-                    Begun::Whole(received) => return Ok(received),
+                match Self::parse(link, &header)? {
+                    Parsed::Payload(partial) => partial,
+                    Parsed::Whole(received) => return Ok(received),
                 }
             }
         };
@@ -158,7 +158,7 @@ impl Receiver {
     }
 
     /// Claims the request of a reply, and finishes it unless a payload follows.
-    fn begin(link: &Link, header: &[u8; REPLY_LEN]) -> Result<Begun, ReceiveError> {
+    fn parse(link: &Link, header: &[u8; REPLY_LEN]) -> Result<Parsed, ReceiveError> {
         let reply = Reply::decode(header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
         let claim = link.disk().hold_requests().and_then(|requests| {
@@ -177,14 +177,14 @@ impl Receiver {
             // Another server may succeed where one that is shutting down has failed.
             Err(_) if link.is_draining() => {
                 claim.requeue();
-                return Ok(Begun::Whole(Received::Reply));
+                return Ok(Parsed::Whole(Received::Reply));
             }
-            Err(Failure::ShuttingDown) => return Ok(Begun::Whole(Received::Refused(claim))),
+            Err(Failure::ShuttingDown) => return Ok(Parsed::Whole(Received::Refused(claim))),
             // The block layer takes a flush that is not supported for a successful one.
             Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => BlkStatus::IOERR,
             Err(Failure::Status(status)) => status,
             Ok(()) if claim.op() == Op::Read => {
-                return Ok(Begun::Payload(Partial {
+                return Ok(Parsed::Payload(Partial {
                     claim,
                     cookie,
                     done: 0,
@@ -193,7 +193,7 @@ impl Receiver {
             Ok(()) => BlkStatus::OK,
         };
         Self::finish(claim, cookie, status);
-        Ok(Begun::Whole(Received::Reply))
+        Ok(Parsed::Whole(Received::Reply))
     }
 
     fn finish(claim: Claim<Queue>, cookie: Cookie, status: BlkStatus) {
@@ -211,7 +211,7 @@ impl Receiver {
         while self.ahead.bytes().len() < REPLY_LEN {
             let mut dest = Dest::new(MAX_WAITING);
             dest.push_bytes(self.ahead.room());
-            match Self::some(link, &mut dest, wait)? {
+            match Self::receive_some(link, &mut dest, wait)? {
                 0 => return Ok(None),
                 bytes => self.ahead.add(bytes),
             }
@@ -246,7 +246,7 @@ impl Receiver {
             } else {
                 Wait::All
             };
-            match Self::some(link, &mut dest, wait)? {
+            match Self::receive_some(link, &mut dest, wait)? {
                 0 => return Ok(false),
                 bytes => *done += bytes,
             }
@@ -258,7 +258,7 @@ impl Receiver {
     }
 
     /// Receives once. Returns the number of bytes, or 0 if none arrived in time.
-    fn some(link: &Link, dest: &mut Dest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
+    fn receive_some(link: &Link, dest: &mut Dest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
         match link.socket().receive(dest, wait) {
             Ok(0) => Err(ReceiveError::Closed),
             Ok(bytes) => {

@@ -132,10 +132,10 @@ impl Link {
         }
         let outbox = self.close();
         self.socket().shutdown();
-        self.send_side.lock().shut();
+        self.send_side.lock().set_shut();
         drop(outbox);
         self.receive_last();
-        self.give_back_later();
+        self.restore_later();
     }
 
     /// Continues to send, for the work that [`Self::send_later`] queues. Context: may sleep, and

@@ -320,7 +320,7 @@ impl SendSide {
     }
 
     /// Records that the socket is shut down, after [`Self::close`].
-    pub(super) fn shut(&mut self) {
+    pub(super) fn set_shut(&mut self) {
         *self = Self::Shut;
     }
 

@@ -15,10 +15,10 @@ use kernel::{
 
 /// How long a call waits before it returns what has moved so far, in milliseconds. Some kinds of
 /// sockets begin to wait again with every few KiB.
-const MOMENT_MS: u32 = 250;
+const CALL_WAIT_MS: u32 = 250;
 
 /// How long a call waits for the next reply of a busy server, in milliseconds.
-const PAUSE_MS: u32 = 10;
+const REPLY_WAIT_MS: u32 = 10;
 
 /// The socket of a link. Calls use the credentials of the kernel rather than those of the task that
 /// does I/O, and do not reclaim memory, which may need that I/O.
@@ -42,11 +42,11 @@ impl LinkSocket {
 
     /// Replaces a timeout that a user may have set, so that calls wait and do not return at once.
     fn set_send_timeout(&self) {
-        let moment = msecs_to_jiffies(MOMENT_MS) as ffi::c_long;
+        let moment = msecs_to_jiffies(CALL_WAIT_MS) as ffi::c_long;
         self.socket.set_send_timeout(moment);
     }
 
-    /// As [`Socket::send`]. With [`Wait::Some`] and [`Wait::All`] it waits for [`MOMENT_MS`]. With
+    /// As [`Socket::send`]. With [`Wait::Some`] and [`Wait::All`] it waits for [`CALL_WAIT_MS`]. With
     /// [`Wait::No`] it most often fails with `EAGAIN` if the socket lock is not available.
     pub(super) fn send<const N: usize>(
         &self,
@@ -74,8 +74,8 @@ impl LinkSocket {
         })
     }
 
-    /// As [`Socket::receive`]. With [`Wait::Some`] it waits for [`PAUSE_MS`], with [`Wait::All`]
-    /// for [`MOMENT_MS`]. Context: may sleep; only the receiver calls it.
+    /// As [`Socket::receive`]. With [`Wait::Some`] it waits for [`REPLY_WAIT_MS`], with [`Wait::All`]
+    /// for [`CALL_WAIT_MS`]. Context: may sleep; only the receiver calls it.
     pub(super) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,
@@ -83,8 +83,8 @@ impl LinkSocket {
     ) -> Result<usize> {
         let timeout = match wait {
             Wait::No => None,
-            Wait::Some => Some(PAUSE_MS),
-            Wait::All => Some(MOMENT_MS),
+            Wait::Some => Some(REPLY_WAIT_MS),
+            Wait::All => Some(CALL_WAIT_MS),
         };
         if let Some(ms) = timeout {
             let jiffies = msecs_to_jiffies(ms) as ffi::c_long;

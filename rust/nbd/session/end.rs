@@ -2,7 +2,7 @@
 
 //! The end of a session.
 //!
-//! Whatever the cause, [`Session::make_end`] is the only path. It closes the connections, waits for
+//! Whatever the cause, [`Session::run_end`] is the only path. It closes the connections, waits for
 //! their workers, finishes every request, and then reports that the device is stopped.
 
 use crate::{
@@ -10,7 +10,9 @@ use crate::{
     link::Link,
     log::Topic,
     refusal::Refusal,
-    session::{life::SessionState, Attendance, Life, Origin, Session, SessionOwner, DISCONNECT_MS}, //
+    session::{
+        state::SessionState, DoIt, Origin, Session, SessionInner, SessionOwner, DISCONNECT_MS,
+    }, //
 };
 use core::mem;
 use kernel::{
@@ -30,9 +32,9 @@ const STOP_MS: u32 = 2000;
 
 impl Session {
     /// Queues the work that ends the session, unless it was queued before. Context: under
-    /// `Session::life`; does not sleep.
-    pub(super) fn begin_end(self: &Arc<Self>, life: &mut Life, reason: Reason) {
-        if !life.state.begin_end(reason) {
+    /// `Session::inner`; does not sleep.
+    pub(super) fn begin_end(self: &Arc<Self>, inner: &mut SessionInner, reason: Reason) {
+        if !inner.state.begin_end(reason) {
             return;
         }
         // It cannot be queued already, as a session begins to end once.
@@ -41,7 +43,7 @@ impl Session {
             .driver()
             .end_wq()
             .enqueue::<Arc<Self>, 0>(self.clone());
-        if let (Origin::Ioctl { thread }, Attendance::Away) = (&self.origin, &life.attendance) {
+        if let (Origin::Ioctl { thread }, DoIt::Interrupted) = (&self.origin, &inner.do_it) {
             thread.wake();
         }
         self.changed.wake_all();
@@ -55,7 +57,7 @@ impl Session {
     ///
     /// Context: may sleep.
     pub(crate) fn stop(self: &Arc<Self>, reason: Reason) -> Result<Reason, Refusal> {
-        self.begin_end(&mut self.life.lock(), reason);
+        self.begin_end(&mut self.inner.lock(), reason);
         self.wait_for_end(msecs_to_jiffies(STOP_MS))
     }
 
@@ -63,34 +65,34 @@ impl Session {
         let mut ended = None;
         self.changed
             .wait_until(WaitMode::Uninterruptible, patience, || {
-                ended = self.life.lock().state.ended();
+                ended = self.inner.lock().state.ended();
                 ended.is_some()
             });
         ended.ok_or_else(|| Refusal::Ending {
-            connection: self.stuck_connection(),
+            connection: self.blocked_connection(),
         })
     }
 
     /// As [`Self::stop`], but without a time limit, as the device cannot be used for anything else
     /// meanwhile.
-    pub(crate) fn stop_whole(self: &Arc<Self>) {
-        self.begin_end(&mut self.life.lock(), Reason::Requested);
+    pub(crate) fn stop_and_wait(self: &Arc<Self>) {
+        self.begin_end(&mut self.inner.lock(), Reason::Requested);
         let _ = self.wait_for_end(FOR_EVER);
     }
 
     /// Returns the connection whose socket call the end waits for.
-    fn stuck_connection(&self) -> Option<u32> {
-        let stuck = self.connections().iter().find(|one| one.is_stuck());
-        stuck.map(|one| one.index())
+    fn blocked_connection(&self) -> Option<u32> {
+        let blocked = self.connections().iter().find(|one| one.is_blocked());
+        blocked.map(|one| one.index())
     }
 
     /// Tells the servers that no requests follow. The session ends when the servers have closed all
     /// links, or after [`DISCONNECT_MS`]. Context: may sleep, but never for a peer.
     fn start_disconnect(self: &Arc<Self>) {
         {
-            let mut life = self.life.lock();
-            if life.state.start_disconnect(Instant::now()) {
-                self.begin_end(&mut life, Reason::Requested);
+            let mut inner = self.inner.lock();
+            if inner.state.start_disconnect(Instant::now()) {
+                self.begin_end(&mut inner, Reason::Requested);
             }
         }
         self.start_clock();
@@ -119,7 +121,7 @@ impl Session {
             WaitMode::Uninterruptible,
             msecs_to_jiffies(DISCONNECT_MS),
             || {
-                let state = self.life.lock().state;
+                let state = self.inner.lock().state;
                 match state {
                     SessionState::Ended(_) => true,
                     SessionState::Ending(_) => false,
@@ -139,13 +141,13 @@ impl Session {
             .filter_map(|one| one.link())
             .any(cut)
         {
-            self.begin_end(&mut self.life.lock(), Reason::Requested);
+            self.begin_end(&mut self.inner.lock(), Reason::Requested);
         }
         Ok(())
     }
 
     /// As [`Self::disconnect`], but returns when the session has ended.
-    pub(crate) fn disconnect_whole(self: &Arc<Self>) -> Result<(), Refusal> {
+    pub(crate) fn disconnect_and_wait(self: &Arc<Self>) -> Result<(), Refusal> {
         self.disconnect()?;
         match self.wait_for_end(msecs_to_jiffies(DISCONNECT_MS)) {
             Ok(_) => Ok(()),
@@ -153,16 +155,16 @@ impl Session {
         }
     }
 
-    /// Called when the current thread closes the device. If it has left [`Self::attend`], it does
+    /// Called when the current thread closes the device. If it has left [`Self::wait_do_it`], it does
     /// not come back, and the session ends. Context: may sleep.
-    pub(crate) fn closed(self: &Arc<Self>) {
+    pub(crate) fn task_closed(self: &Arc<Self>) {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
         };
         if thread.is_current() {
-            let mut life = self.life.lock();
-            if matches!(life.attendance, Attendance::Away) {
-                self.begin_end(&mut life, Reason::Interrupted);
+            let mut inner = self.inner.lock();
+            if matches!(inner.do_it, DoIt::Interrupted) {
+                self.begin_end(&mut inner, Reason::Interrupted);
             }
         }
     }
@@ -187,14 +189,14 @@ impl Session {
     /// that kills it or that it has a handler for.
     ///
     /// Fails with `ERESTARTNOHAND` if the task has to return to user space for another reason. The
-    /// session continues until the task comes back with [`Self::come_back`], or exits.
+    /// session continues until the task comes back with [`Self::resume_do_it`], or exits.
     ///
     /// Context: may sleep.
-    pub(crate) fn attend(self: &Arc<Self>) -> Result<i32> {
+    pub(crate) fn wait_do_it(self: &Arc<Self>) -> Result<i32> {
         let mut ended = None;
         self.changed
             .wait_until(WaitMode::Interruptible, FOR_EVER, || {
-                ended = self.life.lock().state.ended();
+                ended = self.inner.lock().state.ended();
                 ended.is_some()
             });
         if let Some(reason) = ended {
@@ -210,12 +212,12 @@ impl Session {
             };
         }
         {
-            let mut life = self.life.lock();
-            if matches!(life.attendance, Attendance::Over) {
-                drop(life);
+            let mut inner = self.inner.lock();
+            if matches!(inner.do_it, DoIt::Ended) {
+                drop(inner);
                 return self.wait_for_end(FOR_EVER).map_err(|r| r.errno())?.result();
             }
-            life.attendance = Attendance::Away;
+            inner.do_it = DoIt::Interrupted;
         }
         // If the work is queued already, it finds that the task is away again.
         let _ = self
@@ -225,80 +227,85 @@ impl Session {
         Err(ERESTARTNOHAND)
     }
 
-    /// Whether the current task has left [`Self::attend`]. If so, the task counts as present again.
+    /// Whether the current task has left [`Self::wait_do_it`]. If so, the task counts as present again.
     /// Context: may sleep.
-    pub(crate) fn come_back(&self) -> bool {
+    pub(crate) fn resume_do_it(&self) -> bool {
         let Origin::Ioctl { thread } = &self.origin else {
             return false;
         };
-        let mut life = self.life.lock();
-        let back = thread.is_current() && matches!(life.attendance, Attendance::Away);
+        let mut inner = self.inner.lock();
+        let back = thread.is_current() && matches!(inner.do_it, DoIt::Interrupted);
         if back {
-            life.attendance = Attendance::Present;
-            drop(life);
+            inner.do_it = DoIt::Waiting;
+            drop(inner);
             thread.wake();
         }
         back
     }
 
-    /// Ends the session if the task that has left [`Self::attend`] exits. Context: may sleep.
-    pub(crate) fn watch_absence(self: &Arc<Self>) {
+    /// Ends the session if the task that has left [`Self::wait_do_it`] exits. Context: may sleep.
+    pub(crate) fn watch_do_it_exit(self: &Arc<Self>) {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
         };
-        let is_away =
-            |life: &Life| matches!(life.attendance, Attendance::Away) && !life.state.is_ending();
-        if thread.wait_for_exit(|| !is_away(&self.life.lock())) {
-            let mut life = self.life.lock();
-            if is_away(&life) {
-                self.begin_end(&mut life, Reason::Interrupted);
+        let is_away = |inner: &SessionInner| {
+            matches!(inner.do_it, DoIt::Interrupted) && !inner.state.is_ending()
+        };
+        if thread.wait_for_exit(|| !is_away(&self.inner.lock())) {
+            let mut inner = self.inner.lock();
+            if is_away(&inner) {
+                self.begin_end(&mut inner, Reason::Interrupted);
             }
         }
     }
 
     /// Records that the task need not come back. If it is away, returns it with the reason of the
-    /// end, for [`Self::attend`] to return later. Context: may sleep.
-    pub(crate) fn end_attendance(&self) -> Option<(Arc<Thread>, Reason)> {
-        let mut life = self.life.lock();
-        let before = mem::replace(&mut life.attendance, Attendance::Over);
+    /// end, for [`Self::wait_do_it`] to return later. Context: may sleep.
+    pub(crate) fn end_do_it(&self) -> Option<(Arc<Thread>, Reason)> {
+        let mut inner = self.inner.lock();
+        let before = mem::replace(&mut inner.do_it, DoIt::Ended);
         match (&self.origin, before) {
-            (Origin::Ioctl { thread }, Attendance::Away) => {
-                Some((thread.clone(), life.state.ending()?))
+            (Origin::Ioctl { thread }, DoIt::Interrupted) => {
+                Some((thread.clone(), inner.state.ending()?))
             }
             _ => None,
         }
     }
 
     /// Ends the session, for the work that [`Self::begin_end`] queues. Context: may sleep.
-    pub(crate) fn make_end(self: &Arc<Self>, owner: &impl SessionOwner) {
+    pub(crate) fn run_end(self: &Arc<Self>, owner: &impl SessionOwner) {
         // The I/O that frees memory may wait for the end of this or another session.
         let _noio = NoIo::enter();
         let disk = self.disk();
-        let Some(reason) = self.life.lock().state.ending() else {
+        let Some(reason) = self.inner.lock().state.ending() else {
             return;
         };
         // A server that is shutting down may still answer for a moment.
-        let polite = reason == Reason::ShuttingDown;
-        let untold = self.connections().iter().map(|one| one.shut(polite)).sum();
-        self.link_dead(untold);
+        let may_answer = reason == Reason::ShuttingDown;
+        let unreported = self
+            .connections()
+            .iter()
+            .map(|one| one.close(may_answer))
+            .sum();
+        self.link_dead(unreported);
         // These requests do not wait for workers that are held up.
-        self.fail_requests(|generation| self.is_leaving(generation));
+        self.fail_requests(|generation| self.is_draining(generation));
         self.workqueues().senders().flush();
         self.workqueues().receivers().flush();
         // A draining link whose time is over is shut down by the first flush. Its receiver then
         // runs once more.
         self.workqueues().senders().flush();
         self.workqueues().receivers().flush();
-        let session = owner.unpublish();
+        let session = owner.uninstall();
         // No queue function runs under this, so that no request is on its way to a connection.
         let queue_data = disk.take_queue_data(|| self.fail_requests(|_| false));
         // Parked and requeued requests fail when they are submitted again.
         disk.kick_requeued();
         disk.drain();
         for connection in self.connections() {
-            connection.forget();
+            connection.release_last();
         }
-        let (files, module) = self.published.lock().take().unzip();
+        let (files, module) = self.files.lock().take().unzip();
         // The files are removed before the device can have another session, whose files have these
         // names.
         drop(files);
@@ -309,7 +316,7 @@ impl Session {
         if self.info().may_log(Topic::Session) {
             dev_info!(disk.device(), "session ended: {}\n", reason.describe());
         }
-        self.life.lock().state.end();
+        self.inner.lock().state.end();
         drop(applied);
         self.changed.wake_all();
         // The module may be unloaded once its reference is dropped. Unloading waits for this

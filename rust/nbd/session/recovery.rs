@@ -9,7 +9,7 @@ use crate::{
     log::Topic,
     request::Queue,
     session::{
-        life::{LastLost, Lost, SessionState},
+        state::{LinkFailure, OnLastFailure, SessionState},
         Origin, Session, DISCONNECT_MS,
     }, //
 };
@@ -30,34 +30,37 @@ impl Session {
     ///
     /// Context: may sleep, but neither for a peer nor for the socket lock.
     pub(crate) fn link_failed(self: &Arc<Self>, link: &Arc<Link>, error: LinkError) {
-        let lost = {
-            let mut life = self.life.lock();
-            let connection = self.connections().iter().find(|one| one.lose(link, error));
-            // If no connection has this link, it was given up before, or belongs to an earlier
+        let failure = {
+            let mut inner = self.inner.lock();
+            let connection = self
+                .connections()
+                .iter()
+                .find(|one| one.take_failed(link, error));
+            // If no connection has this link, it was given up before, or belongs to an previous
             // session. The end of that session has handled everything but what the receiver has
             // released since.
             connection.map(|one| {
-                let (lost, end) = life.state.lose(error, self.last_lost());
+                let (failure, end) = inner.state.link_failed(error, self.on_last_failure());
                 if let Some(reason) = end {
-                    self.begin_end(&mut life, reason);
+                    self.begin_end(&mut inner, reason);
                 }
-                (one, lost)
+                (one, failure)
             })
         };
         let outbox = link.close();
         link.shut_down();
-        match lost {
-            Some((connection, lost)) => {
-                if let Lost::Left(left) = lost {
+        match failure {
+            Some((connection, failure)) => {
+                if let LinkFailure::Report(left) = failure {
                     self.link_dead(1);
-                    self.log_loss(connection.index(), error, left);
+                    self.log_link_error(connection.index(), error, left);
                 }
                 self.replay(link, || connection.count_replay());
             }
             None => {
                 self.replay(link, || ());
                 for connection in self.connections() {
-                    connection.left(link);
+                    connection.finish_drain(link);
                 }
             }
         }
@@ -71,18 +74,18 @@ impl Session {
     /// the clock closes the link.
     ///
     /// Context: may sleep, but neither for a peer nor for the socket lock.
-    pub(crate) fn leave(self: &Arc<Self>, link: &Arc<Link>) {
+    pub(crate) fn start_drain(self: &Arc<Self>, link: &Arc<Link>) {
         let error = LinkError::ShuttingDown;
-        let (connection, left, lost) = {
-            let mut life = self.life.lock();
+        let (connection, left, failure) = {
+            let mut inner = self.inner.lock();
             // The end of a session tells its servers by itself.
-            let SessionState::Live(_) = life.state else {
+            let SessionState::Live(_) = inner.state else {
                 return;
             };
             let left = self
                 .connections()
                 .iter()
-                .find_map(|one| Some((one, one.leave(link)?)));
+                .find_map(|one| Some((one, one.start_drain(link)?)));
             let Some((connection, left)) = left else {
                 return;
             };
@@ -90,21 +93,21 @@ impl Session {
             // drains.
             link.watch();
             link.drain(|| connection.count_replay());
-            let (lost, end) = life.state.lose(error, self.last_lost());
+            let (failure, end) = inner.state.link_failed(error, self.on_last_failure());
             if let Some(reason) = end {
-                self.begin_end(&mut life, reason);
+                self.begin_end(&mut inner, reason);
             }
-            (connection, left, lost)
+            (connection, left, failure)
         };
         // This counts the request that the server has refused.
         connection.count_replay();
         self.start_clock();
         self.link_dead(left.notify);
-        if let Lost::Left(left) = lost {
-            self.log_loss(connection.index(), error, left);
+        if let LinkFailure::Report(left) = failure {
+            self.log_link_error(connection.index(), error, left);
         }
-        if let Some(earlier) = left.earlier {
-            self.link_failed(&earlier, error);
+        if let Some(previous) = left.previous {
+            self.link_failed(&previous, error);
         }
     }
 
@@ -139,7 +142,7 @@ impl Session {
         self.pending_link_dead.xchg(0, Relaxed)
     }
 
-    fn log_loss(&self, connection: u32, error: LinkError, left: u32) {
+    fn log_link_error(&self, connection: u32, error: LinkError, left: u32) {
         if self.info().may_log(Topic::Connection) {
             dev_info!(
                 self.disk().device(),
@@ -176,19 +179,21 @@ impl Session {
     }
 
     /// Returns what happens when the last link fails.
-    fn last_lost(&self) -> LastLost {
+    fn on_last_failure(&self) -> OnLastFailure {
         match self.origin {
-            Origin::Ioctl { .. } => LastLost::End,
-            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => LastLost::Wait,
-            Origin::Netlink { .. } => LastLost::Fail,
+            Origin::Ioctl { .. } => OnLastFailure::End,
+            Origin::Netlink { .. } if self.dead_conn_timeout.load(Relaxed) > 0 => {
+                OnLastFailure::Wait
+            }
+            Origin::Netlink { .. } => OnLastFailure::Fail,
         }
     }
 
     /// Whether the link of this generation is draining.
-    pub(crate) fn is_leaving(&self, generation: u64) -> bool {
+    pub(crate) fn is_draining(&self, generation: u64) -> bool {
         self.connections()
             .iter()
-            .any(|one| one.is_leaving(generation))
+            .any(|one| one.is_draining(generation))
     }
 
     /// Opens connections that have no link with the sockets. Returns how many sockets were used.
@@ -205,8 +210,8 @@ impl Session {
             }
             let mut link = Link::new(self.disk(), self.info(), self.workqueues(), socket)?;
             let opened = {
-                let mut life = self.life.lock();
-                if !life.state.takes_links() {
+                let mut inner = self.inner.lock();
+                if !inner.state.takes_links() {
                     return Err(ENODEV);
                 }
                 let mut opened = None;
@@ -220,7 +225,7 @@ impl Session {
                     }
                 }
                 if opened.is_some() {
-                    life.state.reconnect();
+                    inner.state.reconnect();
                     // The end waits for receivers that were started under this lock.
                     link.launch();
                 }
@@ -244,7 +249,7 @@ impl Session {
     }
 
     /// Parks a request until a connection is open. `since` is the time at which the first parked
-    /// request arrived. Context: under `Session::life`; does not sleep.
+    /// request arrived. Context: under `Session::inner`; does not sleep.
     pub(crate) fn park(
         self: &Arc<Self>,
         since: &mut Option<Instant<Monotonic>>,
@@ -259,7 +264,7 @@ impl Session {
 
     /// Whether any connection is open.
     pub(crate) fn is_live(&self) -> bool {
-        matches!(self.life.lock().state, SessionState::Live(_))
+        matches!(self.inner.lock().state, SessionState::Live(_))
     }
 
     /// Queues the work that calls [`Self::tick`]. Context: does not sleep.
@@ -286,15 +291,15 @@ impl Session {
     fn tick(self: &Arc<Self>) -> Option<Jiffies> {
         let mut next = None;
         let gave_up = {
-            let mut life = self.life.lock();
-            match life.state {
+            let mut inner = self.inner.lock();
+            match inner.state {
                 SessionState::Waiting(Some(since)) => {
                     let limit = i64::from(self.dead_conn_timeout.load(Relaxed)) * 1000;
-                    !waits(&mut next, since, limit) && life.state.give_up()
+                    !waits(&mut next, since, limit) && inner.state.give_up()
                 }
                 SessionState::Disconnecting(_, since) => {
                     if !waits(&mut next, since, DISCONNECT_MS.into()) {
-                        self.begin_end(&mut life, Reason::Requested);
+                        self.begin_end(&mut inner, Reason::Requested);
                     }
                     false
                 }

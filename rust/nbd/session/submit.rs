@@ -2,7 +2,7 @@
 
 //! Submission of requests: which connection a request goes to, and how long the server may take.
 
-use super::{connections, life::SessionState, Session};
+use super::{connections, state::SessionState, Session};
 use crate::{
     connection::{Connection, PushError},
     error::LinkError,
@@ -96,8 +96,8 @@ impl Session {
                 Err(back) => rq = back,
             }
         }
-        let mut life = self.life.lock();
-        match &mut life.state {
+        let mut inner = self.inner.lock();
+        match &mut inner.state {
             // The lock is held, so that the end of the wait requeues this request, too.
             SessionState::Waiting(since) => Arc::from(self).park(since, rq),
             // A connection was opened after the loop above.
@@ -106,7 +106,7 @@ impl Session {
             | SessionState::Disconnecting(..)
             | SessionState::Ending(_)
             | SessionState::Ended(_) => {
-                drop(life);
+                drop(inner);
                 rq.end(BlkStatus::IOERR);
             }
         }

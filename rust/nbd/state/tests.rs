@@ -165,7 +165,7 @@ enum Kind {
     Stopped,
     /// Stopped, and removed after that.
     Doomed,
-    Leaving,
+    Removing,
 }
 
 const KINDS: [Kind; 9] = [
@@ -177,7 +177,7 @@ const KINDS: [Kind; 9] = [
     Kind::Closer,
     Kind::Stopped,
     Kind::Doomed,
-    Kind::Leaving,
+    Kind::Removing,
 ];
 
 const DESTROY: u64 = 1;
@@ -243,7 +243,7 @@ fn view(state: &FakeState<'_>) -> View {
             };
             view.params = Some(*params);
         }
-        State::Leaving => view.kind = Kind::Leaving,
+        State::Removing => view.kind = Kind::Removing,
     }
     view
 }
@@ -267,7 +267,7 @@ fn make<'a>(world: &'a World, kind: Kind) -> Result<FakeState<'a>> {
         },
         Kind::Stopped => State::Stopped(some_params(0)),
         Kind::Doomed => State::Stopped(some_params(DESTROY)),
-        Kind::Leaving => State::Leaving,
+        Kind::Removing => State::Removing,
     })
 }
 
@@ -280,7 +280,7 @@ enum Why {
     Previous(u32),
     NoSocket,
     TooMany,
-    Leaving,
+    Removing,
     Bad,
     Other,
 }
@@ -294,7 +294,7 @@ impl From<Refusal> for Why {
             Refusal::PreviousSession { others } => Self::Previous(others),
             Refusal::NoSocket => Self::NoSocket,
             Refusal::TooManySockets => Self::TooMany,
-            Refusal::Leaving => Self::Leaving,
+            Refusal::Removing => Self::Removing,
             Refusal::BadParameter(_) => Self::Bad,
             _ => Self::Other,
         }
@@ -364,7 +364,7 @@ const EVENTS: [Event; 16] = [
 fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
     use Did::{Done, Nothing, Refused};
     use Event::*;
-    use Kind::{Closer, Doomed, Idle, Leaving, Running, Setup, Stale, Starting};
+    use Kind::{Closer, Doomed, Idle, Removing, Running, Setup, Stale, Starting};
     match (event, kind) {
         (AddOwn | AddOther | AddAlone | SetSockAlone, Idle) => (Done, Setup),
         (AddOwn, Setup) => (Done, Setup),
@@ -380,9 +380,9 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
         (AddOwn | AddOther, Kind::Stopped) => (Refused(Why::Previous(1)), kind),
         (AddAlone, Kind::Stopped) => (Refused(Why::Previous(0)), kind),
         (SetSockAlone, Kind::Stopped) => (Done, Setup),
-        (AddOwn | AddOther | AddAlone | SetSockAlone, Doomed) => (Refused(Why::Leaving), kind),
-        (AddOwn | AddOther | AddAlone | SetSockAlone | Claim, Leaving) => {
-            (Refused(Why::Leaving), kind)
+        (AddOwn | AddOther | AddAlone | SetSockAlone, Doomed) => (Refused(Why::Removing), kind),
+        (AddOwn | AddOther | AddAlone | SetSockAlone | Claim, Removing) => {
+            (Refused(Why::Removing), kind)
         }
 
         (Claim, Idle | Stale) => (Done, Starting),
@@ -397,10 +397,10 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
         (Start, Starting) => (Refused(Why::Starting), kind),
         (Start, Running | Closer) => (Refused(Why::Running), kind),
         (Start, Kind::Stopped | Doomed) => (Refused(Why::Previous(1)), kind),
-        (Start, Leaving) => (Refused(Why::Leaving), kind),
+        (Start, Removing) => (Refused(Why::Removing), kind),
 
         (Update | BadUpdate | Session, Starting) => (Refused(Why::Starting), kind),
-        (Update | BadUpdate, Leaving) => (Refused(Why::Leaving), kind),
+        (Update | BadUpdate, Removing) => (Refused(Why::Removing), kind),
         (Update, _) => (Done, kind),
         (BadUpdate, _) => (Refused(Why::Bad), kind),
 
@@ -416,7 +416,7 @@ fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
         (LastClosed, Idle | Setup | Stale) => (Done, Idle),
         (LastClosed, Closer) => (Done, Closer),
         (LastClosed, Kind::Stopped | Doomed) => (Done, Starting),
-        (LastClosed, Starting | Running | Leaving) => (Nothing, kind),
+        (LastClosed, Starting | Running | Removing) => (Nothing, kind),
 
         (OwnerExits, Setup | Stale) => (Done, Stale),
         (OwnerExits, _) => (Nothing, kind),
@@ -441,7 +441,7 @@ const FINISHES: [(Finish, Kind); 6] = [
     (Finish::StartedCloser, Kind::Closer),
     (Finish::Cleaned, Kind::Idle),
     (Finish::CleanedUsed, Kind::Idle),
-    (Finish::Removed, Kind::Leaving),
+    (Finish::Removed, Kind::Removing),
     (Finish::RemovedUsed, Kind::Doomed),
 ];
 
@@ -464,11 +464,11 @@ fn finish<'a>(world: &'a World, state: &mut FakeState<'a>, finish: Finish) -> Di
     };
     let State::Starting(restore) = state else {
         let kind = view(state).kind;
-        assert!(!state.retired(openers) && view(state).kind == kind);
+        assert!(!state.finish_clean(openers) && view(state).kind == kind);
         return Did::Nothing;
     };
     *restore = some_params(client);
-    match state.retired(openers) == state.is_leaving() {
+    match state.finish_clean(openers) == state.is_removing() {
         true => Did::Done,
         false => Did::Nothing,
     }
@@ -503,9 +503,9 @@ fn apply<'a>(world: &'a World, state: &mut FakeState<'a>, event: Event) -> Optio
             Err(Refusal::NoMemory) => None,
             Err(refusal) => Some(Did::Refused(refusal.into())),
         },
-        Event::RetireAlone => some(state.retire(1, 1)),
-        Event::RetireUnused => some(state.retire(0, 1)),
-        Event::RetireHeld => some(state.retire(2, 1)),
+        Event::RetireAlone => some(state.start_clean(1, 1)),
+        Event::RetireUnused => some(state.start_clean(0, 1)),
+        Event::RetireHeld => some(state.start_clean(2, 1)),
         Event::Claim => {
             let setup = world.setup(some_params(0), owner + 1).ok()?;
             match state.claim(setup, 2, false) {
@@ -608,8 +608,8 @@ fn set_sock<'a>(
     pid: i32,
     openers: u32,
 ) -> Result<(), Refusal> {
-    if state.retire(openers, 1) {
-        state.retired(openers);
+    if state.start_clean(openers, 1) {
+        state.finish_clean(openers);
     }
     match state.add_socket(world.owner(pid), openers, world.socket()) {
         Ok(_) => Ok(()),
@@ -722,7 +722,7 @@ mod table {
                     *seen += 1;
                 }
                 // Otherwise the walk would stay in these two states.
-                if kind == Kind::Leaving {
+                if kind == Kind::Removing {
                     state = State::Idle(Params::default());
                 }
                 if kind == Kind::Starting && random(2) == 0 {
@@ -750,9 +750,9 @@ mod table {
             assert_eq!(is_idle(&state), kind == Kind::Idle);
             assert_eq!(
                 state.is_unused(),
-                matches!(kind, Kind::Idle | Kind::Leaving)
+                matches!(kind, Kind::Idle | Kind::Removing)
             );
-            assert_eq!(state.is_leaving(), kind == Kind::Leaving);
+            assert_eq!(state.is_removing(), kind == Kind::Removing);
             assert_eq!(state.is_starting(), kind == Kind::Starting);
             assert_eq!(
                 state.is_held(),
@@ -761,7 +761,7 @@ mod table {
             let runs = matches!(kind, Kind::Running | Kind::Closer);
             assert_eq!(state.running().is_some(), runs);
             let timeout = match kind {
-                Kind::Starting | Kind::Leaving => 0,
+                Kind::Starting | Kind::Removing => 0,
                 _ => 7,
             };
             assert_eq!(state.params().timeout(), timeout);
@@ -774,7 +774,7 @@ mod table {
                     Kind::Starting => "starting",
                     Kind::Running | Kind::Closer => "running",
                     Kind::Stopped | Kind::Doomed => "stopped",
-                    Kind::Leaving => "removed",
+                    Kind::Removing => "removed",
                 }
             ));
         }

@@ -46,7 +46,7 @@ mod transitions {
             (1 << 20, 10)
         );
         assert!(matches!(state.last_closed(), LastClose::Clean));
-        assert!(!state.retired(0));
+        assert!(!state.finish_clean(0));
         assert!(is_idle(&state));
         assert!(state.params() == Params::default());
         Ok(())
@@ -58,7 +58,7 @@ mod transitions {
         let mut state = make(&world, Kind::Setup)?;
         let setup = state.claim_setup(1).map_err(|refusal| refusal.errno())?;
         drop(setup);
-        assert!(!state.retired(1));
+        assert!(!state.finish_clean(1));
         assert_eq!((world.shut.get(), world.live()), (2, 0));
         assert!(is_idle(&state) && state.params().timeout() == 7);
         assert!(set_sock(&world, &mut state, 5, 2).is_ok());
@@ -71,7 +71,7 @@ mod transitions {
     fn failed_start_of_an_unused_device_leaves_nothing() {
         for openers in [0, 1, 2] {
             let mut state: FakeState<'_> = State::Starting(some_params(0));
-            assert!(!state.retired(openers));
+            assert!(!state.finish_clean(openers));
             assert!(is_idle(&state));
             // The parameters are reset, as by the last close.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
@@ -96,12 +96,12 @@ mod transitions {
             };
             drop(claimed);
             assert!(matches!(state, State::Starting(restore) if restore.timeout() == 0));
-            assert_eq!(state.retired(openers), leaves);
-            assert_eq!(state.is_leaving(), leaves);
+            assert_eq!(state.finish_clean(openers), leaves);
+            assert_eq!(state.is_removing(), leaves);
             assert_eq!(is_idle(&state), !leaves && openers == 0);
             if openers > 0 {
                 assert!(matches!(state.last_closed(), LastClose::Clean));
-                assert!(state.retired(0) && state.is_leaving());
+                assert!(state.finish_clean(0) && state.is_removing());
             }
             drop(state);
             assert!(world.is_clean());
@@ -121,7 +121,7 @@ mod transitions {
         assert_eq!(claimed.setup.params().timeout(), 30);
         assert!(claimed.stale.is_none());
         assert_eq!(world.shut.get(), 0);
-        assert!(!state.retired(1));
+        assert!(!state.finish_clean(1));
         drop(claimed);
         assert_eq!((world.shut.get(), world.live()), (2, 0));
         assert_eq!(state.params().timeout(), 7);
@@ -156,7 +156,7 @@ mod transitions {
             Kind::Running,
             Kind::Stopped,
             Kind::Doomed,
-            Kind::Leaving,
+            Kind::Removing,
         ] {
             let world = World::default();
             let mut state = make(&world, kind)?;
@@ -172,7 +172,7 @@ mod transitions {
             assert_eq!(world.shut.get(), 0);
             // Or the caller leaves the sockets open.
             world.back.set(2);
-            setup.forget();
+            setup.release();
             assert_eq!(world.shut.get(), 0);
             drop(state);
             assert!(world.is_clean());
@@ -230,12 +230,12 @@ mod transitions {
         for openers in 0..4 {
             for limit in [0, 1, 2, u32::MAX] {
                 let mut state: FakeState<'_> = State::Stopped(some_params(0));
-                let taken = state.retire(openers, limit);
+                let taken = state.start_clean(openers, limit);
                 assert_eq!(taken, openers <= limit);
                 assert_eq!(matches!(state, State::Starting(_)), openers <= limit);
                 // A device that will be removed is not taken from its openers.
                 let mut state: FakeState<'_> = State::Stopped(some_params(DESTROY));
-                assert_eq!(state.retire(openers, limit), openers == 0);
+                assert_eq!(state.start_clean(openers, limit), openers == 0);
             }
         }
     }
@@ -244,13 +244,13 @@ mod transitions {
     fn retired_waits_for_who_opened_meanwhile() {
         for openers in [0, 1, 2, u32::MAX] {
             let mut state: FakeState<'_> = State::Starting(some_params(0));
-            assert!(!state.retired(openers));
+            assert!(!state.finish_clean(openers));
             assert!(is_idle(&state));
             // Openers from that time find the parameters, later ones do not.
             assert_eq!(state.params().timeout(), if openers == 0 { 0 } else { 7 });
             let mut state: FakeState<'_> = State::Starting(some_params(DESTROY));
-            assert_eq!(state.retired(openers), openers == 0);
-            assert_eq!(state.is_leaving(), openers == 0);
+            assert_eq!(state.finish_clean(openers), openers == 0);
+            assert_eq!(state.is_removing(), openers == 0);
             assert_eq!((view(&state).kind == Kind::Doomed), openers > 0);
         }
     }
@@ -286,9 +286,9 @@ mod transitions {
             (Refusal::NoMemory, ENOMEM),
             (Refusal::BadParameter(EINVAL), EINVAL),
             (Refusal::BadParameter(ERANGE), ERANGE),
-            (Refusal::Leaving, EBUSY),
+            (Refusal::Removing, EBUSY),
             (Refusal::NotConnected, EINVAL),
-            (Refusal::OfNetlink, EINVAL),
+            (Refusal::NetlinkSession, EINVAL),
             (Refusal::OtherBackend, EINVAL),
             (Refusal::Dead, EBUSY),
             (Refusal::InFlight, EBUSY),

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The state machine of a session. All transitions are called with `Session::life` held.
+//! The state machine of a session. All transitions are called with `Session::inner` held.
 
 use crate::error::{LinkError, Reason};
 use kernel::time::{Instant, Monotonic};
 
 /// What a session does when its last link fails.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LastLost {
+pub(crate) enum OnLastFailure {
     End,
     /// Requests wait for a reconnect.
     Wait,
@@ -33,40 +33,44 @@ pub(crate) enum SessionState {
     Ended(Reason),
 }
 
-/// What [`SessionState::lose`] has found.
+/// What [`SessionState::link_failed`] has found.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lost {
+pub(crate) enum LinkFailure {
     /// This many connections are left. The link error is reported to users.
-    Left(u32),
+    Report(u32),
     /// The session is ending or disconnecting, so the link error is expected.
-    Wanted,
+    Expected,
 }
 
 impl SessionState {
     /// Handles a link error of a connection. Returns whether the error is reported, and the reason
     /// to end the session if the caller has to begin the end.
-    pub(crate) fn lose(&mut self, error: LinkError, last: LastLost) -> (Lost, Option<Reason>) {
+    pub(crate) fn link_failed(
+        &mut self,
+        error: LinkError,
+        last: OnLastFailure,
+    ) -> (LinkFailure, Option<Reason>) {
         match *self {
             Self::Live(open) => {
                 let left = open.saturating_sub(1);
                 let mut end = None;
                 match (left, last) {
                     (1.., _) => *self = Self::Live(left),
-                    (0, LastLost::End) => end = Some(error.reason()),
-                    (0, LastLost::Wait) => *self = Self::Waiting(None),
-                    (0, LastLost::Fail) => *self = Self::Dead,
+                    (0, OnLastFailure::End) => end = Some(error.reason()),
+                    (0, OnLastFailure::Wait) => *self = Self::Waiting(None),
+                    (0, OnLastFailure::Fail) => *self = Self::Dead,
                 }
-                (Lost::Left(left), end)
+                (LinkFailure::Report(left), end)
             }
             Self::Disconnecting(open, since) => match open.saturating_sub(1) {
-                0 => (Lost::Wanted, Some(Reason::Requested)),
+                0 => (LinkFailure::Expected, Some(Reason::Requested)),
                 left => {
                     *self = Self::Disconnecting(left, since);
-                    (Lost::Wanted, None)
+                    (LinkFailure::Expected, None)
                 }
             },
             Self::Waiting(_) | Self::Dead | Self::Ending(_) | Self::Ended(_) => {
-                (Lost::Wanted, None)
+                (LinkFailure::Expected, None)
             }
         }
     }
@@ -238,21 +242,21 @@ mod tests {
     #[test]
     fn loses() {
         for (last, to) in [
-            (LastLost::End, "live 1"),
-            (LastLost::Wait, "waiting"),
-            (LastLost::Fail, "dead"),
+            (OnLastFailure::End, "live 1"),
+            (OnLastFailure::Wait, "waiting"),
+            (OnLastFailure::Fail, "dead"),
         ] {
             let wanted = same_but([(0, to), (1, "live 1"), (6, "disconnecting 1")]);
             assert!(goes(wanted, |state| {
                 let (before, copy) = (name(state), *state);
-                let (lost, end) = state.lose(ERROR, last);
+                let (lost, end) = state.link_failed(ERROR, last);
                 let left = match copy {
-                    SessionState::Live(open) => Lost::Left(open - 1),
-                    _ => Lost::Wanted,
+                    SessionState::Live(open) => LinkFailure::Report(open - 1),
+                    _ => LinkFailure::Expected,
                 };
                 assert!(lost == left);
                 let ends = match before {
-                    "live 1" if last == LastLost::End => Some(Reason::TimedOut),
+                    "live 1" if last == OnLastFailure::End => Some(Reason::TimedOut),
                     "disconnecting 1" => Some(Reason::Requested),
                     _ => None,
                 };
@@ -264,12 +268,20 @@ mod tests {
     #[test]
     fn errors_have_their_reasons() {
         for (error, reason) in [
-            (LinkError::Receive(ReceiveError::Closed), Reason::Lost),
-            (LinkError::Send(EPIPE), Reason::Lost),
+            (
+                LinkError::Receive(ReceiveError::Closed),
+                Reason::LinksFailed,
+            ),
+            (LinkError::Send(EPIPE), Reason::LinksFailed),
             (LinkError::TimedOut, Reason::TimedOut),
             (LinkError::ShuttingDown, Reason::ShuttingDown),
         ] {
-            assert!(SessionState::Live(1).lose(error, LastLost::End).1 == Some(reason));
+            assert!(
+                SessionState::Live(1)
+                    .link_failed(error, OnLastFailure::End)
+                    .1
+                    == Some(reason)
+            );
         }
     }
 
