@@ -6,28 +6,37 @@
 
 use crate::{bindings, prelude::*};
 
-/// A block major number with a name in `/proc/devices`, given back on drop.
+/// A block major number that is registered under a name in `/proc/devices`. Dropping the value
+/// unregisters it.
+///
+/// Context: may sleep, when it is dropped, too.
 ///
 /// # Invariants
 ///
-/// `major` is registered under `name` and nobody else unregisters it.
+/// `major` is registered under `name`, and nothing but the drop of this value unregisters it.
 pub struct Major {
     major: u32,
     name: &'static CStr,
 }
 
 impl Major {
-    /// Registers `major` as `name`. Sleeps. Fails with `EBUSY` when it is taken, with `EINVAL` when
-    /// there is no such number, and with `ENOMEM`.
+    /// Registers `major` as `name`.
+    ///
+    /// Fails with `EBUSY` if the number is registered already, with `EINVAL` if it is 0 or greater
+    /// than the kernel's maximum, and with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn register(major: u32, name: &'static CStr) -> Result<Self> {
-        // To C it means any number.
+        // `__register_blkdev` takes 0 as a request for any free number, which it returns as a
+        // positive value.
         if major == 0 {
             return Err(EINVAL);
         }
-        // SAFETY: `name` is NUL-terminated and static; no probe function is given.
+        // SAFETY: `name` is NUL-terminated and lives during the call, which copies it. The probe
+        // function may be null.
         let ret = unsafe { bindings::__register_blkdev(major, name.as_char_ptr(), None) };
         crate::error::to_result(ret)?;
-        // INVARIANT: Registered just above.
+        // INVARIANT: The call above has registered the number under this name.
         Ok(Self { major, name })
     }
 }
@@ -35,7 +44,8 @@ impl Major {
 impl Drop for Major {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the number is registered under this name.
+        // SAFETY: By the type invariant the number is registered under this name, which is
+        // NUL-terminated.
         unsafe { bindings::unregister_blkdev(self.major, self.name.as_char_ptr()) };
     }
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! blk-mq for drivers that talk to something slow and unreliable.
+//! blk-mq for drivers whose requests are served by a slow and unreliable peer.
 //!
 //! It differs from the kernel crate's `block::mq` in what such a driver needs: data of its own in
 //! each request, a queue function that may sleep, timeouts, requeueing, and requests that a sender
-//! and a receiver use at the same time. A request that the driver holds is in one of four hands,
-//! each a type:
+//! and a receiver use at the same time. A request that the driver holds is in one of four states,
+//! each a type or the lack of one:
 //!
-//! - [`OwnedRequest`]: the driver alone has it; it is not known to anyone by tag.
-//! - [`ActiveRequest`](request::ActiveRequest): published under a tag and a cookie, and kept from
-//!   finishing while the value lives.
-//! - no value at all: published, waiting for whoever answers to it.
-//! - [`Claim`]: the one right to decide what becomes of it.
+//! - [`OwnedRequest`]: the driver holds the only reference; the request cannot be found by its tag.
+//! - `ActiveRequest`: the request is published under a tag and a cookie, and cannot finish while
+//!   the value lives.
+//! - no value at all: the request is published and waits until a task claims it.
+//! - [`Claim`]: the only right to decide the request's result.
 //!
-//! A published request finishes when its fate is decided and nobody uses it any more, whichever
-//! comes last, so that the reply may overtake the end of the send and no request can be finished
+//! A published request finishes when its result is decided and no value for it is left, whichever
+//! comes last. The reply may therefore overtake the end of the send, and no request can be finished
 //! twice.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)

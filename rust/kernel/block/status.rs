@@ -6,34 +6,42 @@
 
 use crate::{bindings, prelude::*};
 
-/// The result of a block operation, C `blk_status_t`.
+/// The result of a block operation.
 ///
-/// C header: [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
+/// C type: `blk_status_t`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct BlkStatus(u8);
 
 impl BlkStatus {
     /// The operation succeeded.
     pub const OK: Self = Self(bindings::BLK_STS_OK as u8);
-    /// The device does not do this; user space sees `EOPNOTSUPP`.
+    /// The device does not support the operation; user space sees `EOPNOTSUPP`.
     pub const NOTSUPP: Self = Self(bindings::BLK_STS_NOTSUPP);
-    /// Any failure without a status of its own; user space sees `EIO`.
+    /// The operation failed for a reason that has no status of its own; user space sees `EIO`.
     pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
 
-    /// The status that user space will see as the errno of `error`, or as `EIO` when there is none.
+    /// Returns the status that user space sees as the errno of `error`, or as `EIO` if no status
+    /// stands for that errno.
+    ///
+    /// Context: any.
     #[inline]
     pub fn from_error(error: Error) -> Self {
-        // SAFETY: The function only looks its argument up in a constant table.
+        // SAFETY: The function has no requirements: it looks its argument up in a constant table.
         Self(unsafe { bindings::errno_to_blk_status(error.to_errno()) })
     }
 
-    /// The C value.
+    /// Returns the value as a `blk_status_t`.
+    ///
+    /// Context: any.
     #[inline]
     pub const fn into_raw(self) -> u8 {
         self.0
     }
 
-    /// From the C value; a value that C does not know is an I/O error to it.
+    /// Creates a status from a `blk_status_t`. The block layer takes a value that it does not know
+    /// for an I/O error.
+    ///
+    /// Context: any.
     #[inline]
     pub const fn from_raw(raw: u8) -> Self {
         Self(raw)

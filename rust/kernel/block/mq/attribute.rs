@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in a disk's sysfs directory.
+//! Attribute files in the sysfs directory of a disk.
 //!
 //! C header: [`include/linux/device.h`](srctree/include/linux/device.h)
 
@@ -19,21 +19,23 @@ use crate::{
 };
 use core::slice;
 
-/// What a file in the sysfs directory of a disk is called and says.
+/// The name and the content of a file in the sysfs directory of a disk.
 pub trait Attribute: Send + Sync + 'static {
     /// The name of the file.
     const NAME: &'static CStr;
 
-    /// Writes the content, which is cut off after a page. May sleep. Must not wait for whoever
-    /// removes the file.
+    /// Writes the content, of which all but the first `PAGE_SIZE - 1` bytes are cut off.
+    ///
+    /// Context: may sleep, with an active reference to the file held. It must not wait for a task
+    /// that drops the [`AttributeFile`].
     fn show(&self, to: &mut dyn fmt::Write) -> fmt::Result;
 }
 
-/// What sysfs knows of a file, and what the file says.
+/// The attribute that sysfs has a pointer to, and the value that the file shows.
 ///
 /// # Invariants
 ///
-/// `attribute` is initialised, and its `show` is that of [`AttributeFile`] with this `A`.
+/// `attribute` is initialised, and its `show` is [`Self::show`]. It is not written after that.
 #[pin_data]
 struct Content<A> {
     #[pin]
@@ -41,17 +43,19 @@ struct Content<A> {
     value: A,
 }
 
-// SAFETY: The attribute does not change once it is initialised, and points to what lives for ever. The
-// value is `Send`.
+// SAFETY: By the type invariant the attribute is not written once it is initialised, and its
+// pointers are to static memory, so that any thread may own it. The value is `Send`.
 unsafe impl<A: Attribute> Send for Content<A> {}
-// SAFETY: What shares a content reads the attribute, and the value, which is `Sync`.
+// SAFETY: By the type invariant the attribute is not written once it is initialised, so that
+// threads may read it at once. The value is `Sync`.
 unsafe impl<A: Attribute> Sync for Content<A> {}
 
 impl<A: Attribute> Content<A> {
     fn new(value: A) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            // SAFETY: All bytes of the attribute are written, and its first field is initialised after
-            // that.
+            // SAFETY: The slot is valid for writes and the first statement initialises all of it,
+            // so that the others write to fields of a valid value.
+            // INVARIANT: `show` is that of this type.
             attribute <- Opaque::ffi_init(|slot: *mut bindings::device_attribute| unsafe {
                 slot.write(pin_init::zeroed());
                 (*slot).attr.name = A::NAME.as_char_ptr();
@@ -65,26 +69,31 @@ impl<A: Attribute> Content<A> {
 
     /// # Safety
     ///
-    /// Called by sysfs only, with the attribute of a `Content<A>` that is not dropped meanwhile, and
-    /// with a page to fill.
+    /// Only sysfs may call this, with the attribute of a `Content<A>` that is not dropped during
+    /// the call, and with a buffer of one page for the file's content.
     unsafe extern "C" fn show(
         _dev: *mut bindings::device,
         attr: *mut bindings::device_attribute,
         buf: *mut ffi::c_char,
     ) -> isize {
-        // SAFETY: By the caller's promise. `Opaque` is transparent.
+        // SAFETY: By the safety requirements `attr` is the attribute of a live `Content<A>`.
+        // `Opaque` is transparent, so that its address is that of the attribute.
         let content = unsafe { &*container_of!(Opaque::cast_from(attr), Self, attribute) };
-        // SAFETY: sysfs passes a page, zeroed, which nobody else has.
+        // SAFETY: By the safety requirements the buffer has a page, which sysfs has zeroed and
+        // nothing else uses during the call.
         let page = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE) };
         let mut to = Formatter::new(page);
-        // What does not fit is cut off.
+        // `Formatter` fails if the content does not fit; the part that fits is shown.
         let _ = content.value.show(&mut to);
-        // sysfs takes less than a page for an answer.
+        // sysfs warns if a file shows a full page.
         to.bytes_written().min(PAGE_SIZE - 1) as isize
     }
 }
 
-/// A file that everybody may read. Dropping it removes the file, and waits for readers.
+/// A file of mode 0444. Dropping the value removes the file.
+///
+/// Context: may sleep, when it is dropped, too. The drop waits for readers, so that it must not
+/// hold a lock that [`Attribute::show`] takes.
 ///
 /// # Invariants
 ///
@@ -95,19 +104,23 @@ pub struct AttributeFile<T: DiskOperations, A: Attribute> {
 }
 
 impl<T: DiskOperations, A: Attribute> AttributeFile<T, A> {
-    /// Creates the file, which says `value`. Sleeps. Fails with `EEXIST` when it is there already,
-    /// and with `ENOMEM`.
+    /// Creates a file that shows `value`.
+    ///
+    /// Fails with `EEXIST` if there is a file of the name, and with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn create(disk: &GenDisk<T>, value: A) -> Result<Self> {
         let content = KBox::pin_init(Content::new(value), GFP_KERNEL)?;
-        // SAFETY: The device was added. The attribute is initialised, and stays where it is until the
-        // file is removed.
+        // SAFETY: The disk's device is valid, and the function fails if it was not added. The
+        // attribute is initialised and pinned. It is not freed before the drop of the value removes
+        // the file, and if the call fails, sysfs keeps no pointer to it.
         to_result(unsafe {
             bindings::device_create_file(
                 bindings::disk_to_dev(disk.as_raw()),
                 content.attribute.get(),
             )
         })?;
-        // INVARIANT: Created just above.
+        // INVARIANT: `device_create_file` has created the file with this attribute.
         Ok(Self {
             disk: disk.into(),
             content,
@@ -118,8 +131,9 @@ impl<T: DiskOperations, A: Attribute> AttributeFile<T, A> {
 impl<T: DiskOperations, A: Attribute> Drop for AttributeFile<T, A> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a file to remove. Nobody reads it afterwards, so
-        // that the attribute may go.
+        // SAFETY: By the type invariant the file exists with this attribute, and `disk` keeps the
+        // device referenced. The call returns when no reader is left, so that the attribute may be
+        // freed afterwards.
         unsafe {
             bindings::device_remove_file(
                 bindings::disk_to_dev(self.disk.as_raw()),

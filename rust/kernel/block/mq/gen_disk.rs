@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Disks with requests.
+//! Disks whose requests blk-mq dispatches.
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
@@ -27,32 +27,41 @@ use core::{
     ptr::{self, NonNull}, //
 };
 
-/// What user space can do to a disk, and what hangs off it.
+/// The callbacks of a disk, and the types that belong to it.
 pub trait DiskOperations: Sized + 'static {
-    /// What every callback gets to see.
+    /// The driver's data of a disk, which every callback can reach.
     type Data: Send + Sync + 'static;
 
-    /// The driver for the disk's requests.
+    /// The callbacks for the disk's requests.
     type Queue: Operations<Disk = Self>;
 
-    /// The module that must stay loaded while the disk is open.
+    /// The module that stays loaded while the disk is open.
     type OwnerModule: ModuleMetadata;
 
-    /// Somebody opens the disk or a partition of it. May sleep; `disk->open_mutex` is held.
+    /// Called when a task opens the disk or a partition of it. An error makes the open fail.
+    ///
+    /// Context: may sleep, with `disk->open_mutex` held.
     fn open(disk: &GenDisk<Self>) -> Result;
 
-    /// Somebody who had opened the disk has closed it. May sleep; `disk->open_mutex` is held.
+    /// Called when a task closes the disk or a partition of it that [`Self::open`] has let it open.
+    ///
+    /// Context: may sleep, with `disk->open_mutex` held.
     fn release(disk: &GenDisk<Self>);
 
-    /// The last reference to the disk is gone, and nobody uses its data any more. Does not sleep: any
-    /// context may give up the last reference.
+    /// Called when the last reference to the disk is gone, with the disk's data.
+    ///
+    /// Context: may sleep. The task that drops the last reference may hold any lock that allows it
+    /// to sleep, so that this should defer work that takes locks or waits.
     fn free(data: Arc<Self::Data>);
 
-    /// An ioctl that the block layer does not know, from a native or a compat task. May sleep.
+    /// Called for an ioctl that the block layer does not know, from a native or a compat task. It
+    /// should fail with `ENOTTY` if the driver does not know it either.
+    ///
+    /// Context: may sleep, without locks of the block layer.
     fn ioctl(disk: &GenDisk<Self>, cmd: u32, arg: usize) -> Result<i32>;
 }
 
-/// What a disk's `private_data` points to.
+/// The data that a disk's `private_data` points to.
 pub(super) struct DiskData<T: DiskOperations> {
     pub(super) tag_set: Opaque<bindings::blk_mq_tag_set>,
     pub(super) data: Arc<T::Data>,
@@ -61,11 +70,11 @@ pub(super) struct DiskData<T: DiskOperations> {
 
 type QueueData<T> = <<T as DiskOperations>::Queue as Operations>::QueueData;
 
-/// A place for what the queue functions of a disk get to see.
+/// A slot for the data that the queue functions of a disk get.
 ///
 /// # Invariants
 ///
-/// The pointer is null, or from [`Arc::into_raw`], of a reference that the value owns.
+/// The pointer is null, or one from [`Arc::into_raw`] for a reference that the value owns.
 pub(super) struct QueueDataSlot<Q>(Atomic<*mut Q>);
 
 impl<Q> QueueDataSlot<Q> {
@@ -76,29 +85,33 @@ impl<Q> QueueDataSlot<Q> {
 
     /// # Safety
     ///
-    /// What is taken out of the slot meanwhile must stay referenced for `'a`.
+    /// Data that is taken out of the slot during `'a` must stay referenced for `'a`.
     #[inline]
     unsafe fn get<'a>(&self) -> Option<ArcBorrow<'a, Q>> {
         let data = self.0.load(Acquire);
-        // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, and by the caller's
-        // promise there is a reference for `'a`.
+        // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, of a reference that
+        // the slot owned at the load. By the safety requirements that or another one exists for
+        // `'a`, and the slot gives out no mutable access to the data.
         (!data.is_null()).then(|| unsafe { ArcBorrow::from_raw(data) })
     }
 
     fn set(&self, data: Arc<Q>) -> Result<(), Arc<Q>> {
         let new = Arc::into_raw(data).cast_mut();
-        // INVARIANT: The slot owns the reference now.
+        // INVARIANT: If the exchange succeeds, the pointer is from `Arc::into_raw` and the slot
+        // owns its reference.
         match self.0.cmpxchg(ptr::null_mut(), new, Full) {
             Ok(_) => Ok(()),
-            // SAFETY: The pointer is from just above, and was not stored.
+            // SAFETY: The pointer is from the `Arc::into_raw` above. The failed exchange has not
+            // stored it, so that its reference is still this function's.
             Err(_) => Err(unsafe { Arc::from_raw(new) }),
         }
     }
 
     fn take(&self) -> Option<Arc<Q>> {
-        // INVARIANT: The pointer is null, and the reference is the caller's.
+        // INVARIANT: The pointer is null now, and the reference has moved to this function.
         let data = self.0.xchg(ptr::null_mut(), Full);
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, of a reference that
+        // the slot owned until the exchange.
         (!data.is_null()).then(|| unsafe { Arc::from_raw(data) })
     }
 }
@@ -109,32 +122,41 @@ impl<Q> Drop for QueueDataSlot<Q> {
     }
 }
 
-/// A disk of `T`: a `struct gendisk` with its request queue. Giving up the last reference sleeps.
+/// A disk of `T`, with its request queue.
+///
+/// C struct: `struct gendisk`.
+///
+/// Context: any. Only the drop of the last reference may sleep.
 ///
 /// # Invariants
 ///
-/// The disk was made by [`DiskBuilder::build`](super::DiskBuilder::build) for `T`, so that
+/// The disk was made by [`DiskBuilder::build`](super::DiskBuilder::build) for `T`, so that its
 /// `private_data` points to a live `DiskData<T>` until the last reference is gone, and its tag set
 /// serves this queue alone.
 #[repr(transparent)]
 pub struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
-// SAFETY: A disk may be used and released from any thread; the data is `Send` and `Sync`.
+// SAFETY: Any thread may drop a reference to a disk, since any may call `put_disk`. The data of the
+// disk is `Send` and `Sync`, so that `T::free` may run in the thread that drops the last reference.
 unsafe impl<T: DiskOperations> Send for GenDisk<T> {}
-// SAFETY: As above.
+// SAFETY: The methods of a shared disk call functions of the block layer that take the locks they
+// need, or read single words. The data of the disk is `Send` and `Sync`.
 unsafe impl<T: DiskOperations> Sync for GenDisk<T> {}
 
-// SAFETY: The reference count is that of the device embedded in the disk.
+// SAFETY: The reference count is that of the device embedded in the disk, and the disk is not freed
+// before that is 0.
 unsafe impl<T: DiskOperations> AlwaysRefCounted for GenDisk<T> {
     #[inline]
     fn inc_ref(&self) {
-        // SAFETY: A reference to the disk exists, so its device's count is not zero.
+        // SAFETY: `self` is a reference to the disk, so that the device in it is valid and its
+        // count is not 0.
         unsafe { bindings::get_device(bindings::disk_to_dev(self.as_raw())) };
     }
 
     #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller hands over one count.
+        // SAFETY: By the safety requirements of `dec_ref` the caller passes on one count, and
+        // `GenDisk` is transparent over the `struct gendisk`.
         unsafe { bindings::put_disk(obj.as_ptr().cast()) };
     }
 }
@@ -142,10 +164,12 @@ unsafe impl<T: DiskOperations> AlwaysRefCounted for GenDisk<T> {
 impl<T: DiskOperations> GenDisk<T> {
     /// # Safety
     ///
-    /// `disk` must satisfy the invariants of [`GenDisk`] and stay referenced for `'a`.
+    /// `disk` must point to a disk that satisfies the invariants of [`GenDisk`] and stays
+    /// referenced for `'a`.
     #[inline]
     pub(super) unsafe fn from_raw<'a>(disk: *mut bindings::gendisk) -> &'a Self {
-        // SAFETY: The type is transparent and the caller promises the rest.
+        // SAFETY: The type is transparent over an `Opaque`. By the safety requirements the disk is
+        // valid for `'a` and satisfies the invariants.
         unsafe { &*disk.cast() }
     }
 
@@ -156,13 +180,15 @@ impl<T: DiskOperations> GenDisk<T> {
 
     #[inline]
     fn queue(&self) -> *mut bindings::request_queue {
-        // SAFETY: A disk has a queue from birth to death.
+        // SAFETY: The disk is valid. Its queue is set before `build` makes a `GenDisk` of it, and
+        // is not changed.
         unsafe { (*self.as_raw()).queue }
     }
 
     #[inline]
     fn private(&self) -> &DiskData<T> {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant `private_data` points to a `DiskData<T>` for as long as
+        // there is a reference to the disk, which is borrowed.
         unsafe { &*(*self.as_raw()).private_data.cast() }
     }
 
@@ -171,49 +197,62 @@ impl<T: DiskOperations> GenDisk<T> {
         self.private().tag_set.get()
     }
 
-    /// What the driver hung off the disk.
+    /// Returns the driver's data of the disk.
+    ///
+    /// Context: any.
     #[inline]
     pub fn data(&self) -> ArcBorrow<'_, T::Data> {
         self.private().data.as_arc_borrow()
     }
 
-    /// The device, for messages.
+    /// Returns the disk's device, for messages.
+    ///
+    /// Context: any.
     #[inline]
     pub fn device(&self) -> &Device {
-        // SAFETY: The device is embedded in the disk, which is borrowed.
+        // SAFETY: The device is embedded in the disk, which is borrowed for as long as the result.
         unsafe { Device::from_raw(bindings::disk_to_dev(self.as_raw())) }
     }
 
-    /// Sets the size in sectors. Does not sleep.
+    /// Sets the size, in sectors of 512 bytes.
+    ///
+    /// Context: process context; takes a spinlock.
     #[inline]
     pub fn set_capacity(&self, sectors: u64) {
-        // SAFETY: The disk is valid.
+        // SAFETY: The disk is valid, since it is borrowed.
         unsafe { bindings::set_capacity(self.as_raw(), sectors) };
     }
 
-    /// Sets the size in sectors, and tells user space in any case: `RESIZE=1` if an old size
-    /// changed, a plain `change` uevent otherwise. With `scan`, partitions are looked for at the
-    /// next open. Sleeps.
+    /// Sets the size, in sectors of 512 bytes, and sends a uevent: a `change` with `RESIZE=1` if
+    /// the size changes and neither the old nor the new one is 0, a plain `change` otherwise. If
+    /// `scan` is true, the next open scans for partitions.
+    ///
+    /// Context: may sleep.
     pub fn set_capacity_and_notify(&self, sectors: u64, scan: bool) {
-        // SAFETY: The disk is valid.
+        // SAFETY: The disk is valid, since it is borrowed.
         if unsafe { bindings::get_capacity(self.as_raw()) } == 0 {
-            // First, for who opens the disk before it has a size looks in vain; and with nothing in
-            // between that takes time, for who opens it then need not look twice.
+            // The size comes before the flag: a task that opens the disk in between would clear the
+            // flag and find no partitions on a disk without a size. Nothing slow may come between
+            // the two, since an open in between does not scan.
             self.set_capacity(sectors);
         }
         if scan {
             self.need_partition_scan();
         }
-        // SAFETY: The disk is valid and was added.
+        // SAFETY: The disk is valid, since it is borrowed. The function sends a uevent only if the
+        // disk is live.
         if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
             self.notify_change();
         }
     }
 
-    /// Sends a `change` uevent. Sleeps.
+    /// Sends a `change` uevent.
+    ///
+    /// Context: may sleep.
     #[inline]
     pub fn notify_change(&self) {
-        // SAFETY: The device is valid and was added.
+        // SAFETY: The device is embedded in the disk, which is borrowed. The function returns an
+        // error if the device was not added.
         unsafe {
             bindings::kobject_uevent(
                 &raw mut (*bindings::disk_to_dev(self.as_raw())).kobj,
@@ -222,81 +261,100 @@ impl<T: DiskOperations> GenDisk<T> {
         };
     }
 
-    /// Has partitions looked for at the next open. Does not sleep.
+    /// Makes the next open scan for partitions.
+    ///
+    /// Context: any.
     #[inline]
     pub fn need_partition_scan(&self) {
-        // SAFETY: The disk is valid.
+        // SAFETY: The disk is valid, since it is borrowed.
         unsafe { bindings::disk_set_need_part_scan(self.as_raw()) };
     }
 
-    /// Sets whether the disk is read-only. Sleeps.
+    /// Sets whether the disk is read-only, and sends a `change` uevent if that changes.
+    ///
+    /// Context: may sleep.
     #[inline]
     pub fn set_read_only(&self, read_only: bool) {
-        // SAFETY: The disk is valid.
+        // SAFETY: The disk is valid, since it is borrowed.
         unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
     }
 
-    /// Takes back the read-only policy that a user has set with `BLKROSET`. Does not sleep.
+    /// Clears the read-only policy that user space has set by `BLKROSET`.
+    ///
+    /// Context: any.
     #[inline]
     pub fn clear_user_read_only(&self) {
-        // SAFETY: The disk is valid, and has a block device for the whole of it.
+        // SAFETY: The disk is valid, since it is borrowed, and `part0`, which is set when the disk
+        // is allocated, is the block device of the whole disk.
         unsafe { bindings::bdev_clear_read_only((*self.as_raw()).part0) };
     }
 
-    /// How many partitions somebody has open. It does not change while the caller, or nobody, is
-    /// the only one who has the disk open; otherwise it may do so at any time. Does not sleep.
+    /// Returns how many partitions are open. The number can change at any time, unless the caller
+    /// has the disk open and no other task does, or no task at all.
+    ///
+    /// Context: any.
     #[inline]
     pub fn open_partitions(&self) -> u32 {
-        // SAFETY: The disk is valid; C writes the word under `open_mutex`.
+        // SAFETY: The disk is valid, since it is borrowed. The block layer writes the word under
+        // `open_mutex`; a volatile read of a word does not tear.
         unsafe { (&raw const (*self.as_raw()).open_partitions).read_volatile() }
     }
 
-    /// Drops what is cached of the disk and sets its size to 0. What was not written yet is handed
-    /// to the driver first, and dropped even if that fails. What is cached of a partition stays for
-    /// as long as somebody has that open. Sleeps.
+    /// Writes back the page cache of the whole disk, drops it even if that fails, and sets the size
+    /// to 0. The page cache of a partition stays for as long as the partition is open.
+    ///
+    /// Context: may sleep, until the requests of the write-back have finished.
     #[inline]
     pub fn invalidate(&self) {
-        // SAFETY: The disk is valid, and has a block device for the whole of it.
+        // SAFETY: The disk is valid, since it is borrowed, and `part0`, which is set when the disk
+        // is allocated, is the block device of the whole disk.
         unsafe {
             bindings::sync_blockdev((*self.as_raw()).part0);
             bindings::invalidate_disk(self.as_raw());
         }
     }
 
-    /// Tells users of the disk that its medium is gone: a file system on it shuts down, and what is
-    /// cached and not in use is dropped. Sleeps.
+    /// Tells the users of the disk that its medium is gone: a file system on it shuts down, and the
+    /// page cache that is not in use is dropped.
+    ///
+    /// Context: may sleep.
     #[inline]
     pub fn force_media_change(&self) {
-        // SAFETY: The disk is valid.
+        // SAFETY: The disk is valid, since it is borrowed.
         unsafe { bindings::disk_force_media_change(self.as_raw()) };
     }
 
-    /// Changes the queue's limits by `f`, with no request in flight meanwhile. Sleeps until that is
-    /// so, but no longer than `patience` jiffies.
+    /// Calls `f` with the queue's limits and applies the result, while no request is in flight. The
+    /// wait for that takes `patience` jiffies at most.
     ///
-    /// `f` runs under the limits' lock: it must not call this. Fails with `EINVAL` if the result is
-    /// no good, and with `EBUSY` if requests are still in flight after that time; then it changes
-    /// nothing.
+    /// `f` runs under the queue's `limits_lock`, so that it must not call this function.
+    ///
+    /// Fails with `EINVAL` if the limits are invalid, and with `EBUSY` if requests are still in
+    /// flight after that time. The limits do not change then.
+    ///
+    /// Context: may sleep. No lock that a request in flight needs may be held.
     pub fn update_limits(&self, patience: Jiffies, f: impl FnOnce(&mut Limits)) -> Result {
         let _noio = NoIo::enter();
-        // SAFETY: The queue is valid. The lock that this takes is released by the commit or by
-        // cancelling.
+        // SAFETY: The queue is valid, since its disk is borrowed. This takes `limits_lock`, which
+        // each path below releases once, by a commit or by a cancel.
         let mut limits = Limits(unsafe { bindings::queue_limits_start_update(self.queue()) });
-        // A disk without sectors and cache has no requests, unless somebody has a partition open:
-        // spare it the freeze.
-        // SAFETY: The disk is valid.
+        // A disk without sectors and without a cache has no requests, unless a partition is open.
+        // It needs no freeze, which would wait for an RCU grace period.
+        // SAFETY: The disk is valid, since it is borrowed.
         let idle = unsafe { bindings::get_capacity(self.as_raw()) } == 0
             && self.open_partitions() == 0
             && limits.0.features & bindings::BLK_FEAT_WRITE_CACHE == 0;
         f(&mut limits);
         if idle {
-            // SAFETY: The lock taken above is held.
+            // SAFETY: The queue is valid, since its disk is borrowed. `limits_lock` is held by the
+            // start of the update above, and the limits are those that it returned.
             return to_result(unsafe {
                 bindings::queue_limits_commit_update(self.queue(), &mut limits.0)
             });
         }
-        // SAFETY: The queue is valid, the lock taken above is held and released once, and the queue
-        // is unfrozen as often as it is frozen.
+        // SAFETY: The queue is valid, since its disk is borrowed. `limits_lock` is held by the
+        // start of the update above, and is released once, by the commit or by the cancel. The
+        // queue is unfrozen as often as it is frozen.
         unsafe {
             bindings::blk_freeze_queue_start(self.queue());
             let frozen = bindings::blk_mq_freeze_queue_wait_timeout(self.queue(), patience) > 0;
@@ -314,78 +372,103 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Sets the time after which [`Operations::timeout`] is called, in seconds. Does not sleep.
+    /// Sets the time after which [`Operations::timeout`] is called for a request, in seconds, for
+    /// requests that start from now on.
+    ///
+    /// Context: any.
     #[inline]
     pub fn set_timeout(&self, seconds: u32) {
-        // SAFETY: The queue is valid.
+        // SAFETY: The queue is valid, since its disk is borrowed.
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), timeout_in_jiffies(seconds)) };
     }
 
-    /// Asks for `nr` hardware queues, 1 at least, and returns how many there are then: no more than
-    /// CPUs. Sleeps, until no request is in flight: not with a lock held that a request needs.
+    /// Sets the number of hardware queues to `nr`, but to no more than there are CPUs, and returns
+    /// the number that the disk has then. It does not change if `nr` is 0 or memory is short.
+    ///
+    /// Context: may sleep, until no request is in flight. No lock that a request in flight needs
+    /// may be held.
     #[inline]
     pub fn set_hw_queues(&self, nr: u32) -> u32 {
         if let Ok(nr) = ffi::c_int::try_from(nr) {
-            // SAFETY: The tag set is valid by the type invariant.
+            // SAFETY: By the type invariant the tag set is allocated.
             unsafe { bindings::blk_mq_update_nr_hw_queues(self.tag_set(), nr) };
         }
-        // SAFETY: As above. Another call may change the number meanwhile.
+        // SAFETY: By the type invariant the tag set is allocated. Another call may change the
+        // number at the same time; a volatile read of a word does not tear.
         unsafe { (&raw const (*self.tag_set()).nr_hw_queues).read_volatile() }
     }
 
-    /// What the queue functions get to see, if there is anything.
+    /// Returns the data that [`Self::set_queue_data`] has set, if any.
     ///
     /// # Safety
     ///
-    /// Only for [`Operations::queue_rq`] and [`Operations::commit_rqs`], for as long as they run.
+    /// Only a call of [`Operations::queue_rq`] or [`Operations::commit_rqs`] for this disk may use
+    /// the result, and only until it returns.
     #[inline]
     pub(super) unsafe fn queue_data(&self) -> Option<ArcBorrow<'_, QueueData<T>>> {
-        // SAFETY: A queue function runs, and `take_queue_data` keeps what it has taken until all that
-        // have begun before that have returned.
+        // SAFETY: By the safety requirements the result is used within a dispatch of this queue.
+        // `take_queue_data` keeps the reference that it takes out of the slot until all dispatches
+        // that have begun before have returned, and the drop of the slot, which is the only other
+        // end of a reference, comes after the last dispatch.
         unsafe { self.private().queue_data.get() }
     }
 
-    /// Has queue functions get to see `data` from now on. Hands it back if they have other data
-    /// already. Does not sleep.
+    /// Sets the data that the queue functions get from now on. Fails with `data` if there is data
+    /// already.
+    ///
+    /// Context: any.
     pub fn set_queue_data(&self, data: Arc<QueueData<T>>) -> Result<(), Arc<QueueData<T>>> {
         self.private().queue_data.set(data)
     }
 
-    /// Takes what the queue functions get to see away, and calls `f` while none runs and none is
-    /// started. Returns what was taken. Sleeps; not from [`Operations::queue_rq`] or
-    /// [`Operations::commit_rqs`], for which it waits.
+    /// Removes the data that the queue functions get, and calls `f` while no queue function runs
+    /// and none is started. Returns the data.
+    ///
+    /// Context: may sleep, until the running queue functions have returned. It must not be called
+    /// by [`Operations::queue_rq`] or [`Operations::commit_rqs`], nor with a lock held that one of
+    /// them takes.
     pub fn take_queue_data(&self, f: impl FnOnce()) -> Option<Arc<QueueData<T>>> {
         let data = self.private().queue_data.take();
-        // SAFETY: The queue is valid. Queue functions run under the read side of the SRCU that this
-        // waits for, so that none that has seen `data` runs afterwards.
+        // SAFETY: The queue is valid, since its disk is borrowed. The queue functions run under the
+        // read side of the SRCU that this waits for, so that none that has seen `data` runs
+        // afterwards.
         unsafe { bindings::blk_mq_quiesce_queue(self.queue()) };
         f();
-        // SAFETY: Pairs with the call above.
+        // SAFETY: The queue is valid, since its disk is borrowed, and was quiesced once by this
+        // function.
         unsafe { bindings::blk_mq_unquiesce_queue(self.queue()) };
         data
     }
 
-    /// Calls `f` with each request that is started. Requests that start or finish meanwhile may
-    /// or may not be seen. `f` may sleep.
+    /// Calls `f` with each request that is started. A request that starts or finishes during the
+    /// call may be left out. `f` is not called if the queue is frozen, since no request is in
+    /// flight then.
+    ///
+    /// Context: that of `f`, which may sleep. A freeze of the queue waits for the call, so that `f`
+    /// must not wait for one.
     pub fn for_each_started<F: Fn(&Request<T::Queue>)>(&self, f: F) {
         /// # Safety
         ///
-        /// `data` must point to an `F`, and `rq` be a request of a disk of `T`.
+        /// `data` must point to an `F`, and `rq` must be a request of a disk that was made for `T`,
+        /// and be referenced during the call.
         unsafe extern "C" fn call<T: DiskOperations, F: Fn(&Request<T::Queue>)>(
             rq: *mut bindings::request,
             data: *mut ffi::c_void,
         ) -> bool {
-            // SAFETY: By the caller's promise; blk-mq holds a reference to the request.
+            // SAFETY: By the safety requirements `data` is a valid `F`, and `rq` a request of a
+            // disk of `T`, which is not freed during the call.
             unsafe { (*data.cast::<F>())(Request::from_raw(rq)) };
             true
         }
-        // SAFETY: The queue is valid.
+        // SAFETY: The queue is valid, since its disk is borrowed.
         if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
-            // It is frozen: nothing is in flight.
+            // The queue is frozen or dead: no request is in flight.
             return;
         }
-        // SAFETY: The tag set is valid by the type invariant. Its arrays are replaced only while
-        // the queue is frozen, which the usage count prevents. `f` lives across the call.
+        // SAFETY: By the type invariant the tag set is allocated, and all of its requests are of a
+        // disk of `T`. Its arrays are replaced only while the queue is frozen, which the usage
+        // count prevents; blk-mq holds a reference to each request that it passes. `f` lives during
+        // the call. The count that was taken above is given back once.
         unsafe {
             bindings::blk_mq_tagset_busy_iter(
                 self.tag_set(),
@@ -396,39 +479,45 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Has requests that [`OwnedRequest::requeue_later`] handed back come again. Does not sleep.
+    /// Makes blk-mq dispatch the requests again that [`OwnedRequest::requeue_later`] has given
+    /// back.
+    ///
+    /// Context: any.
     ///
     /// [`OwnedRequest::requeue_later`]: super::OwnedRequest::requeue_later
     #[inline]
     pub fn kick_requeued(&self) {
-        // SAFETY: The queue is valid.
+        // SAFETY: The queue is valid, since its disk is borrowed.
         unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
 
-    /// Waits until no request is left anywhere in the queue. Sleeps. For a driver that fails
-    /// whatever it is handed, so that the wait is bounded. Not with a lock held that a request
-    /// needs.
+    /// Waits until the queue has no request. The driver should fail every request that it is handed
+    /// meanwhile, so that the wait is bounded.
+    ///
+    /// Context: may sleep. No lock that a request needs may be held.
     #[inline]
     pub fn drain(&self) {
         let _noio = NoIo::enter();
-        // SAFETY: The queue is valid, and unfrozen again just below.
+        // SAFETY: The queue is valid, since its disk is borrowed, and is unfrozen as often as it is
+        // frozen.
         unsafe {
             bindings::blk_mq_freeze_queue_nomemsave(self.queue());
             bindings::blk_mq_unfreeze_queue_nomemrestore(self.queue());
         }
     }
 
-    /// Keeps requests from being freed, to look one up by its tag. `None` when the queue is frozen
-    /// or dead, so that no request can be in flight. Does not sleep. To be held for a short time
-    /// only.
+    /// Keeps requests from being freed, so that one can be looked up by its tag. [`None`] if the
+    /// queue is frozen or dead, so that no request can be in flight.
+    ///
+    /// Context: any. A freeze of the queue waits until the guard is dropped.
     pub fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
-        // SAFETY: The queue is valid.
+        // SAFETY: The queue is valid, since its disk is borrowed.
         if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
             return None;
         }
-        // SAFETY: The tag set is valid by the type invariant.
+        // SAFETY: By the type invariant the tag set is allocated.
         let tags = unsafe { bindings::blk_mq_tags_read_lock(self.tag_set()) };
-        // INVARIANT: The count and the lock were taken just above.
+        // INVARIANT: This function has taken the count and the lock, whose index is `tags`.
         Some(QueueGuard {
             disk: self,
             tags,
@@ -437,11 +526,12 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 }
 
-/// Keeps the requests of a disk allocated.
+/// A guard that keeps the requests of a disk allocated.
 ///
 /// # Invariants
 ///
-/// Holds one count of the queue's usage counter, and the read side of the tag set's SRCU.
+/// The value owns one count of the queue's usage counter, and holds the read side of the tag set's
+/// SRCU, with the index `tags`.
 pub struct QueueGuard<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     tags: ffi::c_int,
@@ -449,15 +539,19 @@ pub struct QueueGuard<'a, T: DiskOperations> {
 }
 
 impl<T: DiskOperations> QueueGuard<'_, T> {
-    /// The request last started under a tag that [`unique_tag`] gave, or might have given: any
-    /// value may be asked for. Does not sleep.
+    /// Returns the request that was last started under `unique_tag`, as [`unique_tag`] returns it.
+    /// Any value is allowed, since it may come from an untrusted peer; [`None`] if there is no such
+    /// tag or it was not used yet. The request may have finished since.
+    ///
+    /// Context: any.
     ///
     /// [`unique_tag`]: super::StartedRequest::unique_tag
     pub fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
         let set = self.disk.tag_set();
-        // SAFETY: The array of tags changes only while its queues are frozen, which the usage count
-        // prevents. `blk_mq_tag_to_rq` checks the tag itself. A request that an I/O scheduler had
-        // allocated is freed after the readers of the set's SRCU only, of whom we are one.
+        // SAFETY: By the type invariant of the disk the tag set is allocated. Its number of queues
+        // and its array of tags change only while its queue is frozen, which the guard's usage
+        // count prevents. The index of the hardware queue is checked here, and the tag by
+        // `blk_mq_tag_to_rq`.
         let rq = unsafe {
             let hwq = usize::from(bindings::blk_mq_unique_tag_to_hwq(unique_tag));
             if hwq >= (*set).nr_hw_queues as usize {
@@ -470,7 +564,9 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
             let tag = bindings::blk_mq_unique_tag_to_tag(unique_tag);
             bindings::blk_mq_tag_to_rq(tags, tag.into())
         };
-        // SAFETY: A request found by its tag belongs to the tag set, and stays allocated as above.
+        // SAFETY: A request that is found by its tag was allocated by this tag set, hence for `T`.
+        // Those of an I/O scheduler are freed after a grace period of the set's SRCU, whose read
+        // side the guard holds, and the others with the tag set.
         NonNull::new(rq).map(|rq| unsafe { Request::from_raw(rq.as_ptr()) })
     }
 }
@@ -478,7 +574,8 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
 impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there are a lock and a count to give back.
+        // SAFETY: By the type invariant the value holds the read side under the index `tags` and
+        // owns one usage count; both are given back once, here.
         unsafe {
             bindings::blk_mq_tags_read_unlock(self.disk.tag_set(), self.tags);
             bindings::blk_queue_usage_put(self.disk.queue());

@@ -13,38 +13,44 @@ use core::{marker::PhantomData, ptr::NonNull};
 
 /// What blk-mq does about a request after [`Operations::timeout`].
 pub enum TimeoutAction {
-    /// Nothing: the driver has seen to it that the request finishes or is requeued.
+    /// blk-mq does nothing: the driver makes the request finish or has requeued it.
     Done,
-    /// Wait for another timeout.
+    /// blk-mq waits for the queue's timeout again.
     Rearm,
-    /// Wait for so many jiffies, or longer: up to a second, and with other requests in flight up to
-    /// the queue's timeout.
+    /// blk-mq waits for so many jiffies or longer: up to a second longer, and with other requests
+    /// in flight up to the queue's timeout.
     RearmFor(Jiffies),
 }
 
 /// A driver for requests.
 #[vtable]
 pub trait Operations: Sized + 'static {
-    /// The driver's own data in each request. It is never dropped: it may be looked at until the
-    /// request's memory goes.
+    /// The driver's own data in each request. It is never dropped, since a task may read it until
+    /// the request's memory is freed.
     type RequestData: Send + Sync;
 
-    /// What goes over the wire in front of a request's data.
+    /// The header that the driver sends in front of a request's data.
     type Header: AsBytes + Copy + Default + Send + Sync;
 
-    /// The disks that the requests are for.
+    /// The type of the disks that the requests are for.
     type Disk: DiskOperations<Queue = Self>;
 
-    /// What the queue functions of a disk get to see, for as long as the disk has it.
+    /// The data that the queue functions get, from [`GenDisk::set_queue_data`] to
+    /// [`GenDisk::take_queue_data`].
     type QueueData: Send + Sync + 'static;
 
-    /// Makes the data of one request.
+    /// Creates the data of one request, when the request is allocated.
+    ///
+    /// Context: may sleep.
     fn new_request_data() -> Self::RequestData;
 
-    /// Takes a request that hardware queue `hctx` hands out. `data` is what the disk was given by
-    /// [`GenDisk::set_queue_data`], if it has that just now. With `last` unset, more follow or
-    /// [`Self::commit_rqs`] is called. May sleep; may run in the task that submitted the I/O, with
-    /// signals pending.
+    /// Takes over a request that hardware queue `hctx` dispatches. `data` is what
+    /// [`GenDisk::set_queue_data`] has set, if it is set now. If `last` is false, more requests or
+    /// a call of [`Self::commit_rqs`] follow.
+    ///
+    /// Context: may sleep, under the read side of the SRCU that [`GenDisk::take_queue_data`] waits
+    /// for. It runs in a work item or in the task that submits the I/O, which may have signals
+    /// pending, hold locks of a file system and reclaim memory.
     fn queue_rq(
         data: Option<ArcBorrow<'_, Self::QueueData>>,
         hctx: u32,
@@ -52,11 +58,16 @@ pub trait Operations: Sized + 'static {
         last: bool,
     );
 
-    /// No further request follows those that `hctx` announced. May sleep.
+    /// Tells the driver that no more requests follow those that `hctx` has announced.
+    ///
+    /// Context: that of [`Self::queue_rq`].
     fn commit_rqs(data: Option<ArcBorrow<'_, Self::QueueData>>, hctx: u32);
 
-    /// A request has not finished within the queue's timeout. May sleep. `rq` may be published or
-    /// not, and may change under the function.
+    /// Called when a request has not finished within its timeout. `rq` may be published or not, and
+    /// other tasks may change its state or finish it during the call.
+    ///
+    /// Context: may sleep; runs in a work item that holds a count of the queue's usage counter, so
+    /// that it must not wait for a freeze of the queue.
     fn timeout(disk: &GenDisk<Self::Disk>, rq: &Request<Self>) -> TimeoutAction;
 }
 
@@ -66,13 +77,15 @@ pub(super) struct OperationsVTable<T: Operations>(PhantomData<T>);
 impl<T: Operations> OperationsVTable<T> {
     /// # Safety
     ///
-    /// Called by blk-mq only, with a live `hctx` of a disk of `T` and a request that it hands to
-    /// the driver.
+    /// Only blk-mq may call this, with a live `hctx` of a disk that was made for `T`, and with a
+    /// request of that disk that it hands to the driver.
     unsafe extern "C" fn queue_rq(
         hctx: *mut bindings::blk_mq_hw_ctx,
         bd: *const bindings::blk_mq_queue_data,
     ) -> bindings::blk_status_t {
-        // SAFETY: blk-mq passes valid pointers, and requests go to queues of added disks only.
+        // SAFETY: By the safety requirements the pointers are valid, and the disk was made for `T`.
+        // It stays referenced: only an added disk gets requests, and its removal waits for this
+        // one.
         let (disk, hctx, rq, last) = unsafe {
             (
                 GenDisk::<T::Disk>::from_raw((*(*hctx).queue).disk),
@@ -82,35 +95,42 @@ impl<T: Operations> OperationsVTable<T> {
             )
         };
         if let Some(rq) = rq {
-            // SAFETY: blk-mq hands the request to the driver with this call.
+            // SAFETY: By the safety requirements the request belongs to a disk of `T`, and blk-mq
+            // has just handed it to the driver, which has not started it.
             let rq = unsafe { OwnedRequest::start(rq) };
-            // SAFETY: This is a queue function.
+            // SAFETY: The result is used during this call of `queue_rq` only.
             T::queue_rq(unsafe { disk.queue_data() }, hctx, rq, last);
         }
-        // The request has an owner who will finish it: there is nothing to hand back.
+        // The driver owns the request and finishes it, so that there is no error for blk-mq to act
+        // on.
         bindings::BLK_STS_OK as bindings::blk_status_t
     }
 
     /// # Safety
     ///
-    /// Called by blk-mq only, with a live `hctx` of a disk of `T`.
+    /// Only blk-mq may call this, with a live `hctx` of a disk that was made for `T`.
     unsafe extern "C" fn commit_rqs(hctx: *mut bindings::blk_mq_hw_ctx) {
-        // SAFETY: As in `queue_rq`.
+        // SAFETY: By the safety requirements the pointers are valid, and the disk was made for `T`.
+        // It stays referenced: blk-mq dispatches under a reference to the queue, and its removal
+        // waits for the end of dispatches.
         let (disk, hctx) = unsafe {
             (
                 GenDisk::<T::Disk>::from_raw((*(*hctx).queue).disk),
                 (*hctx).queue_num,
             )
         };
-        // SAFETY: This is a queue function.
+        // SAFETY: The result is used during this call of `commit_rqs` only.
         T::commit_rqs(unsafe { disk.queue_data() }, hctx);
     }
 
     /// # Safety
     ///
-    /// Called by blk-mq only, with a started request of a disk of `T` that it holds a reference to.
+    /// Only blk-mq may call this, with a started request of a disk that was made for `T`, and with
+    /// a reference to the request held.
     unsafe extern "C" fn timeout(rq: *mut bindings::request) -> bindings::blk_eh_timer_return {
-        // SAFETY: blk-mq passes a valid request, which it keeps from being reused meanwhile.
+        // SAFETY: By the safety requirements the request is valid, belongs to a disk made for `T`,
+        // and is neither freed nor reused while blk-mq holds its reference. The disk outlives its
+        // requests.
         let (disk, rq) = unsafe {
             (
                 GenDisk::<T::Disk>::from_raw((*(*rq).q).disk),
@@ -119,7 +139,7 @@ impl<T: Operations> OperationsVTable<T> {
         };
         let patience = match T::timeout(disk, rq) {
             TimeoutAction::Done => return bindings::blk_eh_timer_return_BLK_EH_DONE,
-            // The queue's.
+            // 0 stands for the queue's timeout.
             TimeoutAction::Rearm => 0,
             TimeoutAction::RearmFor(jiffies) => {
                 ffi::c_uint::try_from(jiffies).unwrap_or(ffi::c_uint::MAX)
@@ -131,14 +151,17 @@ impl<T: Operations> OperationsVTable<T> {
 
     /// # Safety
     ///
-    /// Called by blk-mq only, with a request just allocated with room for a `Pdu<T>`.
+    /// Only blk-mq may call this, with a request that it has just allocated from a tag set whose
+    /// `cmd_size` is the size of a `Pdu<T>`.
     unsafe extern "C" fn init_request(
         _set: *mut bindings::blk_mq_tag_set,
         rq: *mut bindings::request,
         _hctx: ffi::c_uint,
         _node: ffi::c_int,
     ) -> ffi::c_int {
-        // SAFETY: The tag set's `cmd_size` leaves room for a `Pdu<T>` behind the request.
+        // SAFETY: By the safety requirements there is room for a `Pdu<T>` behind the request, which
+        // nothing else uses yet. `alloc_tag_set` asserts that the alignment of a request suffices
+        // for it.
         unsafe {
             bindings::blk_mq_rq_to_pdu(rq)
                 .cast::<Pdu<T>>()
@@ -147,7 +170,7 @@ impl<T: Operations> OperationsVTable<T> {
         0
     }
 
-    /// The vtable for a tag set.
+    /// The operations for a tag set.
     pub(super) const VTABLE: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
         commit_rqs: Some(Self::commit_rqs),

@@ -1,36 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How far a request is: who may decide what becomes of it, and who uses it still.
+//! The state machine of a request, packed into one word: whether its result is decided, and how
+//! many values for it exist.
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use crate::block::BlkStatus;
 
-/// What becomes of a published request once nobody uses it any more.
+/// The result of a published request, which takes effect when no value for it is left.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Not decided: the request goes on waiting.
+    /// No result is decided: the request waits for a claim.
     Open,
-    /// Back to the block layer's queue, to be handed to the driver again.
+    /// The request returns to the block layer's queue, which hands it to the driver again.
     Requeue,
-    /// Finished with this status.
+    /// The request is finished with this status.
     End(BlkStatus),
 }
 
 /// The state of a request, packed into one atomic word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Phase {
-    /// Published: may be claimed.
+    /// The request is published.
     pub(super) live: bool,
-    /// A [`Claim`](super::Claim) exists or has decided.
+    /// A [`Claim`](super::Claim) exists, or has decided the result.
     pub(super) claimed: bool,
     pub(super) fate: Fate,
-    /// Values of [`ActiveRequest`](super::request::ActiveRequest), and claims that are not decided.
+    /// The number of values of [`ActiveRequest`](super::request::ActiveRequest) and of claims that
+    /// have not decided the result.
     pub(super) users: u8,
-    /// The number of the publication, so that a reply to an earlier one is known as such.
+    /// The number of the publication, by which a reply to an earlier one is told from a reply to
+    /// this one.
     pub(super) cookie: u32,
 }
 
 impl Phase {
-    /// Not published.
+    /// The packed phase of a request that is not published.
     pub(super) const IDLE: u64 = 0;
 
     pub(super) fn pack(self) -> u64 {
@@ -61,7 +66,7 @@ impl Phase {
         }
     }
 
-    /// Published under `cookie`, with one user.
+    /// Returns the phase of a request that is published under `cookie` and has one user.
     pub(super) fn published(cookie: u32) -> Self {
         Self {
             live: true,
@@ -72,7 +77,8 @@ impl Phase {
         }
     }
 
-    /// Claimed, with one more user, if it can be, and has this cookie if one is given.
+    /// Returns the phase with a claim and one more user. [`None`] if the request is not published,
+    /// is claimed already, has too many users, or has a cookie that is not the one given.
     pub(super) fn claim(self, cookie: Option<u32>) -> Option<Self> {
         let named = cookie.is_none_or(|cookie| cookie == self.cookie);
         if !self.live || self.claimed || !named {
@@ -85,7 +91,7 @@ impl Phase {
         })
     }
 
-    /// Not claimed any more, and one user less.
+    /// Returns the phase without the claim and with one user less.
     #[inline]
     pub(super) fn unclaim(self) -> Self {
         Self {
@@ -95,8 +101,8 @@ impl Phase {
         }
     }
 
-    /// One user less, which has decided on `fate` if there is one. Published no more if that was
-    /// the last thing to wait for.
+    /// Returns the phase with one user less, which has decided on `fate` if that is [`Some`]. The
+    /// request is no longer published if no user is left and the result is decided.
     pub(super) fn put_user(mut self, fate: Option<Fate>) -> Self {
         self.users = self.users.saturating_sub(1);
         if let Some(fate) = fate {
@@ -115,7 +121,7 @@ mod tests {
 
     const COOKIES: [u32; 6] = [0, 1, 0x7fff_ffff, 0x8000_0000, 0xdead_beef, u32::MAX];
 
-    /// Lets one user go, and counts in `ends` that the request is the caller's to finish.
+    /// Drops one user, and increments `ends` if the caller has to finish the request then.
     fn put(phase: &mut Phase, fate: Option<Fate>, ends: &mut u32) {
         let next = phase.put_user(fate);
         *ends += u32::from(phase.live && !next.live);
@@ -198,7 +204,7 @@ mod tests {
         let mut phase = Phase::published(7);
         put(&mut phase, None, &mut ends);
         assert!(phase.live && ends == 0);
-        // A reply can still claim it.
+        // A reply can claim the request.
         assert!(phase.claim(Some(7)).is_some());
     }
 
@@ -235,7 +241,8 @@ mod tests {
             Fate::End(BlkStatus::IOERR),
         ];
         for fate in fates {
-            // The sender lets go before the claim, between, or after the decision.
+            // The sender drops its user before the claim, between claim and decision, or after the
+            // decision.
             for sender in 0..3 {
                 let mut ends = 0;
                 let mut phase = Phase::published(3);
@@ -253,7 +260,8 @@ mod tests {
                 }
                 put(&mut phase, Some(fate), &mut ends);
                 assert_eq!(ends, u32::from(sender < 2));
-                // Decided, but not published any more or claimed: nobody decides again.
+                // The request is either claimed or no longer published, so that nothing can decide
+                // again.
                 assert!(phase.claim(None).is_none());
                 if sender == 2 {
                     put(&mut phase, None, &mut ends);

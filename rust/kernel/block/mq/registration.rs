@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making disks and showing them to user space.
+//! Creation of disks, and their registration with user space.
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
@@ -29,29 +29,33 @@ use core::{
     ptr::{self, NonNull}, //
 };
 
-/// What a new disk looks like.
+/// The parameters of a new disk.
 pub struct DiskBuilder<'a> {
-    /// Its name under `/dev`.
+    /// The disk's name under `/dev`.
     pub name: fmt::Arguments<'a>,
-    /// Its major number, from [`Major`](crate::block::Major).
+    /// The disk's major number, which a [`Major`](crate::block::Major) has registered.
     pub major: u32,
-    /// Its first minor number.
+    /// The disk's first minor number.
     pub first_minor: u32,
-    /// The number of minors, its own and those of its partitions.
+    /// The number of minors, for the disk and its partitions.
     pub minors: u32,
-    /// The number of hardware queues; there are no more than CPUs.
+    /// The number of hardware queues. The block layer reduces it to the number of CPUs.
     pub hw_queues: u32,
-    /// Requests per hardware queue.
+    /// The number of requests per hardware queue.
     pub queue_depth: u32,
-    /// The largest request in bytes.
+    /// The length of the largest request, in bytes.
     pub max_bytes: u32,
-    /// The size of request that suits the disk best, in bytes.
+    /// The length of a request that suits the disk best, in bytes.
     pub io_opt: u32,
 }
 
 impl DiskBuilder<'_> {
-    /// Makes the disk and adds it. Sleeps. Fails with `EINVAL` if the name has no room or a number
-    /// is no good, with `ENOMEM`, and with `EEXIST` or `EBUSY` if there is such a disk or minor.
+    /// Creates the disk and adds it.
+    ///
+    /// Fails with `EINVAL` if the name is too long or a number is out of range, with `EEXIST` or
+    /// `EBUSY` if the name or the minor is taken, and with `ENOMEM`.
+    ///
+    /// Context: may sleep. User space can open the disk before this returns.
     pub fn build<T: DiskOperations>(self, data: Arc<T::Data>) -> Result<RegisteredDisk<T>> {
         let private = Self::alloc_tag_set::<T>(self.hw_queues, self.queue_depth, data)?;
         let mut limits = bindings::queue_limits {
@@ -61,7 +65,9 @@ impl DiskBuilder<'_> {
             max_segment_size: u32::MAX,
             ..pin_init::zeroed()
         };
-        // SAFETY: The tag set was allocated; the limits and the lock class are valid.
+        // SAFETY: `alloc_tag_set` has allocated the tag set, which the disk's private data keeps
+        // until the disk is freed. The limits are initialised and live during the call. The queue
+        // data may be null, and the lock class is static.
         let disk = from_err_ptr(unsafe {
             bindings::__blk_mq_alloc_disk(
                 private.tag_set.get(),
@@ -77,7 +83,8 @@ impl DiskBuilder<'_> {
                 return Err(error);
             }
         };
-        // SAFETY: The disk is ours alone until it is added.
+        // SAFETY: `__blk_mq_alloc_disk` has returned a valid disk, and nothing else has a pointer
+        // to it before it is added.
         unsafe {
             (*disk).major = self.major as ffi::c_int;
             (*disk).first_minor = self.first_minor as ffi::c_int;
@@ -85,17 +92,22 @@ impl DiskBuilder<'_> {
             (*disk).private_data = KBox::into_raw(private).cast();
             (*disk).fops = &const { Vtable::<T>::FOPS };
         }
-        // SAFETY: The reference of `__blk_mq_alloc_disk` is handed over.
-        // INVARIANT: The private data was set just above.
+        // INVARIANT: The private data was set just above, and the tag set in it was allocated for
+        // this queue.
+        // SAFETY: The disk is valid, hence its address not null, and the reference that
+        // `__blk_mq_alloc_disk` returned passes to the `ARef`.
         let disk = unsafe { ARef::<GenDisk<T>>::from_raw(NonNull::new_unchecked(disk.cast())) };
         match self.add(&disk) {
-            // INVARIANT: Added just above. From here on `free_disk` frees the private data.
+            // INVARIANT: `add` has added the disk. From here on `free_disk` frees the private data.
             Ok(()) => Ok(RegisteredDisk(disk)),
             Err(error) => {
-                // SAFETY: The disk is valid; `build` put the box there.
+                // SAFETY: `private_data` is the pointer from `KBox::into_raw` above. `free_disk`,
+                // which also takes the box back, is only called for a disk that was added, and
+                // `add` has failed.
                 let private =
                     unsafe { KBox::from_raw((*disk.as_raw()).private_data.cast::<DiskData<T>>()) };
-                // The last reference; `free_disk` is for disks that were added.
+                // This is the last reference. The disk must be released before its tag set is
+                // freed.
                 drop(disk);
                 free_private(private);
                 Err(error)
@@ -103,14 +115,15 @@ impl DiskBuilder<'_> {
         }
     }
 
-    /// Names the disk and adds it.
+    /// Sets the disk's name and adds it.
     fn add<T: DiskOperations>(self, disk: &GenDisk<T>) -> Result {
-        // SAFETY: The disk is not added yet, so its name is ours to write.
+        // SAFETY: The disk is valid. It is not added yet, so nothing else reads or writes its name.
         let name = unsafe { &mut (*disk.as_raw()).disk_name };
         NullTerminatedFormatter::new(name)
             .ok_or(EINVAL)?
             .write_fmt(self.name)?;
-        // SAFETY: The disk is complete.
+        // SAFETY: The disk is valid, has a name, numbers, operations and private data, and was not
+        // added before. The parent and the groups may be null.
         to_result(unsafe {
             bindings::device_add_disk(ptr::null_mut(), disk.as_raw(), ptr::null_mut())
         })
@@ -123,7 +136,7 @@ impl DiskBuilder<'_> {
     ) -> Result<KBox<DiskData<T>>> {
         const {
             assert!(!mem::needs_drop::<Pdu<T::Queue>>());
-            // It follows the request.
+            // The block layer places the `Pdu` right behind the `struct request`.
             assert!(mem::align_of::<Pdu<T::Queue>>() <= mem::align_of::<bindings::request>());
         };
         let private = KBox::new(
@@ -136,8 +149,9 @@ impl DiskBuilder<'_> {
                     cmd_size: mem::size_of::<Pdu<T::Queue>>() as u32,
                     flags: bindings::BLK_MQ_F_BLOCKING
                         | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT
-                        // Hardware queues are not bound to processors: one that goes offline need
-                        // not wait for the requests of its queue, which may wait for a reconnect.
+                        // Hardware queues are not bound to CPUs: a CPU that goes offline does not
+                        // wait for the requests of its queue, which may themselves wait for a
+                        // reconnect.
                         | bindings::BLK_MQ_F_STACKING,
                     ..pin_init::zeroed()
                 }),
@@ -146,22 +160,27 @@ impl DiskBuilder<'_> {
             },
             GFP_KERNEL,
         )?;
-        // SAFETY: The tag set is filled in, and stays where it is: the box is never moved out of.
+        // SAFETY: The tag set is filled in, its operations are static, and it keeps its address:
+        // the box is not moved out of before `free_private`.
         to_result(unsafe { bindings::blk_mq_alloc_tag_set(private.tag_set.get()) })?;
         Ok(private)
     }
 }
 
-/// Frees what [`DiskBuilder::alloc_tag_set`] made.
+/// Frees what [`DiskBuilder::alloc_tag_set`] has allocated.
 #[inline]
 fn free_private<T: DiskOperations>(private: KBox<DiskData<T>>) -> Arc<T::Data> {
-    // SAFETY: The tag set was allocated, and no queue uses it any more.
+    // SAFETY: `alloc_tag_set` has allocated the tag set. The callers have released the disk, or
+    // never had one, so no queue uses the tag set.
     unsafe { bindings::blk_mq_free_tag_set(private.tag_set.get()) };
     KBox::into_inner(private).data
 }
 
-/// A disk that user space can see; dropping it takes it away. That sleeps until requests in flight
-/// have finished: not from a callback of the disk's, nor with a lock held that one of them takes.
+/// A disk that user space can see. Dropping it removes the disk.
+///
+/// Context: may sleep. The drop waits until the requests in flight have finished and takes
+/// `disk->open_mutex`: it must not run in a callback of the disk, nor with a lock held that a
+/// callback takes.
 ///
 /// # Invariants
 ///
@@ -201,41 +220,50 @@ impl<T: DiskOperations> Vtable<T> {
 
     /// # Safety
     ///
-    /// Called by the block layer only, with a disk of `T`, as are the others.
+    /// Only the block layer may call this, with a valid disk that [`DiskBuilder::build`] made for
+    /// `T`.
     unsafe extern "C" fn open(
         disk: *mut bindings::gendisk,
         _mode: bindings::blk_mode_t,
     ) -> ffi::c_int {
-        // SAFETY: The block layer passes a valid disk of this vtable.
+        // SAFETY: The caller passes a disk that `build` made for `T`, and keeps it referenced
+        // during the call.
         from_result(|| T::open(unsafe { GenDisk::from_raw(disk) }).map(|()| 0))
     }
 
     /// # Safety
     ///
-    /// See [`Self::open`].
+    /// Only the block layer may call this, with a valid disk that [`DiskBuilder::build`] made for
+    /// `T`.
     unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
-        // SAFETY: The block layer passes a valid disk of this vtable.
+        // SAFETY: The caller passes a disk that `build` made for `T`, and keeps it referenced
+        // during the call.
         T::release(unsafe { GenDisk::from_raw(disk) });
     }
 
     /// # Safety
     ///
-    /// See [`Self::open`]; `bdev` is the disk or a partition of it.
+    /// Only the block layer may call this, with a valid block device, the whole or a partition, of
+    /// a disk that [`DiskBuilder::build`] made for `T`.
     unsafe extern "C" fn ioctl(
         bdev: *mut bindings::block_device,
         _mode: bindings::blk_mode_t,
         cmd: ffi::c_uint,
         arg: ffi::c_ulong,
     ) -> ffi::c_int {
-        // SAFETY: The block layer passes a valid block device of a disk of this vtable.
+        // SAFETY: The caller passes a block device that is open during the call, which keeps the
+        // disk that it points to referenced; `build` made that disk for `T`.
         from_result(|| T::ioctl(unsafe { GenDisk::from_raw((*bdev).bd_disk) }, cmd, arg))
     }
 
     /// # Safety
     ///
-    /// See [`Self::open`]; the last reference to the disk is gone.
+    /// Only the block layer may call this, once, with a disk that [`DiskBuilder::build`] made for
+    /// `T`, after the last reference to it is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: `build` put the box there; nobody can use it any more.
+        // SAFETY: `private_data` is the pointer from `KBox::into_raw` in `build`, which leaves it
+        // to this function once the disk is added. There is no reference to the disk left through
+        // which it could be used.
         let private = unsafe { KBox::from_raw((*disk).private_data.cast::<DiskData<T>>()) };
         T::free(free_private(private));
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A first-in, first-out list of requests that needs no memory of its own.
+//! First-in, first-out lists of requests that need no memory of their own.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h) (`struct rq_list`)
 
@@ -15,27 +15,33 @@ use core::{
     ptr::{self, NonNull}, //
 };
 
-/// Requests linked through `rq_next`.
+/// A list of requests, which are linked through `rq_next`.
+///
+/// Context: any. Dropping the list drops its requests.
 ///
 /// # Invariants
 ///
-/// `head` and what is linked behind it are requests of which the list owns the
-/// [`ActiveRequest`]; `tail` is the last of them, or null if there is none.
+/// `head` and the requests that are linked behind it are requests of which the list owns the
+/// `ActiveRequest`. `tail` is the last of them, or null if there is none. Nothing else uses their
+/// links.
 pub struct RequestList<T: Operations> {
     head: *mut bindings::request,
     tail: *mut bindings::request,
     _owned: PhantomData<ActiveRequest<T>>,
 }
 
-// SAFETY: The list owns its requests, which are `Send`.
+// SAFETY: The list only points to requests of which it owns the `ActiveRequest`, and that is
+// `Send`.
 unsafe impl<T: Operations> Send for RequestList<T> {}
 
 impl<T: Operations> RequestList<T> {
-    /// An empty list.
+    /// Creates an empty list.
+    ///
+    /// Context: any.
     #[expect(clippy::new_without_default)]
     #[inline]
     pub const fn new() -> Self {
-        // INVARIANT: No requests, and null at both ends.
+        // INVARIANT: There is no request, and both ends are null.
         Self {
             head: ptr::null_mut(),
             tail: ptr::null_mut(),
@@ -43,52 +49,68 @@ impl<T: Operations> RequestList<T> {
         }
     }
 
-    /// Whether there is no request in the list.
+    /// Returns whether there is no request in the list.
+    ///
+    /// Context: any.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.head.is_null()
     }
 
     /// Adds a request at the end.
+    ///
+    /// Context: any.
     pub fn push_back(&mut self, rq: ActiveRequest<T>) {
         let rq = rq.into_raw().as_ptr();
-        // SAFETY: The request is active, so that the block layer leaves its link alone.
+        // SAFETY: The list has taken over the `ActiveRequest`. While the request is started, the
+        // block layer does not use its link.
         unsafe { Self::set_next(rq, ptr::null_mut()) };
         match NonNull::new(self.tail) {
-            // SAFETY: By the type invariant the last request is owned by the list.
+            // SAFETY: By the type invariant the list owns the last request.
             Some(tail) => unsafe { Self::set_next(tail.as_ptr(), rq) },
             None => self.head = rq,
         }
-        // INVARIANT: The list took over the value above, and links it last.
+        // INVARIANT: The list has taken over the value, and the request is the last one that is
+        // linked.
         self.tail = rq;
     }
 
-    /// Takes the first request out.
+    /// Removes the first request and returns it.
+    ///
+    /// Context: any.
     #[inline]
     pub fn pop_front(&mut self) -> Option<ActiveRequest<T>> {
         let rq = NonNull::new(self.head)?;
-        // SAFETY: By the type invariant the first request is owned by the list.
+        // SAFETY: By the type invariant the list owns the first request.
+        // INVARIANT: `head` is the request that was linked behind the first one.
         self.head = unsafe { Self::next(rq.as_ptr()) };
         if self.head.is_null() {
             self.tail = ptr::null_mut();
         }
-        // SAFETY: `push_back` made it from an `ActiveRequest`, and it is no longer in the list.
+        // SAFETY: `push_back` got the pointer from `ActiveRequest::into_raw`. The request is no
+        // longer in the list, so that this is the only `from_raw` for it.
         Some(unsafe { ActiveRequest::from_raw(rq) })
     }
 
-    /// The list, leaving an empty one.
+    /// Returns the list's requests as a list, and leaves this one empty.
+    ///
+    /// Context: any.
     #[inline]
     pub fn take(&mut self) -> Self {
         mem::replace(self, Self::new())
     }
 
-    /// The first request.
+    /// Returns the first request.
+    ///
+    /// Context: any.
     #[inline]
     pub fn front(&self) -> Option<&StartedRequest<T>> {
         self.iter().next()
     }
 
-    /// The requests from first to last.
+    /// Returns an iterator over the requests, from the first to the last.
+    ///
+    /// Context: any.
     pub fn iter(&self) -> impl Iterator<Item = &StartedRequest<T>> {
         let mut next: &*mut bindings::request = &self.head;
         core::iter::from_fn(move || {
@@ -96,29 +118,33 @@ impl<T: Operations> RequestList<T> {
             if current.is_null() {
                 return None;
             }
-            // SAFETY: By the type invariant `current` is owned by the list, which is borrowed.
+            // SAFETY: By the type invariant `current` is a request that the list owns, and the list
+            // is borrowed: its links are not written.
             next = unsafe { &(**current).__bindgen_anon_1.rq_next };
-            // SAFETY: `StartedRequest` is transparent over a non-null pointer, and the request
-            // stays started while the list that is borrowed owns it.
+            // SAFETY: `StartedRequest` is transparent over a non-null pointer, and `current` is not
+            // null. The request stays started while the list owns its `ActiveRequest`, and the list
+            // is borrowed.
             Some(unsafe { &*ptr::from_ref(current).cast::<StartedRequest<T>>() })
         })
     }
 
     /// # Safety
     ///
-    /// `rq` must be owned by the list or about to be.
+    /// The list must own the `ActiveRequest` of `rq`, be it linked already or about to be.
     #[inline]
     unsafe fn set_next(rq: *mut bindings::request, next: *mut bindings::request) {
-        // SAFETY: By the caller's promise the link is the list's to write.
+        // SAFETY: By the safety requirements the request is started and the list's, so that nothing
+        // else uses its link, the active member of the union.
         unsafe { (*rq).__bindgen_anon_1.rq_next = next };
     }
 
     /// # Safety
     ///
-    /// `rq` must be owned by the list.
+    /// `rq` must be in the list.
     #[inline]
     unsafe fn next(rq: *mut bindings::request) -> *mut bindings::request {
-        // SAFETY: By the caller's promise the link is the list's to read.
+        // SAFETY: By the safety requirements the request is in the list, and `push_back` has
+        // written its link, the active member of the union.
         unsafe { (*rq).__bindgen_anon_1.rq_next }
     }
 }
