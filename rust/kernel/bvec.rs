@@ -15,12 +15,12 @@ use crate::{
 };
 use core::{marker::PhantomData, mem::MaybeUninit, slice};
 
-/// Up to `N` pieces, to be had on the stack for one transfer.
+/// Up to `N` pieces for one transfer, to be kept on the stack.
 ///
 /// # Invariants
 ///
-/// The first `count` entries of `vecs` are initialised; `len` is their length in bytes, and not more
-/// than `limit`.
+/// The first `count` entries of `vecs` are initialised. `len` is their length together, in bytes,
+/// and not more than `limit`.
 struct Pieces<const N: usize> {
     vecs: [MaybeUninit<bindings::bio_vec>; N],
     count: usize,
@@ -31,7 +31,7 @@ struct Pieces<const N: usize> {
 impl<const N: usize> Pieces<N> {
     #[inline]
     fn new(limit: usize) -> Self {
-        // INVARIANT: There are none.
+        // INVARIANT: There are no pieces, so that their length is 0.
         Self {
             vecs: [const { MaybeUninit::uninit() }; N],
             count: 0,
@@ -40,7 +40,8 @@ impl<const N: usize> Pieces<N> {
         }
     }
 
-    /// Adds a piece, or as much of its beginning as has room. `false` when that is not all.
+    /// Adds a piece, or as many of its first bytes as the limit allows. Returns whether the whole
+    /// piece was added.
     fn push(&mut self, mut piece: bindings::bio_vec) -> bool {
         let room = self.limit - self.len;
         let whole = piece.bv_len as usize <= room;
@@ -54,13 +55,14 @@ impl<const N: usize> Pieces<N> {
             return false;
         };
         slot.write(piece);
-        // INVARIANT: Written just above, and not longer than the room.
+        // INVARIANT: The entry was written just above, and is not longer than the room below the
+        // limit.
         self.count += 1;
         self.len += piece.bv_len as usize;
         whole
     }
 
-    /// Adds the data of a request from byte `skip` on. `false` when not all of it had room.
+    /// Adds the data of a request from byte `skip` on. Returns whether all of it was added.
     fn push_request<T: Operations>(&mut self, rq: &StartedRequest<T>, mut skip: usize) -> bool {
         let mut whole = true;
         rq.for_each_segment(|mut piece| {
@@ -78,30 +80,32 @@ impl<const N: usize> Pieces<N> {
         whole
     }
 
-    /// The pieces.
+    /// Returns the pieces.
     #[inline]
     fn as_slice(&self) -> &[bindings::bio_vec] {
-        // SAFETY: By the type invariant so many are initialised.
+        // SAFETY: By the type invariant the first `count` entries are initialised, and
+        // `MaybeUninit` is transparent.
         unsafe { slice::from_raw_parts(self.vecs.as_ptr().cast(), self.count) }
     }
 
-    /// An iterator over the pieces.
+    /// Returns an iterator over the pieces.
     ///
     /// # Safety
     ///
-    /// The iterator must not be used after `self` is moved or changed, or the data freed.
+    /// The iterator must not be used after `self` is moved or changed, or after the data is freed.
     #[inline]
     unsafe fn iter(&self, direction: u32) -> bindings::iov_iter {
-        // SAFETY: By the caller's promise.
+        // SAFETY: By the safety requirements the iterator is used only while the pieces and their
+        // data are there. `len` is the length of the pieces by the type invariant.
         unsafe { bvec_iter(direction, self.as_slice(), self.len) }
     }
 }
 
-/// An iterator over `len` bytes of `pieces`, which is their length.
+/// Returns an iterator over `pieces`, whose length together is `len` bytes.
 ///
 /// # Safety
 ///
-/// The iterator must not be used after the pieces are moved or changed, or the data freed.
+/// The iterator must not be used after the pieces are moved or changed, or after the data is freed.
 #[inline]
 unsafe fn bvec_iter(
     direction: u32,
@@ -109,18 +113,21 @@ unsafe fn bvec_iter(
     len: usize,
 ) -> bindings::iov_iter {
     let mut iter = bindings::iov_iter::default();
-    // SAFETY: The pieces are initialised; the caller promises that they stay.
+    // SAFETY: The iterator can be written, and the pieces are initialised. The iterator keeps a
+    // pointer to them, which by the safety requirements is not used after they are gone.
     unsafe { bindings::iov_iter_bvec(&mut iter, direction, pieces.as_ptr(), pieces.len(), len) };
     iter
 }
 
-/// Where the bytes of `piece` are if references to its pages are not counted: pages of slabs and of
-/// large `kmalloc` allocations, which their users free without looking at the count.
+/// Returns the address of the bytes of `piece` if references to its pages are not counted. These
+/// are the pages of slabs and of large `kmalloc` allocations, whose users free them whatever the
+/// count is.
 fn uncounted(piece: &bindings::bio_vec) -> Option<*mut ffi::c_void> {
     let offset = piece.bv_offset as usize;
     let end = offset + piece.bv_len as usize;
     let mut pages = (offset >> PAGE_SHIFT)..end.div_ceil(PAGE_SIZE);
-    // SAFETY: The pages of a piece are consecutive and allocated; the functions look at them.
+    // SAFETY: The pages of a piece are consecutive and allocated, so that `nth` is the index of one
+    // of them. The functions only read the flags and the count of a page.
     let counted = pages.all(|nth| unsafe {
         let page = piece.bv_page.add(nth);
         bindings::sendpage_ok(page) && !bindings::page_is_large_kmalloc(page)
@@ -128,27 +135,37 @@ fn uncounted(piece: &bindings::bio_vec) -> Option<*mut ffi::c_void> {
     if counted {
         return None;
     }
-    // SAFETY: The page is allocated. `kmalloc` gives memory that is always mapped.
+    // SAFETY: The page is allocated. It belongs to a slab or a `kmalloc` allocation, neither of
+    // which is in high memory, so that it has an address.
     let page = unsafe { bindings::page_address(piece.bv_page) };
     (!page.is_null()).then(|| page.wrapping_byte_add(offset))
 }
 
-/// Room for headers on their way out: a page, since a socket may keep references to the pages that it
-/// sends for longer than the call. It is done with the bytes in them when the call returns.
+/// Room for the headers of a transfer: a page, since a socket may keep references to the pages that
+/// it sends from for longer than the call. It does not use the bytes in them after the call.
+///
+/// Context: any, when it is dropped.
 pub struct Headers(Page);
 
 impl Headers {
-    /// Takes memory as a send does: without waiting for I/O that may wait for this one, and from the
-    /// reserves if need be. Sleeps. Fails with `ENOMEM`.
+    /// Allocates the room as a send does: without waiting for I/O that may wait for this one, and
+    /// from the memory reserves if need be.
+    ///
+    /// Fails with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn new() -> Result<Self> {
         let _noreclaim = NoReclaim::enter();
         Ok(Self(Page::alloc_page(GFP_KERNEL)?))
     }
 
-    /// All of the room, for one transfer.
+    /// Returns all of the room, for one transfer.
+    ///
+    /// Context: any.
     #[inline]
     pub fn slots(&mut self) -> HeaderSlots<'_> {
-        // INVARIANT: The page is borrowed mutably.
+        // INVARIANT: The page is borrowed mutably for the lifetime of the result, through which
+        // alone it is used.
         HeaderSlots {
             page: &self.0,
             used: 0,
@@ -156,23 +173,24 @@ impl Headers {
     }
 }
 
-/// What is left of the room for headers of a transfer.
+/// The room that is left for the headers of a transfer.
 ///
 /// # Invariants
 ///
-/// Nobody else reads or writes the page from byte `used` on for `'a`.
+/// Nothing else reads or writes the page from byte `used` on for `'a`.
 pub struct HeaderSlots<'a> {
     page: &'a Page,
     used: usize,
 }
 
 impl HeaderSlots<'_> {
-    /// Copies `bytes`. [`None`] when there is no room.
+    /// Copies `bytes` into the room and returns the piece; [`None`] if there is no room.
     fn copy(&mut self, bytes: &[u8]) -> Option<bindings::bio_vec> {
         let at = self.used;
-        // SAFETY: `bytes` can be read, and by the type invariant the page be written there.
+        // SAFETY: `bytes` is valid for reads. By the type invariant nothing else uses the page from
+        // `at` on, and `write_raw` checks that the bytes have room in it.
         unsafe { self.page.write_raw(bytes.as_ptr(), at, bytes.len()) }.ok()?;
-        // INVARIANT: What was written is in front of it.
+        // INVARIANT: The bytes were written in front of the new `used`.
         self.used += bytes.len();
         Some(bindings::bio_vec {
             bv_page: self.page.as_ptr(),
@@ -186,25 +204,29 @@ impl HeaderSlots<'_> {
 ///
 /// # Invariants
 ///
-/// Each piece can be read for `'a`.
+/// Each piece is valid for reads for `'a`.
 pub struct BvecSource<'a, const N: usize> {
     pieces: Pieces<N>,
     _data: PhantomData<&'a [u8]>,
 }
 
 impl<'a, const N: usize> BvecSource<'a, N> {
-    /// Nothing to be sent yet, and never more than `limit` bytes.
+    /// Creates an empty source for no more than `limit` bytes.
+    ///
+    /// Context: any.
     #[inline]
     pub fn new(limit: usize) -> Self {
-        // INVARIANT: There is no piece.
+        // INVARIANT: There is no piece, so that there is nothing to be valid.
         Self {
             pieces: Pieces::new(limit),
             _data: PhantomData,
         }
     }
 
-    /// Adds a copy of `header` from byte `skip` on, if that is not its end; the copy takes room of
-    /// `slots`. `false` when there is none. Does not sleep.
+    /// Adds a copy of `header` from byte `skip` on, which takes room of `slots`. A `skip` beyond
+    /// its end adds nothing. Returns whether all of it was added.
+    ///
+    /// Context: any.
     #[inline]
     pub fn push_header<H: AsBytes>(
         &mut self,
@@ -214,33 +236,40 @@ impl<'a, const N: usize> BvecSource<'a, N> {
     ) -> bool {
         let rest = header.as_bytes().get(skip..).unwrap_or_default();
         match slots.copy(rest) {
-            // INVARIANT: The page is borrowed for `'a`, and only what is behind the copy changes.
+            // INVARIANT: The page is borrowed for `'a`, and only the bytes behind the copy are
+            // written, by the invariant of `slots`.
             Some(piece) => self.pieces.push(piece),
             None => false,
         }
     }
 
-    /// Adds the data of `rq` from byte `skip` on, if it is a write. `false` when not all of it had
-    /// room.
+    /// Adds the data of `rq` from byte `skip` on, if it is a write. Returns whether all of it was
+    /// added.
+    ///
+    /// Context: any.
     #[inline]
     pub fn push_request<T: Operations>(&mut self, rq: &'a StartedRequest<T>, skip: usize) -> bool {
-        // INVARIANT: The data of a write can be read while that is borrowed.
+        // INVARIANT: The data of a write is valid for reads while the request is started, and it is
+        // borrowed for `'a`.
         rq.op() != Op::Write || self.pieces.push_request(rq, skip)
     }
 
+    /// Returns an iterator over the pieces.
+    ///
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved, changed or dropped.
     #[inline]
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
-        // SAFETY: By the caller's promise; the data lives as long as `self`.
+        // SAFETY: By the safety requirements the iterator is used only while `self` is there, and
+        // by the type invariant the data is valid for as long.
         unsafe { self.pieces.iter(bindings::ITER_SOURCE) }
     }
 
-    /// An iterator over those of the first pieces that are all in pages with counted references,
-    /// which the user of the iterator may keep; or all in others, to be copied: by way of `copied`,
-    /// an iterator of the kind whose data is never kept. There is at least one piece in it if there
-    /// is one here.
+    /// Returns an iterator over the first pieces that are all in pages with counted references,
+    /// which the user of the iterator may keep, or that are all in others. The latter go through
+    /// `copied` into an iterator of the kind whose data is copied. It has at least one piece if
+    /// `self` does.
     ///
     /// # Safety
     ///
@@ -263,8 +292,9 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         }
         if count > 0 {
             let mut iter = bindings::iov_iter::default();
-            // SAFETY: So many entries were written just above; the data lives as long as `self`, and
-            // what is to be sent is not written.
+            // SAFETY: The iterator can be written. The first `count` entries of `copied` were
+            // written just above, with `len` bytes together, and each is valid for reads for `'a`
+            // by the type invariant. The iterator is a source, so that it writes nothing.
             unsafe {
                 bindings::iov_iter_kvec(
                     &mut iter,
@@ -280,7 +310,8 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         let (count, len) = counted.fold((0, 0), |(count, len), piece| {
             (count + 1, len + piece.bv_len as usize)
         });
-        // SAFETY: By the caller's promise; the data lives as long as `self`.
+        // SAFETY: By the safety requirements the iterator is used only while `self` is there, and
+        // by the type invariant the data is valid for as long. `len` is the length of these pieces.
         unsafe {
             bvec_iter(
                 bindings::ITER_SOURCE,
@@ -295,64 +326,79 @@ impl<'a, const N: usize> BvecSource<'a, N> {
 ///
 /// # Invariants
 ///
-/// Each piece can be written for `'a` and is not read meanwhile.
+/// Each piece is valid for writes for `'a`, and nothing else reads or writes it.
 pub struct BvecDest<'a, const N: usize> {
     pieces: Pieces<N>,
     _data: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a, const N: usize> BvecDest<'a, N> {
-    /// Nothing to be filled yet, and never more than `limit` bytes.
+    /// Creates an empty destination for no more than `limit` bytes.
+    ///
+    /// Context: any.
     #[inline]
     pub fn new(limit: usize) -> Self {
-        // INVARIANT: There is no piece.
+        // INVARIANT: There is no piece, so that there is nothing to be valid.
         Self {
             pieces: Pieces::new(limit),
             _data: PhantomData,
         }
     }
 
-    /// Adds the data of `rq` from byte `skip` on, if it is a read. `false` when not all of it had
-    /// room.
+    /// Adds the data of `rq` from byte `skip` on, if it is a read. Returns whether all of it was
+    /// added.
+    ///
+    /// Context: any.
     #[inline]
     pub fn push_request<T: Operations>(&mut self, rq: &'a mut Claim<T>, skip: usize) -> bool {
-        // INVARIANT: Whoever has claimed a read may fill its data, and nobody else touches them.
+        // INVARIANT: The claim of a read is the only right to write its data, and it is borrowed
+        // mutably for `'a`.
         rq.op() != Op::Read || self.pieces.push_request(rq, skip)
     }
 
-    /// Adds `bytes`, which must be a part of a small allocation of `kmalloc`. `false` when there is
-    /// no room, or they are elsewhere. Does not sleep.
+    /// Adds `bytes`, which must be in a slab, as small `kmalloc` allocations are. Returns whether
+    /// they were added: they are not if they are elsewhere or have no room.
     ///
-    /// Some sockets take references to the pages of a piece and give them back before they return,
-    /// which would free a page that had none; those of slabs are spared that.
+    /// Some sockets take references to the pages of a piece and drop them before the call returns.
+    /// That would free a page whose references are not counted; the pages of slabs are spared that.
+    ///
+    /// Context: any.
     pub fn push_bytes(&mut self, bytes: &'a mut [u8]) -> bool {
         let start = bytes.as_mut_ptr();
-        // SAFETY: The function only looks at the address.
+        // SAFETY: The function takes any address, and only reads the page's flags if that is a
+        // valid one.
         if !unsafe { bindings::is_slab_address(start.cast()) } {
             return false;
         }
         let mut piece = bindings::bio_vec::default();
-        // SAFETY: Behind the memory of slabs there is a `struct page`.
+        // SAFETY: The piece can be written, and the memory of slabs has a `struct page`.
         unsafe { bindings::bvec_set_virt(&mut piece, start.cast(), bytes.len() as u32) };
         // INVARIANT: The bytes are borrowed mutably for `'a`.
         self.pieces.push(piece)
     }
 
-    /// Fills the pieces from the start with `bytes`, and returns how many had room.
+    /// Copies `bytes` into the pieces, from the first one on, and returns how many bytes had room.
+    ///
+    /// Context: any.
     #[inline]
     pub fn fill(self, bytes: &[u8]) -> usize {
-        // SAFETY: The iterator does not outlive the function.
+        // SAFETY: The iterator does not outlive the function, which owns `self` and neither moves
+        // nor changes it meanwhile.
         let mut iter = unsafe { self.iter() };
-        // SAFETY: `bytes` can be read, and by the type invariant the pieces can be written.
+        // SAFETY: `bytes` is valid for reads, and the iterator over the pieces, which by the type
+        // invariant are valid for writes, is used while `self` is there.
         unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), &mut iter) }
     }
 
+    /// Returns an iterator over the pieces.
+    ///
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved, changed or dropped.
     #[inline]
     pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
-        // SAFETY: By the caller's promise; the data lives as long as `self`.
+        // SAFETY: By the safety requirements the iterator is used only while `self` is there, and
+        // by the type invariant the data is valid for as long.
         unsafe { self.pieces.iter(bindings::ITER_DEST) }
     }
 }
@@ -378,8 +424,10 @@ mod tests {
             assert!(source.push_header(&mut slots, &header, 20));
             // SAFETY: The iterator does not outlive `source`.
             let mut iter = unsafe { source.iter() };
-            // What a socket does that encrypts, but that gives the pages back itself.
-            // SAFETY: There is room for one page.
+            // This is what a socket that encrypts does, except that such a socket drops the
+            // reference itself.
+            // SAFETY: The iterator is valid while `source` is there, and `page` has room for one
+            // pointer.
             let bytes =
                 unsafe { bindings::iov_iter_get_pages2(&mut iter, &mut page, LEN, 1, &mut at) };
             assert_eq!(bytes, LEN as isize);
@@ -387,21 +435,22 @@ mod tests {
         drop(headers);
         let page = NonNull::new(page).ok_or(EINVAL)?;
         let mut sent = [0; LEN + 8];
-        // SAFETY: The page has the reference that was taken above.
+        // SAFETY: The test owns the reference that was taken above, which keeps the page valid
+        // until the test drops it below.
         let borrowed = unsafe { BorrowedPage::from_raw(page) };
-        // SAFETY: `sent` has room, and nobody writes to the page.
+        // SAFETY: `sent` has room for the bytes, and no task writes the page.
         unsafe { borrowed.read_raw(sent.as_mut_ptr(), at, sent.len()) }?;
         assert!(sent.get(..LEN) == Some(&header[..]));
         assert!(sent.get(LEN..) == header.get(20..));
-        // SAFETY: Gives the reference back, which nobody uses any more.
+        // SAFETY: The test owns the reference, and does not use the page afterwards.
         unsafe { bindings::__free_pages(page.as_ptr(), 0) };
         Ok(())
     }
 
-    /// A piece in memory of `kmalloc`.
+    /// Returns a piece in memory of `kmalloc`.
     fn piece_of(bytes: &mut [u8]) -> bindings::bio_vec {
         let mut piece = bindings::bio_vec::default();
-        // SAFETY: Behind the memory of `kmalloc` there is a `struct page`.
+        // SAFETY: The piece can be written, and the memory of `kmalloc` has a `struct page`.
         unsafe {
             bindings::bvec_set_virt(&mut piece, bytes.as_mut_ptr().cast(), bytes.len() as u32)
         };
@@ -415,7 +464,7 @@ mod tests {
         let mut large = KVec::<u8>::from_elem(8, 4 * PAGE_SIZE, GFP_KERNEL)?;
         let mut slots = headers.slots();
         let mut source = BvecSource::<8>::new(usize::MAX);
-        // A header, two pieces of slabs, and a header again.
+        // The source has a header, two pieces whose references are not counted, and another header.
         assert!(source.push_header(&mut slots, &[1u8; LEN], 0));
         assert!(source.pieces.push(piece_of(&mut small)));
         assert!(source.pieces.push(piece_of(&mut large)));
@@ -426,7 +475,7 @@ mod tests {
             .iter()
             .map(|p| uncounted(p).is_some());
         assert!(kinds.eq([false, true, true, false]));
-        // What a socket would take in its calls, one after the other.
+        // These are the pieces that a socket takes in its calls, one call after the other.
         let mut copied = [const { MaybeUninit::uninit() }; 8];
         for (drop_first, copy, len) in [
             (0, false, LEN),
@@ -441,7 +490,7 @@ mod tests {
             let iter = unsafe { rest.refcounted_iter(&mut copied) };
             let kind = u32::from(iter.iter_type);
             assert!((kind == bindings::iter_type_ITER_KVEC) == copy);
-            // SAFETY: Every iterator over vectors has a count.
+            // SAFETY: Both kinds of iterator have a count in this field of the union.
             assert_eq!(
                 unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.as_ref() }.count,
                 len
@@ -453,7 +502,7 @@ mod tests {
     #[test]
     fn headers_fill_a_page() -> Result {
         let mut headers = Headers::new()?;
-        // Each transfer has all of the room.
+        // Each transfer can use all of the room.
         for _ in 0..2 {
             let mut slots = headers.slots();
             let mut source = BvecSource::<150>::new(usize::MAX);
@@ -462,7 +511,7 @@ mod tests {
                 count += 1;
             }
             assert_eq!(count, PAGE_SIZE / LEN);
-            // What is sent needs no room.
+            // A header that was sent as a whole needs no room.
             assert!(source.push_header(&mut slots, &[0u8; LEN], LEN));
         }
         let mut slots = headers.slots();

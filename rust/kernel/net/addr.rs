@@ -7,10 +7,12 @@
 use crate::{bindings, fmt, prelude::*, str::BStr};
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// Where a `struct sockaddr_storage` has the address.
+/// The offset of the address in a `struct sockaddr_storage`, behind the family.
 const FAMILY_LEN: usize = 2;
 
-/// The address of one end of a socket, as `struct sockaddr_storage` has it.
+/// The address of one end of a socket.
+///
+/// C struct: `struct sockaddr_storage`.
 #[repr(C, align(8))]
 pub struct SocketAddr {
     bytes: [u8; 128],
@@ -18,8 +20,9 @@ pub struct SocketAddr {
 }
 
 impl SocketAddr {
-    /// Has `get` fill in an address: it is given room for a `struct sockaddr_storage`, and returns
-    /// the length or a negative errno.
+    /// Creates an address that `get` fills in. `get` gets a pointer to room for a `struct
+    /// sockaddr_storage`, and returns the length in bytes or a negative errno, with which this
+    /// fails.
     pub(super) fn new(get: impl FnOnce(*mut bindings::sockaddr) -> i32) -> Result<Self> {
         let mut addr = Self {
             bytes: [0; 128],
@@ -40,8 +43,10 @@ impl SocketAddr {
     }
 }
 
-/// `192.0.2.1:10809`, `[2001:db8::1]:10809`, a path, or `@` and an abstract name; `unnamed` for a
-/// Unix socket without a name.
+/// Writes `192.0.2.1:10809`, `[2001:db8::1]:10809`, the path of a Unix socket, `@` and its abstract
+/// name, or `unnamed`.
+///
+/// Context: any.
 impl fmt::Display for SocketAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = u16::from_be_bytes(self.array(FAMILY_LEN));

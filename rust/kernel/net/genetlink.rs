@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Generic netlink families that take commands.
+//! Generic netlink families with commands.
 //!
 //! C headers: [`include/net/genetlink.h`](srctree/include/net/genetlink.h),
 //! [`include/net/netlink.h`](srctree/include/net/netlink.h)
@@ -28,33 +28,36 @@ use core::{cell::UnsafeCell, marker::PhantomData, ptr};
 
 pub use crate::net::netlink::MulticastGroup;
 
-/// The commands of a family.
+/// The handler of a family's commands.
 pub trait Commands: Sized + 'static {
-    /// What all commands work on. The registration keeps it.
+    /// The data that all commands work on. The registration keeps a reference to it.
     type Context: Send + Sync + 'static;
 
-    /// Runs a command that some user, privileged or not, has sent.
+    /// Runs a command that a user, privileged or not, has sent. The current task is the sender.
+    /// Other commands may run at the same time.
     ///
-    /// The current task is the sender. Commands run at the same time as others, and may sleep.
+    /// An error is sent to the user, with what [`Info::require`], [`Info::refuse`] and
+    /// [`Attr::parse`] have added. `EINTR` is an exception: netlink sends no answer then. Netlink
+    /// does not restart a command that fails with `ERESTARTSYS`.
     ///
-    /// genetlink's `cb_lock` is held for reading: whoever adds or removes a family of any name
-    /// waits for the command, and all other commands wait behind them. The command must not do
-    /// so itself: it must neither drop a [`Registration`] nor load a module that has a family,
-    /// nor wait for someone who does.
-    ///
-    /// The sender gets the error, with what [`Info::require`], [`Info::refuse`] and
-    /// [`Attr::parse`] had to add. Not so `EINTR`, with which it gets no answer at all; and no
-    /// call is restarted with `ERESTARTSYS`.
+    /// Context: may sleep, with genetlink's `cb_lock` held for reading. A task that registers or
+    /// unregisters any family waits for the command, and all later commands wait for that task. The
+    /// command must therefore not drop a [`Registration`], nor load a module that has a family, nor
+    /// wait for a task that does one of these.
     fn handle(context: ArcBorrow<'_, Self::Context>, command: u8, info: &Info<'_>) -> Result;
 }
 
-/// A command that users can send to a family.
+/// A command of a family.
+///
+/// C struct: `struct genl_small_ops`.
 #[repr(transparent)]
 pub struct Operation<T: Commands>(bindings::genl_small_ops, PhantomData<fn(T)>);
 
 impl<T: Commands> Operation<T> {
-    /// A command that takes attributes it does not know, integers longer than they need be, and
-    /// anything in the reserved fields of the headers.
+    /// Creates a command that accepts unknown attributes, integers that are longer than they need
+    /// be, and any content of the reserved header fields.
+    ///
+    /// Context: any.
     pub const fn lenient(command: u8) -> Self {
         Self(
             bindings::genl_small_ops {
@@ -70,41 +73,46 @@ impl<T: Commands> Operation<T> {
     }
 }
 
-/// Not registered; `context` belongs to who changes this to [`BUSY`].
+/// The family is not registered, and the function that changes the state to `BUSY` owns `context`.
 const IDLE: u32 = 0;
-/// About to be registered, or was so once.
+/// The family is about to be registered, or was registered once.
 const BUSY: u32 = 1;
-/// Registered.
+/// The family is registered.
 const REGISTERED: u32 = 2;
 
-/// A generic netlink family, to be had in a `static`. Its commands run in parallel, in all network
+/// A generic netlink family, for a `static`. Its commands run in parallel, and in all network
 /// namespaces.
+///
+/// C struct: `struct genl_family`.
 ///
 /// # Invariants
 ///
-/// - `family` is complete but for two bits, which are set while `state` is [`BUSY`] and before it is
-///   registered, and the fields that are private to the C side, which alone writes these, and only
-///   in the one call of `genl_register_family` that succeeds and any that fail before. All of its operations are those of `T`, and it has at least one attribute.
-/// - If `family` can be found by its number or is about to be, `context` is `Some`, and not
-///   written.
-/// - If `state` is [`REGISTERED`], `genl_register_family` has succeeded.
+/// - `family` is complete but for two bits, which are set while `state` is `BUSY` and the family is
+///   not registered yet, and for the fields that are private to the C side. Only the C side writes
+///   those, in the calls of `genl_register_family`, of which no more than one succeeds, the last
+///   one. All of its operations are those of `T`, and it has at least one attribute.
+/// - While a command can find `family` by its number, `context` is `Some` and not written.
+/// - If `state` is `REGISTERED`, `genl_register_family` has succeeded.
 #[repr(C)]
 pub struct Family<T: Commands> {
-    // First, for `doit` to get from it to the rest.
+    // This is the first field, since `doit` casts a pointer to it into one to the whole value.
     family: Opaque<bindings::genl_family>,
     state: Atomic<u32>,
     context: UnsafeCell<Option<Arc<T::Context>>>,
 }
 
-// SAFETY: `family` is only written under the locks of the C side, and `context` as `state` and the
-// registration say. What is in `context` can be used by and sent to any thread.
+// SAFETY: `family` is only written under the locks of the C side, or by the one function that has
+// changed `state` from `IDLE` to `BUSY`. `context` is only written by that function before the
+// family is registered, or by the drop of the only registration after it is unregistered.
+// `Arc<T::Context>` may be used by and sent to any thread, since the context is `Send` and `Sync`.
 unsafe impl<T: Commands> Sync for Family<T> {}
 
 impl<T: Commands> Family<T> {
-    /// A family with attributes as in `policy`.
+    /// Creates a family with the attributes that `policy` describes.
     ///
-    /// For constants: panics if the name is empty or has more than 15 bytes, an array is empty or
-    /// has more than 255 entries, there is no attribute past `policy[0]`, or a command is 255.
+    /// This is for constants: it panics if the name is empty or has more than 15 bytes, an array is
+    /// empty or has more than 255 entries, there is no attribute past `policy[0]`, or a command is
+    /// 255.
     pub const fn new(
         module: &'static ThisModule,
         name: &'static CStr,
@@ -135,7 +143,7 @@ impl<T: Commands> Family<T> {
             i += 1;
         }
 
-        // The commands from this one on must be strict.
+        // The C side forbids lenient commands from `resv_start_op` on.
         let mut i = 0;
         while i < operations.len() {
             let command = operations[i].0.cmd;
@@ -147,7 +155,8 @@ impl<T: Commands> Family<T> {
         }
 
         // INVARIANT: The operations are those of `T` by their type, there is at least one
-        // attribute, and the fields private to the C side are zero. The family is not registered.
+        // attribute, and the fields that are private to the C side are zero. The family is not
+        // registered.
         Self {
             family: Opaque::new(family),
             state: Atomic::new(IDLE),
@@ -161,52 +170,61 @@ impl<T: Commands> Family<T> {
         len as u8
     }
 
-    /// The C family: a pointer that can be turned back into one to the whole value.
+    /// Returns a pointer to the C family that can be cast into one to the whole value.
     #[inline]
     fn as_raw(&'static self) -> *mut bindings::genl_family {
         ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// Has users find the family, and its commands work on `context`. Sleeps.
+    /// Registers the family, so that users can send it commands, which work on `context`.
     ///
-    /// Commands run from somewhat before this returns until the registration is dropped.
+    /// Commands may run before this returns, and until the registration is dropped.
     ///
-    /// Fails with `EBUSY` if the family is registered or ever was, with `EEXIST` if there is
-    /// another of its name, with `EINVAL` if two of its commands have the same number, and with
-    /// `ENOMEM`.
+    /// Fails with `EBUSY` if the family is registered or was registered once, with `EEXIST` if
+    /// there is another family of its name, with `EINVAL` if two of its commands have the same
+    /// number, and with `ENOMEM`.
+    ///
+    /// Context: may sleep; takes `cb_lock` for writing, so that commands of all families are waited
+    /// for. It must not be called by a command.
     pub fn register(&'static self, context: Arc<T::Context>) -> Result<Registration<T>> {
         self.state.cmpxchg(IDLE, BUSY, Acquire).map_err(|_| EBUSY)?;
-        // SAFETY: Having changed the state, `context` is ours, and so is `family`, which cannot be
-        // found, since it has not been registered. These bits cannot be set in a constant.
+        // SAFETY: This function has changed the state from `IDLE`, so that no other one writes
+        // `context` or `family`, and no command can find the family, since it is not registered.
+        // These bits cannot be set in a constant.
         unsafe {
             *self.context.get() = Some(context);
             (*self.family.get()).set_netnsok(1);
             (*self.family.get()).set_parallel_ops(1);
         }
 
-        // INVARIANT: The context is there, and is not written until below or until the
+        // INVARIANT: The context is `Some`. It is not written until the call has failed or the
         // registration is dropped.
-        // SAFETY: The family is complete, and lives as long as the module, since it is a static;
-        // dropping the registration will unregister it. By `state` it is registered once.
+        // SAFETY: The family is complete and static, as are the arrays that it points to, and its
+        // module unregisters it before it is unloaded, by the drop of the registration. By `state`
+        // it is not registered already.
         if let Err(error) = to_result(unsafe { bindings::genl_register_family(self.as_raw()) }) {
-            // SAFETY: `genl_register_family` fails only before it adds the family, or takes it
-            // back before it releases the locks (`cb_lock` for writing) under which it added it,
-            // so no command has found it. We still own the context.
+            // SAFETY: A failed `genl_register_family` has not added the family, or has removed it
+            // again before it released `cb_lock`, held for writing since before it added the
+            // family. No command has found the family, and no other function writes the context,
+            // since the state is `BUSY`.
             let context = unsafe { (*self.context.get()).take() };
-            // Release: for the next one to see the context gone.
+            // Release: the next function that finds the state `IDLE` sees that the context is gone.
             self.state.store(IDLE, Release);
             drop(context);
             return Err(error);
         }
-        // INVARIANT: It has just succeeded. Release: for `as_registered` to see the private fields.
+        // INVARIANT: The call has succeeded. Release: `as_registered` sees the fields that are
+        // private to the C side.
         self.state.store(REGISTERED, Release);
-        // INVARIANT: As above; and there is only one, since the state is never `IDLE` again.
+        // INVARIANT: The call has succeeded, so that the family is registered. There is no other
+        // registration, since the state never becomes `IDLE` again.
         Ok(Registration { family: self })
     }
 
-    /// The C family if it has been registered: nobody writes it any more.
+    /// Returns the C family if it is registered. It is not written any more, since only the
+    /// registration writes it.
     ///
-    /// Fails with `ENOENT` if not, or not any more.
+    /// Fails with `ENOENT` if the family is not registered yet, or no longer.
     fn as_registered(&'static self) -> Result<*mut bindings::genl_family> {
         if self.state.load(Acquire) != REGISTERED {
             return Err(ENOENT);
@@ -218,32 +236,35 @@ impl<T: Commands> Family<T> {
     ///
     /// # Safety
     ///
-    /// Only for genetlink, as `doit` of an operation of a `Family<T>`.
+    /// Only genetlink may call this, as the `doit` of an operation of a registered `Family<T>`.
     unsafe extern "C" fn doit(
         skb: *mut bindings::sk_buff,
         info: *mut bindings::genl_info,
     ) -> ffi::c_int {
-        // SAFETY: genetlink gives a valid info, whose header is in the message, after checking
-        // that it has one. The family is the one whose operation this is, a `Family<T>`, by the
-        // pointer given to `genl_register_family`, which is one to the whole. It is a static.
+        // SAFETY: By the safety requirements the info is valid, its header is in the message, of
+        // which genetlink has checked the length, and its family is a `Family<T>`. The pointer to
+        // that is the one given to `genl_register_family`, which is one to the whole value, a
+        // static.
         let (family, command) = unsafe {
             (
                 &*(*info).family.cast::<Family<T>>(),
                 (*(*info).genlhdr).cmd, //
             )
         };
-        // SAFETY: The family was found, so the context is there, by the type invariant, and stays
-        // for as long as the command runs: `doit` is only called by `genl_rcv`, which holds
-        // `cb_lock` for reading from before it finds the family until `doit` has returned. The
-        // family can only be found after `genl_register_family` has released `cb_lock`, taken for
-        // writing, which orders the write of the context before. It is taken away only after
-        // `genl_unregister_family`; see `Registration::drop`.
+        // SAFETY: genetlink has found the family, so that by the type invariant the context is
+        // there and not written while the family can be found. It stays until this function
+        // returns: only `genl_rcv` calls `doit`, and holds `cb_lock` for reading from before it
+        // finds the family until `doit` has returned. The drop of the registration takes the
+        // context away only after `genl_unregister_family`, which has held `cb_lock` for writing.
+        // The write of the context happens before, since `genl_register_family`, after it, has held
+        // `cb_lock` for writing, too.
         let context = unsafe { &*family.context.get() };
         from_result(|| {
             let context = context.as_ref().ok_or(ENODEV)?;
-            // INVARIANT: genetlink gives a valid message and info, until this function returns,
-            // which `handle` cannot make the reference outlive. There is an array of attributes,
-            // since the family has a policy and a last attribute.
+            // INVARIANT: By the safety requirements message and info are valid until this function
+            // returns, which `handle` cannot make the reference outlive, and the current task runs
+            // it. There is an array of attributes, since the family has a policy and at least one
+            // attribute.
             let info = Info {
                 skb,
                 info,
@@ -255,10 +276,11 @@ impl<T: Commands> Family<T> {
     }
 }
 
-/// Commands are taken until this is dropped, which waits for those that run, and then drops the
-/// registration's reference to the context.
+/// The registration of a family. Dropping it unregisters the family and drops the reference to the
+/// context.
 ///
-/// Not to be dropped by a command, nor under a lock that commands take.
+/// Context: may sleep, until the commands that run have returned. It must not be dropped by a
+/// command, nor with a lock held that a command takes.
 ///
 /// # Invariants
 ///
@@ -271,24 +293,27 @@ impl<T: Commands> Drop for Registration<T> {
     #[inline]
     fn drop(&mut self) {
         self.family.state.store(BUSY, Relaxed);
-        // SAFETY: The family is registered, by the type invariant.
+        // SAFETY: By the type invariant the family is registered.
         unsafe { bindings::genl_unregister_family(self.family.as_raw()) };
-        // SAFETY: No command uses the context: `genl_unregister_family` takes `cb_lock` for
-        // writing, so that those that hold it for reading, as all running commands do, have
-        // returned; before it releases that, it removes the family's number, so that no other
-        // command finds the family. There is no callback but `doit`, and no dump. Nobody else
-        // writes the context, since the state is not `IDLE`.
+        // SAFETY: No command uses the context: `genl_unregister_family` has held `cb_lock` for
+        // writing, so that the commands that had found the family, which hold it for reading, have
+        // returned; before it released the lock it removed the family's number, so that no other
+        // command finds the family. `doit` is the only callback. No other function writes the
+        // context, since the state is `BUSY`.
         let context = unsafe { (*self.family.context.get()).take() };
         drop(context);
     }
 }
 
-/// A command as its sender gave it.
+/// A command as the user has sent it.
+///
+/// C struct: `struct genl_info`.
 ///
 /// # Invariants
 ///
-/// `skb` and `info` are those of a call of `doit` that lasts for `'a`; `info` has an array of
-/// attributes up to the family's last, each absent or valid for `'a`, and never written.
+/// `skb` and `info` are the arguments of a call of `doit` that lasts for `'a`. `info` has an array
+/// of attributes up to the family's last, each null or valid for `'a`, and never written. The
+/// current task runs the call.
 pub struct Info<'a> {
     skb: *mut bindings::sk_buff,
     info: *mut bindings::genl_info,
@@ -296,25 +321,32 @@ pub struct Info<'a> {
 }
 
 impl<'a> Info<'a> {
-    /// The attribute of number `n`, if there is one: the last, if there are more.
+    /// Returns the attribute of number `n`, if there is one, and the last if there are several.
+    ///
+    /// Context: any.
     #[inline]
     pub fn attr(&self, n: u16) -> Option<Attr<'a>> {
-        // SAFETY: The info and its family are valid, by the type invariant. The length of the
-        // array does not change.
+        // SAFETY: By the type invariant the info is valid, and so is its registered family, of
+        // which the number of attributes never changes.
         let last = unsafe { (*(*self.info).family).maxattr };
         if u32::from(n) > last {
             return None;
         }
-        // SAFETY: The array goes from 0 to the last attribute, and its entries are null or valid,
-        // by the type invariant.
+        // SAFETY: By the type invariant the array has the entries from 0 to `last`, and each is
+        // null or points to an attribute that is valid for `'a` and not written. genetlink has
+        // checked that the attributes are whole.
         unsafe { Attr::from_raw(*(*self.info).attrs.add(usize::from(n))) }
     }
 
-    /// The attribute of number `n`. Without one, tells the sender so, and fails with `EINVAL`.
+    /// Returns the attribute of number `n`. Without one, fails with `EINVAL` and names the missing
+    /// attribute in the answer.
+    ///
+    /// Context: any.
     pub fn require(&self, n: u16) -> Result<Attr<'a>> {
         self.attr(n).ok_or_else(|| {
-            // SAFETY: The info is valid, and its report null or valid and only ours to write while
-            // the command runs: it is on the sender's stack, and this type is not `Send`.
+            // SAFETY: By the type invariant the info is valid. Its report is null, or is on the
+            // stack of the task that runs the command, which is the current one, since this type is
+            // not `Send`: nothing else reads or writes it meanwhile.
             unsafe {
                 let extack = (*self.info).extack;
                 if !extack.is_null() {
@@ -326,22 +358,28 @@ impl<'a> Info<'a> {
         })
     }
 
-    /// Whether the sender, and who opened its socket, have `CAP_SYS_ADMIN` in the initial user
-    /// namespace.
+    /// Returns whether both the sender and the task that has opened its socket have `CAP_SYS_ADMIN`
+    /// in the initial user namespace.
+    ///
+    /// Context: process context; does not sleep.
     #[inline]
     pub fn is_admin(&self) -> bool {
-        // SAFETY: The message is valid and a netlink one, by the type invariant.
+        // SAFETY: By the type invariant the message is the one that netlink has passed to `doit`,
+        // hence valid and with the control block of netlink.
         unsafe { bindings::netlink_capable(self.skb, bindings::CAP_SYS_ADMIN as ffi::c_int) }
     }
 
-    /// Adds to the acknowledgment a message of up to 79 bytes, and `attr` as the culprit: for
-    /// commands that fail. The sender sees the last message only.
+    /// Adds a message of up to 79 bytes to the answer of a command that fails, and `attr` as the
+    /// attribute at fault. A later call replaces both.
+    ///
+    /// Context: any.
     pub fn refuse(&self, attr: Option<Attr<'_>>, message: fmt::Arguments<'_>) {
         let attr = attr.map_or(ptr::null(), |attr| attr.as_raw());
-        // SAFETY: The info is valid, and its report null or valid and only ours to write, as in
-        // `require`. The format takes a pointer to arguments, which are valid, and writes no more
-        // than it may, a NUL at the end. Of the attribute only the address is used, by
-        // `netlink_ack`, if it is within the command.
+        // SAFETY: By the type invariant the info is valid. Its report is null, or is on the stack
+        // of the task that runs the command, which is the current one, since this type is not
+        // `Send`. The format takes a pointer to `fmt::Arguments`, which live during the call, and
+        // `snprintf` writes no more than the buffer's length, with a NUL at the end. Of the
+        // attribute `netlink_ack` only uses the address, if that is within the command.
         unsafe {
             let extack = (*self.info).extack;
             if extack.is_null() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Being told when a socket can be read, without a task that waits for that.
+//! Callbacks for sockets that can be read, which need no task that waits.
 //!
 //! C header: [`include/linux/wait.h`](srctree/include/linux/wait.h)
 
@@ -15,25 +15,29 @@ use crate::{
 };
 use core::{ffi::c_void, marker::PhantomData};
 
-/// The events that a reader wants to hear of.
+/// The events that concern a reader.
 const EVENTS: u32 =
     bindings::EPOLLIN | bindings::EPOLLHUP | bindings::EPOLLRDHUP | bindings::EPOLLERR;
 
-/// What hears of a socket.
+/// The callback for a socket.
 pub trait ReadReady: Send + Sync {
-    /// The socket may have something to read, or has come to its end.
+    /// Called when the socket may have something to read, or has reached its end.
     ///
-    /// Context: any, with the lock of the socket's wait queue held and interrupts off. May not sleep.
+    /// Context: any, with the lock of the socket's wait queue held and interrupts disabled.
     fn read_ready(this: ArcBorrow<'_, Self>);
 }
 
-/// An entry in a socket's wait queue that tells a `T`.
+/// An entry in a socket's wait queue that calls a `T`.
+///
+/// Context: may sleep, when it is dropped, too. It must not be dropped by
+/// [`ReadReady::read_ready`].
 ///
 /// # Invariants
 ///
 /// If `socket` is [`Some`], `entry` is in the wait queue of that socket, its `func` is
-/// [`Self::wake`], and its `private` is from [`Arc::into_raw`], of a reference that the value owns.
-/// Otherwise it is in no queue. Only who holds the lock of `socket` changes that.
+/// `Self::wake`, and its `private` is from [`Arc::into_raw`], for a reference that the value
+/// owns. Otherwise `entry` is in no queue. Only a function that holds the mutex `socket` changes
+/// that.
 #[pin_data(PinnedDrop)]
 pub struct ReadyHook<T: ReadReady> {
     #[pin]
@@ -43,15 +47,19 @@ pub struct ReadyHook<T: ReadReady> {
     _target: PhantomData<Arc<T>>,
 }
 
-// SAFETY: The entry is only used under locks, and `Arc<T>` may be used in any thread.
+// SAFETY: The entry is not bound to a thread: it is written under the mutex, and read under the
+// lock of the wait queue. The value owns an `Arc<T>` and a `Socket`, which are `Send`.
 unsafe impl<T: ReadReady> Send for ReadyHook<T> {}
-// SAFETY: All that changes is changed under the mutex or the lock of the wait queue.
+// SAFETY: The entry is only written under the mutex, and its links under the lock of the wait
+// queue. `T`, which the waker calls on any CPU, is `Sync`.
 unsafe impl<T: ReadReady> Sync for ReadyHook<T> {}
 
 impl<T: ReadReady> ReadyHook<T> {
-    /// A hook that is in no queue.
+    /// Creates a hook that is attached to no socket.
+    ///
+    /// Context: any.
     pub fn new() -> impl PinInit<Self> {
-        // INVARIANT: The entry is in no queue.
+        // INVARIANT: `socket` is `None`, and the entry is in no queue.
         pin_init!(Self {
             entry: Opaque::new(pin_init::zeroed()),
             socket <- new_mutex!(None),
@@ -59,15 +67,18 @@ impl<T: ReadReady> ReadyHook<T> {
         })
     }
 
-    /// Has `target` told of `socket`, from now on until [`Self::detach`]; it is kept until then. What
-    /// came before this it is not told of. Does nothing if the hook is attached. May sleep.
+    /// Attaches the hook to `socket`: from now on until [`Self::detach`], `target` is called for it
+    /// and kept. What the socket has to read before this call causes no callback. Does nothing if
+    /// the hook is attached already.
+    ///
+    /// Context: may sleep.
     pub fn attach(&self, socket: &Socket, target: Arc<T>) {
         let mut attached = self.socket.lock();
         if attached.is_some() {
             return;
         }
-        // SAFETY: The entry is in no queue, and nobody else can put it into one while the mutex is
-        // held: it is ours alone.
+        // SAFETY: By the type invariant the entry is in no queue, since `socket` is `None`. Only a
+        // function that holds the mutex writes it, and this one does.
         unsafe {
             *self.entry.get() = bindings::wait_queue_entry {
                 func: Some(Self::wake),
@@ -75,24 +86,32 @@ impl<T: ReadReady> ReadyHook<T> {
                 ..pin_init::zeroed()
             };
         }
-        // SAFETY: The socket's wait queue is initialised and lives as long as the socket, which is
-        // kept below. The entry is pinned with `self`, which takes it out before it is dropped.
+        // SAFETY: The wait queue is initialised, and lives as long as the socket, to which a
+        // reference is kept below. The entry is initialised, in no queue, and pinned with `self`,
+        // whose drop removes it.
         unsafe { bindings::add_wait_queue(socket.wait_queue(), self.entry.get()) };
-        // INVARIANT: The entry is in the queue now, as it has to be.
+        // INVARIANT: The entry is in this socket's queue, with this `func`, and `private` owns the
+        // reference to the target.
         *attached = Some(socket.clone());
     }
 
-    /// Has nobody told any more. When this returns, nobody is being told either. May sleep.
+    /// Detaches the hook: when this returns, no callback runs and none will. Does nothing if the
+    /// hook is not attached.
+    ///
+    /// Context: may sleep. It must not be called by [`ReadReady::read_ready`].
     pub fn detach(&self) {
         let mut attached = self.socket.lock();
-        // INVARIANT: The entry is taken out below, before the mutex is unlocked.
+        // INVARIANT: The entry is removed from the queue below, before the mutex is unlocked.
         let Some(socket) = attached.take() else {
             return;
         };
-        // SAFETY: By the type invariant the entry is in this queue. Its functions run under the lock
-        // that this takes, so that none does afterwards.
+        // SAFETY: By the type invariant the entry is in the queue of this socket, which the
+        // reference keeps. Callbacks run under the lock that this takes, so that none runs
+        // afterwards.
         unsafe { bindings::remove_wait_queue(socket.wait_queue(), self.entry.get()) };
-        // SAFETY: By the type invariant, and nobody else uses the entry any more.
+        // SAFETY: By the type invariant `private` is from `Arc::into_raw`, for a reference that the
+        // value owned. The entry is in no queue any more, so that no callback uses it, and the
+        // mutex is held.
         let target = unsafe { Arc::from_raw((*self.entry.get()).private.cast::<T>()) };
         drop(attached);
         drop((socket, target));
@@ -100,18 +119,19 @@ impl<T: ReadReady> ReadyHook<T> {
 
     /// # Safety
     ///
-    /// `entry` is that of an attached hook, and the lock of its queue is held.
+    /// `entry` must be that of an attached hook, and the lock of its wait queue must be held.
     unsafe extern "C" fn wake(
         entry: *mut bindings::wait_queue_entry,
         _mode: ffi::c_uint,
         _flags: ffi::c_int,
         key: *mut c_void,
     ) -> ffi::c_int {
-        // What has no events, such as the end of a stream, may be any.
+        // A wake-up without events, such as the one for the end of a stream, may be for any event.
         let events = key.addr() as u32;
         if events == 0 || events & EVENTS != 0 {
-            // SAFETY: By the type invariant `private` is from `Arc::into_raw`, and the reference is
-            // given back only after the entry was taken out under the lock that is held.
+            // SAFETY: By the type invariant of the attached hook `private` is from `Arc::into_raw`.
+            // The reference is dropped only after the entry was removed under the lock of the wait
+            // queue, which is held.
             let target = unsafe { ArcBorrow::from_raw((*entry).private.cast::<T>()) };
             T::read_ready(target);
         }

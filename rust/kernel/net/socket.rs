@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sockets given by user space.
+//! Stream sockets that user space passes to the kernel.
 //!
 //! C header: [`include/linux/net.h`](srctree/include/linux/net.h)
 
@@ -17,145 +17,187 @@ use crate::{
 };
 use core::{mem::MaybeUninit, ops::Deref, ptr::NonNull};
 
-/// Whether a call may wait for the peer.
+/// How long a call may wait for the peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Take what there is, or fail with `EAGAIN`.
+    /// The call does not wait: it transfers what it can, or fails with `EAGAIN`.
     No,
-    /// Wait for some, but only for as long as the socket's timeouts say.
+    /// The call waits until it can transfer a byte, or until the socket's timeout.
     Some,
-    /// Wait until all is there, but only for as long as the socket's timeouts say.
+    /// The call waits until it has transferred everything, or until the socket's timeout.
     All,
 }
 
-/// A byte stream: a TCP or an `AF_UNIX` stream socket, connected or not.
+/// A TCP or an `AF_UNIX` stream socket, connected or not.
 ///
-/// The value owns one reference to the socket's file, taken from user space's descriptor once and
-/// given back once.
+/// The value owns one reference to the socket's file.
+///
+/// C struct: `struct socket`.
+///
+/// Context: any, when it is dropped.
 ///
 /// # Invariants
 ///
-/// `file` is the file of a stream socket whose `shutdown` works.
+/// `file` is the file of a TCP or an `AF_UNIX` stream socket that supports `shutdown`.
 #[derive(Clone)]
 pub struct Socket {
     file: ARef<File>,
 }
 
 impl Socket {
-    /// Takes a reference to the socket behind descriptor `fd` of the current task.
+    /// Takes a reference to the socket of file descriptor `fd` of the current task.
     ///
-    /// Fails with `EBADF` for a closed descriptor, `ENOTSOCK` for a file that is no socket, and
-    /// `EINVAL` for a socket of another kind.
+    /// Fails with `EBADF` if the descriptor is closed, with `ENOTSOCK` if its file is no socket,
+    /// and with `EINVAL` if the socket is of another kind.
+    ///
+    /// Context: process context; does not sleep.
     pub fn from_fd(fd: u32) -> Result<Self> {
         let file = LocalFile::fget(fd)?;
-        // SAFETY: The file is valid.
+        // SAFETY: The file is valid, since `file` owns a reference to it.
         let sock = NonNull::new(unsafe { bindings::sock_from_file(file.as_ptr()) });
         let sock = sock.ok_or(ENOTSOCK)?.as_ptr();
-        // SAFETY: The socket lives as long as its file.
+        // SAFETY: The socket is valid, since it lives as long as its file, to which `file` owns a
+        // reference. It has a `struct sock`, since a file is only made for a complete socket.
         if !unsafe { bindings::sock_is_stream(sock) } {
             return Err(EINVAL);
         }
-        // SAFETY: Sockets have no position: `fdget_pos` locks none of theirs.
+        // SAFETY: An `fdget_pos` of this file has not locked a position that other threads could
+        // race for: the socket layer opens its files by `stream_open`, so that they have none.
         let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
-        // INVARIANT: Checked just above.
+        // INVARIANT: `sock_is_stream` has checked the kind of socket and that it supports
+        // `shutdown`.
         Ok(Self { file })
     }
 
     #[inline]
     fn as_raw(&self) -> *mut bindings::socket {
-        // SAFETY: The file is valid, and by the type invariant a socket's.
+        // SAFETY: The file is valid, since `self.file` owns a reference to it. By the type
+        // invariant it is a socket's, so that the result is not null.
         unsafe { bindings::sock_from_file(self.file.as_ptr()) }
     }
 
-    /// Who waits for the socket. It lives as long as the socket.
+    /// Returns the queue of the tasks and callbacks that wait for the socket. It lives as long as
+    /// the socket.
+    ///
+    /// Context: any.
     #[inline]
     pub(crate) fn wait_queue(&self) -> *mut bindings::wait_queue_head {
-        // SAFETY: The socket is valid, and the queue is a part of it.
+        // SAFETY: The socket is valid, since it lives as long as its file. The queue is a part of
+        // it, of which only the address is taken.
         unsafe { &raw mut (*self.as_raw()).wq.wait }
     }
 
-    /// Whether what is sent goes through an upper layer protocol, such as TLS, which may come at any
-    /// time. Does not sleep.
+    /// Returns whether an upper layer protocol, such as TLS, is attached to the socket. User space
+    /// can attach one at any time.
+    ///
+    /// Context: any.
     #[inline]
     pub fn has_ulp(&self) -> bool {
-        // SAFETY: By the type invariant; the function reads a word.
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        // The function reads a word of that, for which it needs no lock.
         unsafe { bindings::inet_csk_has_ulp(self.as_raw()) }
     }
 
-    /// Whether some task has the socket's lock just now. Does not sleep.
+    /// Returns whether a task owns the socket's lock. The answer may be out of date at once.
+    ///
+    /// Context: any.
     #[inline]
     pub fn is_locked(&self) -> bool {
-        // SAFETY: By the type invariant; the function reads a word.
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        // The function reads a word of that, for which it needs no lock.
         unsafe { bindings::sock_owned_by_user_nocheck(self.as_raw()) }
     }
 
-    /// For how long, in jiffies, [`Self::send`] and [`Self::send_bytes`] wait for room at most. Other
-    /// users of the socket can change that, too. Does not sleep.
+    /// Sets for how many jiffies [`Self::send`] and [`Self::send_bytes`] wait for room at most.
+    /// Other users of the socket can change this, too.
+    ///
+    /// Context: any.
     #[inline]
     pub fn set_send_timeout(&self, jiffies: ffi::c_long) {
-        // SAFETY: By the type invariant; the function writes a word.
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        // The function writes a word of that, for which it needs no lock.
         unsafe { bindings::sock_set_sndtimeo(self.as_raw(), jiffies) };
     }
 
-    /// For how long, in jiffies, [`Self::receive`] waits for bytes at most. Other users of the socket
-    /// can change that, too. Does not sleep.
+    /// Sets for how many jiffies [`Self::receive`] waits for bytes at most. Other users of the
+    /// socket can change this, too.
+    ///
+    /// Context: any.
     #[inline]
     pub fn set_receive_timeout(&self, jiffies: ffi::c_long) {
-        // SAFETY: By the type invariant; the function writes a word.
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        // The function writes a word of that, for which it needs no lock.
         unsafe { bindings::sock_set_rcvtimeo(self.as_raw(), jiffies) };
     }
 
-    /// The address that the socket is bound to. Sleeps for the socket's lock.
+    /// Returns the address that the socket is bound to. Fails as the protocol does.
+    ///
+    /// Context: process context; sleeps for the socket's lock.
     pub fn local_addr(&self) -> Result<SocketAddr> {
-        // SAFETY: The socket is valid, and `addr` has room for any address.
+        // SAFETY: The socket is valid, since it lives as long as its file. `SocketAddr::new` passes
+        // a pointer to room for an address of any family.
         SocketAddr::new(|addr| unsafe { bindings::kernel_getsockname(self.as_raw(), addr) })
     }
 
-    /// The address of the peer. Sleeps for the socket's lock. Fails with `ENOTCONN` when there is
-    /// none any more.
+    /// Returns the address of the peer. Fails with `ENOTCONN` if the socket is not connected.
+    ///
+    /// Context: process context; sleeps for the socket's lock.
     pub fn peer_addr(&self) -> Result<SocketAddr> {
-        // SAFETY: As above.
+        // SAFETY: The socket is valid, since it lives as long as its file. `SocketAddr::new` passes
+        // a pointer to room for an address of any family.
         SocketAddr::new(|addr| unsafe { bindings::kernel_getpeername(self.as_raw(), addr) })
     }
 
-    /// Ends both directions: the peer sees the end of the stream, and who waits in
-    /// [`Self::send`] or [`Self::receive`] returns. Sleeps only for the socket's lock.
+    /// Shuts both directions down: the peer sees the end of the stream, and tasks that wait in
+    /// [`Self::send`] or [`Self::receive`] return.
+    ///
+    /// Context: process context; sleeps for the socket's lock, but not for the peer.
     #[inline]
     pub fn shutdown(&self) {
-        // SAFETY: By the type invariant. A socket that is not connected any more needs none.
+        // SAFETY: The socket is valid, since it lives as long as its file, and supports `shutdown`
+        // by the type invariant. The only failure is that it is not connected, so that there is
+        // nothing to shut down.
         unsafe {
             bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_RDWR)
         };
     }
 
-    /// Ends the direction to the peer, who sees the end of the stream after what was sent. Sleeps
-    /// only for the socket's lock.
+    /// Shuts the direction to the peer down: the peer sees the end of the stream after what was
+    /// sent.
+    ///
+    /// Context: process context; sleeps for the socket's lock, but not for the peer.
     #[inline]
     pub fn shutdown_send(&self) {
-        // SAFETY: As above.
+        // SAFETY: The socket is valid, since it lives as long as its file, and supports `shutdown`
+        // by the type invariant. The only failure is that it is not connected.
         unsafe {
             bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_WR)
         };
     }
 
-    /// Sends from `source`, which must not be empty, and returns how many bytes were taken: at least
-    /// one. Never raises SIGPIPE. Sleeps.
+    /// Sends from `source`, which must not be empty, and returns the number of bytes that the
+    /// socket has accepted, 1 at least. It raises no `SIGPIPE`.
     ///
-    /// Fails with `EAGAIN` when nothing could be sent without waiting, or in time; with `EPIPE`
-    /// after [`Self::shutdown`], and with `EINTR` or `ERESTARTSYS` when a signal has ended the
-    /// wait.
+    /// Fails with `EAGAIN` if nothing could be sent without waiting, or before the timeout, with
+    /// `EPIPE` after [`Self::shutdown`], with `EINTR` or `ERESTARTSYS` if a signal has interrupted
+    /// the wait, and with the error of the connection, such as `ECONNRESET`.
+    ///
+    /// Context: may sleep: for the socket's lock and for memory in any case, and for the peer
+    /// unless `wait` is [`Wait::No`].
     pub fn send<const N: usize>(&self, source: &BvecSource<'_, N>, wait: Wait) -> Result<usize> {
         if self.has_ulp() {
             return self.send_through_ulp(source, wait);
         }
-        // SAFETY: `source` is borrowed for longer than the call.
+        // SAFETY: `source`, and by its invariant its data, is borrowed during the call, and is not
+        // moved.
         unsafe { self.send_iter(source.iter(), wait) }
     }
 
-    /// Sends the pieces at the beginning of `source` that are all of pages that the protocol may
-    /// keep references to, or all of others, of which it gets a copy: a page that has no references
-    /// may be somebody else's when the protocol gives back one that it has not taken.
-    // Not inlined, for its vector would be on the stack of every send.
+    /// Sends the first pieces of `source` that are all in pages with counted references, which the
+    /// protocol may keep, or all in others, which it copies. A page whose references are not
+    /// counted may belong to another user by the time the protocol drops a reference that was never
+    /// taken.
+    // This is not inlined, since its array would take stack in every send.
     #[inline(never)]
     fn send_through_ulp<const N: usize>(
         &self,
@@ -163,19 +205,23 @@ impl Socket {
         wait: Wait,
     ) -> Result<usize> {
         let mut copied = [const { MaybeUninit::uninit() }; N];
-        // SAFETY: `source` and `copied` are borrowed for longer than the call.
+        // SAFETY: `source`, and by its invariant its data, and `copied` are borrowed during the
+        // call, and are not moved.
         unsafe { self.send_iter(source.refcounted_iter(&mut copied), wait) }
     }
 
-    /// As [`Self::send`], but from `bytes`, wherever they are.
+    /// Sends from `bytes`, which must not be empty and may be in any memory, and returns the number
+    /// of bytes that the socket has accepted, 1 at least. It fails as [`Self::send`] does.
+    ///
+    /// Context: that of [`Self::send`].
     pub fn send_bytes(&self, bytes: &[u8], wait: Wait) -> Result<usize> {
         let vec = bindings::kvec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
         };
         let mut iter = bindings::iov_iter::default();
-        // SAFETY: `vec` and `bytes` live longer than the call, and bytes to be sent are not
-        // written.
+        // SAFETY: `vec` and `bytes` live longer than the call, and `bytes` is as long as the
+        // iterator says. It is a source, so that the bytes are only read.
         unsafe {
             bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &vec, 1, bytes.len());
             self.send_iter(iter, wait)
@@ -184,14 +230,17 @@ impl Socket {
 
     /// # Safety
     ///
-    /// What `msg_iter` goes through must be readable during the call.
+    /// The memory that `msg_iter` goes through, and its vectors, must be valid for reads during the
+    /// call.
     unsafe fn send_iter(&self, msg_iter: bindings::iov_iter, wait: Wait) -> Result<usize> {
         let mut msg = bindings::msghdr {
             msg_iter,
             msg_flags: bindings::MSG_NOSIGNAL | Self::flags(wait),
             ..bindings::msghdr::default()
         };
-        // SAFETY: The socket is valid and the message complete.
+        // SAFETY: The socket is valid, since it lives as long as its file. The message is
+        // initialised, without an address or control data, and by the safety requirements its
+        // iterator is valid.
         match unsafe { bindings::sock_sendmsg(self.as_raw(), &mut msg) } {
             0 => Err(EPIPE),
             sent => {
@@ -201,20 +250,27 @@ impl Socket {
         }
     }
 
-    /// Receives into `dest`, and returns how many bytes there were; 0 is the end of the stream.
-    /// Sleeps.
+    /// Receives into `dest` and returns the number of bytes, of which 0 is the end of the stream.
     ///
-    /// Fails with `EAGAIN` when nothing came without waiting, or in time; and
-    /// with `EINTR` or `ERESTARTSYS` when a signal has ended the wait.
+    /// Fails with `EAGAIN` if nothing came without waiting, or before the timeout, with `EINTR` or
+    /// `ERESTARTSYS` if a signal has interrupted the wait, and with the error of the connection,
+    /// such as `ECONNRESET`.
+    ///
+    /// Context: may sleep: for the socket's lock in any case, and for the peer unless `wait` is
+    /// [`Wait::No`].
     pub fn receive<const N: usize>(&self, dest: &mut BvecDest<'_, N>, wait: Wait) -> Result<usize> {
         let flags = bindings::MSG_NOSIGNAL | Self::flags(wait);
         let mut msg = bindings::msghdr {
-            // SAFETY: `dest` is borrowed for longer than the message lives.
+            // SAFETY: `dest`, and by its invariant its data, is borrowed for longer than the
+            // message lives, and is not moved.
             msg_iter: unsafe { dest.iter() },
             msg_flags: flags,
             ..bindings::msghdr::default()
         };
-        // SAFETY: The socket is valid and the message complete.
+        // SAFETY: The socket is valid, since it lives as long as its file. The message is
+        // initialised, without an address or control data. Its iterator is one over the pieces of
+        // `dest`, which is borrowed during the call, and by its type invariant they are valid for
+        // writes.
         let received =
             unsafe { bindings::sock_recvmsg(self.as_raw(), &mut msg, flags as ffi::c_int) };
         to_result(received)?;
@@ -231,35 +287,38 @@ impl Socket {
     }
 }
 
-/// A socket that carries block I/O: it may use memory reserves, never waits for memory that only
-/// block I/O can free, and its locks have classes of their own. With lockdep it keeps the module
-/// loaded for as long as anybody has the socket.
+/// A socket that carries block I/O: it may use memory reserves, does not wait for memory that only
+/// block I/O can free, and its locks have lock classes of their own. With lockdep, the socket keeps
+/// the module loaded until it is freed.
 ///
-/// A user who keeps the socket has it back without that after [`Self::give_back`], or when the value
-/// is dropped, which must not be where the former must not be called.
+/// [`Self::give_back`] and the drop of the value restore the settings of the socket's user.
+///
+/// Context: the drop has the context of [`Self::give_back`].
 #[pin_data(PinnedDrop)]
 pub struct BlockSocket {
     socket: Socket,
-    /// `None` once the socket is given back.
+    /// [`None`] after the settings were restored.
     #[pin]
     before: Mutex<Option<Before>>,
 }
 
-/// What a socket had before it carried block I/O.
+/// The settings of a socket before it carried block I/O.
 ///
 /// # Invariants
 ///
-/// Both are what `sock_set_block_io` said of the socket that the value is kept with, and nobody else
-/// has them.
+/// Both are what `sock_set_block_io` has returned for the socket that the value is kept with, and
+/// there is no other value for that call.
 struct Before {
     allocation: bindings::gfp_t,
     memalloc: bool,
 }
 
 impl BlockSocket {
-    /// Prepares `socket`. Takes back what its user may have set that would keep it from taking a
-    /// reply as soon as that is there, from waiting for one, or from being closed at once. Sleeps for
-    /// the socket's lock.
+    /// Prepares `socket` for block I/O. This also resets those settings of the user that would make
+    /// a receive wait for more than a reply, or a close linger.
+    ///
+    /// Context: process context; sleeps for the socket's lock, and for `cpus_read_lock` and the
+    /// mutex of jump labels.
     pub fn new(socket: Socket) -> impl PinInit<Self, Error> {
         let this = try_pin_init!(Self {
             socket,
@@ -267,10 +326,12 @@ impl BlockSocket {
         });
         this.pin_chain(|this| {
             let mut allocation = 0;
-            // SAFETY: The socket is valid, and `allocation` can be written.
+            // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct
+            // sock`. `allocation` can be written.
             let memalloc =
                 unsafe { bindings::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
-            // INVARIANT: Said just above, of the socket beside it.
+            // INVARIANT: `sock_set_block_io` has just returned both for the socket in the same
+            // value.
             *this.before.lock() = Some(Before {
                 allocation,
                 memalloc,
@@ -279,15 +340,17 @@ impl BlockSocket {
         })
     }
 
-    /// Gives the socket back to its user, or returns once whoever does has done so.
+    /// Restores the settings of the socket's user, once. A second call waits for the first.
     ///
-    /// Context: sleeps for the socket's lock and for the lock of processors that come and go, inside
-    /// of which memory is allocated: nobody whom block I/O waits for may call this.
+    /// Context: process context; sleeps for the socket's lock, and for `cpus_read_lock` and the
+    /// mutex of jump labels, under which memory is allocated: no task that block I/O waits for may
+    /// call this.
     pub fn give_back(&self) {
         let mut before = self.before.lock();
         if let Some(before) = before.take() {
-            // SAFETY: The socket is valid. By the type invariant of `before` this takes back what was
-            // done to it, and nobody does so again.
+            // SAFETY: The socket is valid, since it lives as long as its file. By the type
+            // invariant of `Before` these are the values that `sock_set_block_io` has returned for
+            // it, and they are used once, since this function has taken the only value.
             unsafe {
                 bindings::sock_clear_block_io(
                     self.socket.as_raw(),

@@ -11,45 +11,51 @@ use core::{marker::PhantomData, ptr};
 /// The header of an attribute: its length and its type, 16 bits each.
 pub(super) const ATTR_HEADER: usize = size_of::<bindings::nlattr>();
 
-/// `size` as attributes are aligned.
+/// Rounds `size`, in bytes, up to the alignment of attributes.
 #[inline]
 const fn attr_align(size: usize) -> usize {
     size.next_multiple_of(bindings::NLA_ALIGNTO as usize)
 }
 
-/// What an attribute with `payload` bytes takes in a message.
+/// Returns how many bytes an attribute with `payload` bytes takes in a message.
+///
+/// Context: any.
 #[inline]
 pub const fn attr_size(payload: usize) -> usize {
     attr_align(ATTR_HEADER + payload)
 }
 
-/// What an attribute must be like. The index in an array of these is the number of the attribute.
+/// The type that an attribute must have. The index in an array of these is the number of the
+/// attribute.
+///
+/// C struct: `struct nla_policy`.
 ///
 /// # Invariants
 ///
-/// The policy points to nothing.
+/// The policy has no pointer that is not null.
 #[repr(transparent)]
 pub struct Policy(bindings::nla_policy);
 
-// SAFETY: The value is never written, and points to nothing by the type invariant.
+// SAFETY: A shared policy is never written, and by the type invariant it refers to no other memory.
 unsafe impl Sync for Policy {}
 
 impl Policy {
-    /// Anything goes; also what is before the first attribute.
+    /// Any payload is accepted. This is also the entry 0 of an array, which stands for no
+    /// attribute.
     pub const UNSPEC: Self = Self::new(bindings::NLA_UNSPEC);
-    /// At least 4 bytes.
+    /// The payload has at least 4 bytes.
     pub const U32: Self = Self::new(bindings::NLA_U32);
-    /// At least 8 bytes.
+    /// The payload has at least 8 bytes.
     pub const U64: Self = Self::new(bindings::NLA_U64);
-    /// Nothing, or at least a header's 4 bytes. The attributes in it are not looked at before
-    /// [`Attr::items`] or [`Attr::parse`].
+    /// The payload is empty or has at least the 4 bytes of a header. The attributes in it are not
+    /// checked before [`Attr::items`] or [`Attr::parse`].
     pub const NESTED: Self = Self::new(bindings::NLA_NESTED);
-    /// At least one byte, with or without a NUL at the end.
+    /// The payload has at least one byte. It may end with a NUL or not.
     pub const STRING: Self = Self::new(bindings::NLA_STRING);
 
     #[inline]
     const fn new(kind: u32) -> Self {
-        // INVARIANT: All zeroes but for the type.
+        // INVARIANT: All fields but the type are zero, and pointers null.
         Self(bindings::nla_policy {
             type_: kind as u8,
             ..pin_init::zeroed()
@@ -59,28 +65,32 @@ impl Policy {
 
 /// An attribute of a command.
 ///
+/// C struct: `struct nlattr`.
+///
 /// # Invariants
 ///
-/// The slice is one attribute: a header, which has the slice's length and is aligned as all
-/// attributes are, and the payload. Nobody writes it.
+/// The slice is one attribute: a header, which has the slice's length and the alignment of
+/// attributes, and the payload. It is not written for `'a`.
 #[derive(Clone, Copy)]
 pub struct Attr<'a>(&'a [u8]);
 
 impl<'a> Attr<'a> {
-    /// An attribute from an array of them; none if the pointer is null.
+    /// Creates a reference to the attribute that `attr` points to; [`None`] if that is null.
     ///
     /// # Safety
     ///
-    /// `attr` is null or points to an attribute of at least a header, which is valid and not
-    /// written for `'a`.
+    /// `attr` must be null or point to an attribute of at least a header, with as many bytes as the
+    /// header says, that is valid and not written for `'a`.
     #[inline]
     pub(super) unsafe fn from_raw(attr: *const bindings::nlattr) -> Option<Self> {
         if attr.is_null() {
             return None;
         }
-        // SAFETY: By the contract, the attribute has a header and as many bytes as that says.
+        // SAFETY: `attr` is not null, so that by the safety requirements it points to as many bytes
+        // as its header says, which are valid and not written for `'a`.
         let bytes = unsafe { core::slice::from_raw_parts(attr.cast(), (*attr).nla_len.into()) };
-        // INVARIANT: As the header says; by the contract.
+        // INVARIANT: The slice has the length that the header says, and by the safety requirements
+        // it is an attribute, hence aligned, and not written.
         Some(Self(bytes))
     }
 
@@ -89,50 +99,68 @@ impl<'a> Attr<'a> {
         self.0.as_ptr().cast()
     }
 
-    /// The number that the attribute has among its siblings.
+    /// Returns the number of the attribute.
+    ///
+    /// Context: any.
     #[inline]
     pub fn kind(&self) -> u16 {
         u16::from_ne_bytes([self.0[2], self.0[3]]) & bindings::NLA_TYPE_MASK as u16
     }
 
-    /// The payload.
+    /// Returns the payload.
+    ///
+    /// Context: any.
     #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         &self.0[ATTR_HEADER..]
     }
 
-    /// The payload without a NUL at the end, if there is one. There may be others.
+    /// Returns the payload without a NUL at its end, if there is one. There may be other NULs in
+    /// it.
+    ///
+    /// Context: any.
     #[inline]
     pub fn string(&self) -> &'a [u8] {
         let bytes = self.bytes();
         bytes.strip_suffix(b"\0").unwrap_or(bytes)
     }
 
-    /// The integer that the payload starts with. Fails with `EINVAL` if it is too short.
+    /// Returns the integer at the start of the payload, in native byte order. Fails with `EINVAL`
+    /// if the payload is too short.
+    ///
+    /// Context: any.
     pub fn u32(&self) -> Result<u32> {
         let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
         Ok(u32::from_ne_bytes(*bytes))
     }
 
-    /// The integer that the payload starts with. Fails with `EINVAL` if it is too short.
+    /// Returns the integer at the start of the payload, in native byte order. Fails with `EINVAL`
+    /// if the payload is too short.
+    ///
+    /// Context: any.
     pub fn u64(&self) -> Result<u64> {
         let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
         Ok(u64::from_ne_bytes(*bytes))
     }
 
-    /// The attributes in the payload, up to the first that is not whole.
+    /// Returns an iterator over the attributes in the payload, up to the first one that is not
+    /// whole.
+    ///
+    /// Context: any.
     #[inline]
     pub fn items(&self) -> Items<'a> {
-        // INVARIANT: The header that the payload follows has the size that attributes are aligned
-        // to.
+        // INVARIANT: The payload follows the attribute's header, whose size is a multiple of the
+        // alignment. It is not written, like the attribute.
         Items(self.bytes())
     }
 
-    /// Finds the attributes in the payload by their numbers, those that `policy` has; the last, if
-    /// there are more of a number.
+    /// Finds the attributes in the payload that `policy` has an entry for, and the last of each
+    /// number.
     ///
-    /// Fails with `EINVAL` or `ERANGE` if one is not as in `policy`, and tells the sender of
-    /// `info` which.
+    /// Fails with `EINVAL` or `ERANGE` if one does not match the policy, and names it in the answer
+    /// to the sender of `info`.
+    ///
+    /// Context: any.
     pub fn parse<const N: usize>(
         &self,
         policy: &'static [Policy; N],
@@ -141,11 +169,12 @@ impl<'a> Attr<'a> {
         const { assert!(N > 1, "no attributes to find") };
         let mut attrs = [ptr::null_mut(); N];
         let payload = self.bytes();
-        // SAFETY: `attrs` and `policy` have an entry for each number up to the last; the payload is
-        // valid and aligned as attributes are, and not longer than 65535 bytes; the report is null
-        // or valid and ours to write, as in `Info::require`. It keeps a pointer to the policy,
-        // which is a static of the module, and used before `genl_rcv` releases `cb_lock`, which the
-        // module waits for in `Registration::drop`.
+        // SAFETY: `attrs` and `policy` have an entry for each number up to the greatest one, `N -
+        // 1`. By the type invariant the payload is valid and has the alignment of attributes, and
+        // it has less than 65536 bytes. The report is null, or is on the stack of the current task,
+        // which runs the command, since `Info` is not `Send`. It keeps a pointer to the policy,
+        // which is a static of the module: netlink uses it before `genl_rcv` releases `cb_lock`,
+        // which the drop of the registration takes for writing before the module is unloaded.
         to_result(unsafe {
             bindings::__nla_parse(
                 attrs.as_mut_ptr(),
@@ -157,8 +186,8 @@ impl<'a> Attr<'a> {
                 (*info.info).extack,
             )
         })?;
-        // INVARIANT: `__nla_parse` has set all entries, to null or to attributes in the payload
-        // that it found whole; the payload is valid for `'a` and not written.
+        // INVARIANT: `__nla_parse` has set each entry to null or to a whole attribute in the
+        // payload, which is valid for `'a` and not written.
         Ok(Parsed {
             attrs,
             _payload: PhantomData,
@@ -166,11 +195,12 @@ impl<'a> Attr<'a> {
     }
 }
 
-/// The attributes in another.
+/// An iterator over the attributes in another one.
 ///
 /// # Invariants
 ///
-/// The slice starts where an attribute may, as to alignment. Nobody writes it.
+/// The slice starts at an address with the alignment of attributes, or is empty. It is not written
+/// for `'a`.
 pub struct Items<'a>(&'a [u8]);
 
 impl<'a> Iterator for Items<'a> {
@@ -181,30 +211,35 @@ impl<'a> Iterator for Items<'a> {
         if size < ATTR_HEADER {
             return None;
         }
-        // INVARIANT: The slice has the length that the header says, which is at least the header's.
+        // INVARIANT: The slice has the length that the header says, which is at least that of the
+        // header, and starts where an attribute may by the type invariant.
         let attr = Attr(self.0.get(..size)?);
-        // INVARIANT: The next one starts at a multiple of the alignment from this one.
+        // INVARIANT: The next attribute starts at a multiple of the alignment from this one, or
+        // there is none.
         self.0 = self.0.get(attr_align(size)..).unwrap_or_default();
         Some(attr)
     }
 }
 
-/// The attributes in another, by their numbers.
+/// The attributes in another one, by their numbers.
 ///
 /// # Invariants
 ///
-/// The entries are null, or point to attributes that are valid and not written for `'a`.
+/// Each entry is null, or points to an attribute that is valid and not written for `'a`.
 pub struct Parsed<'a, const N: usize> {
     attrs: [*mut bindings::nlattr; N],
     _payload: PhantomData<&'a [u8]>,
 }
 
 impl<'a, const N: usize> Parsed<'a, N> {
-    /// The attribute of number `n`, if there is one.
+    /// Returns the attribute of number `n`, if there is one.
+    ///
+    /// Context: any.
     #[inline]
     pub fn attr(&self, n: u16) -> Option<Attr<'a>> {
         let attr = self.attrs.get(usize::from(n))?;
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the entry is null or points to an attribute that is valid
+        // and not written for `'a`, of which `__nla_parse` has checked that it is whole.
         unsafe { Attr::from_raw(*attr) }
     }
 }
