@@ -6,9 +6,12 @@
 
 use crate::bindings;
 
-/// Whether the current task has `CAP_SYS_ADMIN` in the initial user namespace.
+/// Returns whether the current task has `CAP_SYS_ADMIN` in the initial user namespace.
+///
+/// Context: process context; does not sleep.
 #[inline]
 pub fn sys_admin() -> bool {
-    // SAFETY: Only looks at the current task.
+    // SAFETY: The capability is a valid one. The function uses the current task only, and sets a
+    // flag of it.
     unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as i32) }
 }

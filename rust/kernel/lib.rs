@@ -2,8 +2,8 @@
 
 //! The kernel crate with what it lacks for this driver, for builds outside of the kernel tree.
 //!
-//! Every file below is one of the kernel tree's `rust/kernel`. Where that has a file for the module,
-//! too, the module's items here stand for those that the file would have in addition.
+//! Every file below is one of the kernel tree's `rust/kernel`. Where that has a file for the
+//! module, too, the module's items here stand for those that the file would have in addition.
 
 extern crate self as kernel;
 

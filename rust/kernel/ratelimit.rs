@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Limits on how often something is logged.
+//! Limits on how often messages are logged.
 //!
 //! C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
 
 use crate::{bindings, prelude::*, types::Opaque};
 
-/// At most ten messages in five seconds, the kernel's default.
+/// A limit of ten messages in five seconds, which is the kernel's default.
+///
+/// C struct: `struct ratelimit_state`.
 ///
 /// # Invariants
 ///
@@ -17,26 +19,31 @@ pub struct RateLimit {
     state: Opaque<bindings::ratelimit_state>,
 }
 
-// SAFETY: The state has a lock of its own.
+// SAFETY: The state is a lock, counters and times, which are not bound to a thread.
 unsafe impl Send for RateLimit {}
-// SAFETY: As above.
+// SAFETY: A shared reference only passes the state to `___ratelimit`, which uses the lock in it.
 unsafe impl Sync for RateLimit {}
 
 impl RateLimit {
-    /// A limit that nothing counted against yet.
+    /// Creates a limit.
+    ///
+    /// Context: any.
     pub fn new() -> impl PinInit<Self> {
-        // INVARIANT: Initialised here.
+        // INVARIANT: The initialiser below initialises `state`.
         pin_init!(Self {
-            // SAFETY: The function initialises the whole of what it is given.
+            // SAFETY: `slot` is valid for writes, and the function initialises all of it.
             state <- Opaque::ffi_init(|slot| unsafe { bindings::ratelimit_state_init(slot) }),
         })
     }
 
-    /// Whether one more message may be logged now. How many were not is logged under `name`.
-    /// Does not sleep.
+    /// Returns whether one more message may be logged now, and counts it. The number of messages
+    /// that were suppressed is logged under `name`.
+    ///
+    /// Context: any.
     #[inline]
     pub fn allow(&self, name: &CStr) -> bool {
-        // SAFETY: The state is initialised by the type invariant, and the name NUL-terminated.
+        // SAFETY: By the type invariant the state is initialised. `name` is NUL-terminated and
+        // lives during the call.
         unsafe { bindings::___ratelimit(self.state.get(), name.as_char_ptr()) != 0 }
     }
 }

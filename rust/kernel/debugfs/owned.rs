@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Directories of debugfs with files to be read. An open file keeps its module loaded, for closing
-//! it calls code of the module, whether or not the file is still there. The files of the `kernel`
-//! crate do not.
+//! Directories of debugfs whose files keep the module loaded.
+//!
+//! The file operations of the kernel crate's `debugfs` have no owner, so that a file can be open
+//! when its module is unloaded. Closing it calls code of the module, whether the file was removed
+//! or not.
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
@@ -18,28 +20,38 @@ use crate::{
 };
 use core::{marker::PhantomData, ptr};
 
-/// Prints what a file is about. May sleep.
+/// A function that prints the content of a file.
+///
+/// Context: may sleep. The removal of the file waits for it.
 pub type Print<T> = fn(&T, &mut fmt::Formatter<'_>) -> fmt::Result;
 
-/// A directory of debugfs's own directory; it goes away with the value.
+/// A directory in the root of debugfs. Dropping the value removes it.
+///
+/// Context: may sleep, when it is dropped.
 ///
 /// # Invariants
 ///
 /// The value is what `debugfs_create_dir` has returned, and was not removed.
 pub struct Root(*mut bindings::dentry);
 
-// SAFETY: debugfs has locks of its own.
+// SAFETY: Any thread may call debugfs to add to the directory or to remove it.
 unsafe impl Send for Root {}
-// SAFETY: As above.
+// SAFETY: A shared reference only passes the directory to debugfs, which takes the locks of
+// directories itself.
 unsafe impl Sync for Root {}
 
 impl Root {
-    /// Makes the directory. Without debugfs there is none, and no error. Sleeps. Fails with
-    /// `ENOMEM`.
+    /// Creates the directory. If debugfs cannot create it, this is no error, and the directories in
+    /// it are missing, too.
+    ///
+    /// Fails with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn new(name: &CStr) -> Result<Arc<Self>> {
-        // SAFETY: `name` is a string of C, and without a parent it is debugfs itself.
+        // SAFETY: `name` is NUL-terminated and lives during the call, and a null parent stands for
+        // the root of debugfs.
         let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), ptr::null_mut()) };
-        // INVARIANT: Just above.
+        // INVARIANT: `debugfs_create_dir` has just returned the value.
         Ok(Arc::new(Self(dentry), GFP_KERNEL)?)
     }
 }
@@ -47,12 +59,14 @@ impl Root {
 impl Drop for Root {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. Directories in it have a reference to the value.
+        // SAFETY: By the type invariant `debugfs_create_dir` has returned the value, be it a
+        // directory or an error, and it was not removed. Each `Dir` in it has removed itself, since
+        // it keeps a reference to this value.
         unsafe { bindings::debugfs_remove(self.0) };
     }
 }
 
-/// What a file prints, and how.
+/// The data of a file, and the function that prints it.
 struct File<T> {
     data: T,
     print: Print<T>,
@@ -64,8 +78,11 @@ impl<T> fmt::Display for File<T> {
     }
 }
 
-/// A directory in a [`Root`] whose files print a `T`; it goes away with the value. `M` is the
-/// module of this code.
+/// A directory in a [`Root`] whose files print a `T`. Dropping the value removes it. `M` is the
+/// module that the caller is part of.
+///
+/// Context: may sleep, when it is dropped. The drop waits for readers, so that it must not hold a
+/// lock that a [`Print`] function takes.
 ///
 /// # Invariants
 ///
@@ -78,14 +95,20 @@ pub struct Dir<T: Send + Sync + 'static, M: ModuleMetadata> {
     _module: PhantomData<fn() -> M>,
 }
 
-// SAFETY: debugfs has locks of its own; who reads a file uses a `&T` on any task.
+// SAFETY: Any thread may call debugfs to remove the directory. Readers of the files use a `&T` in
+// any thread, and `T` is `Send` and `Sync`.
 unsafe impl<T: Send + Sync + 'static, M: ModuleMetadata> Send for Dir<T, M> {}
-// SAFETY: As above.
+// SAFETY: A shared reference gives access to nothing. Readers of the files use a `&T` in any
+// thread, and `T` is `Sync`.
 unsafe impl<T: Send + Sync + 'static, M: ModuleMetadata> Sync for Dir<T, M> {}
 
 impl<T: Clone + Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
-    /// Makes the directory, with a file for each of `files`, which only root can read. What debugfs
-    /// cannot make is not there. Sleeps. Fails with `ENOMEM`.
+    /// Creates the directory, with a file of mode 0400 for each of `files`. If debugfs cannot
+    /// create the directory or a file, this is no error, and it is missing.
+    ///
+    /// Fails with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn new(
         root: &Arc<Root>,
         name: &CStr,
@@ -100,10 +123,11 @@ impl<T: Clone + Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
             };
             entries.push(file, GFP_KERNEL)?;
         }
-        // SAFETY: `name` is a string of C, and by its invariant `root` is a directory or an error,
-        // which debugfs passes on.
+        // SAFETY: `name` is NUL-terminated and lives during the call. By its type invariant `root`
+        // is a directory or an error, which debugfs returns in turn.
         let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), root.0) };
-        // INVARIANT: There is no file yet.
+        // INVARIANT: `debugfs_create_dir` has just returned `dentry`, and there is no file in it
+        // yet.
         let dir = Self {
             dentry,
             files: entries,
@@ -112,9 +136,12 @@ impl<T: Clone + Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
         };
         let operations: &'static _ = &Self::OPERATIONS;
         for ((name, _), file) in files.iter().zip(&dir.files) {
-            // INVARIANT: `file` is an element.
-            // SAFETY: As above. The operations are for a `File<T>`, which is there until the
-            // directory is removed, and live as long as the module, which they name as their owner.
+            // INVARIANT: `file` is an element of `files`, which does not change from here on; a
+            // move of `dir` does not move the elements.
+            // SAFETY: `name` is NUL-terminated, and by the type invariant `dentry` is a directory
+            // or an error. The operations are for private data that is a `File<T>`, which stays
+            // until the directory is removed. They live as long as the module, which they name as
+            // their owner.
             unsafe {
                 bindings::debugfs_create_file(
                     name.as_char_ptr(),
@@ -139,28 +166,34 @@ impl<T: Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
         ..pin_init::zeroed()
     };
 
+    /// Opens a file.
+    ///
     /// # Safety
     ///
-    /// Debugfs calls it for a file in such a directory, which is not removed meanwhile.
+    /// Only debugfs may call this, for a file in a directory of this type that is not removed
+    /// during the call.
     unsafe extern "C" fn open(
         inode: *mut bindings::inode,
         file: *mut bindings::file,
     ) -> ffi::c_int {
-        // SAFETY: The inode is valid.
+        // SAFETY: debugfs passes the valid inode of the file.
         let data = unsafe { (*inode).i_private };
-        // SAFETY: The file is valid and being opened, and `show` gets `data`.
+        // SAFETY: By the safety requirements the file is valid and being opened, and has no private
+        // data yet. `show` takes private data of this kind.
         unsafe { bindings::single_open(file, Some(Self::show), data) }
     }
 
+    /// Prints the content of a file.
+    ///
     /// # Safety
     ///
-    /// `seq_read` calls it for a file that [`Self::open`] has opened. Debugfs lets no read begin
-    /// when the file was removed, and waits for reads before that.
+    /// Only `seq_read` may call this, for a file that [`Self::open`] has opened. debugfs starts no
+    /// read of a file that was removed, and the removal waits for reads that have started.
     unsafe extern "C" fn show(seq: *mut bindings::seq_file, _: *mut ffi::c_void) -> ffi::c_int {
-        // SAFETY: By the type invariant the private data is a `File<T>` of a directory that is
-        // there, for debugfs waits.
+        // SAFETY: By the type invariant the private data of the file is a `File<T>` of a directory
+        // that was not removed, and whose removal waits for this read.
         let file = unsafe { &*(*seq).private.cast::<File<T>>() };
-        // SAFETY: The sequence is valid, and locked for this call.
+        // SAFETY: `seq_read` passes a valid sequence, whose lock it holds during the call.
         let seq = unsafe { SeqFile::from_raw(seq) };
         seq_print!(seq, "{}", file);
         0
@@ -168,10 +201,12 @@ impl<T: Send + Sync + 'static, M: ModuleMetadata> Dir<T, M> {
 }
 
 impl<T: Send + Sync + 'static, M: ModuleMetadata> Drop for Dir<T, M> {
-    /// Waits for those who read a file.
+    /// Removes the directory and waits for readers of its files.
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. The files go with it, before what they point to.
+        // SAFETY: By the type invariant `debugfs_create_dir` has returned `dentry`, and it was not
+        // removed. The files are removed with it, and their readers are waited for, before `files`
+        // is dropped.
         unsafe { bindings::debugfs_remove(self.dentry) };
     }
 }

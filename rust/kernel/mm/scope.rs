@@ -6,12 +6,14 @@
 
 use crate::{bindings, ffi, types::NotThreadSafe};
 
-/// Allocations of the current task do not reclaim memory, and may use the reserves, until dropped.
-/// Such scopes must nest.
+/// A scope in which allocations of the current task do not reclaim memory and may use the memory
+/// reserves. It ends when the value is dropped. Scopes of both kinds must nest.
+///
+/// Context: process context.
 ///
 /// # Invariants
 ///
-/// `flags` is what the scope's entry returned on this task.
+/// `flags` is what the entry into the scope has returned in this task.
 pub struct NoReclaim {
     flags: ffi::c_uint,
     _not_send: NotThreadSafe,
@@ -19,10 +21,13 @@ pub struct NoReclaim {
 
 impl NoReclaim {
     /// Enters the scope.
+    ///
+    /// Context: process context; does not sleep.
     #[inline]
     pub fn enter() -> Self {
         Self {
-            // SAFETY: Only changes flags of the current task.
+            // SAFETY: The function has no requirements: it sets a flag of the current task.
+            // INVARIANT: The current task enters the scope here, and the value cannot leave it.
             flags: unsafe { bindings::memalloc_noreclaim_save() },
             _not_send: NotThreadSafe,
         }
@@ -32,16 +37,20 @@ impl NoReclaim {
 impl Drop for NoReclaim {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant these are the flags from the entry into the scope. The
+        // value is not `Send`, so that the current task is the one that has entered it.
         unsafe { bindings::memalloc_noreclaim_restore(self.flags) };
     }
 }
 
-/// Allocations of the current task do not wait for block I/O, until dropped. Such scopes must nest.
+/// A scope in which allocations of the current task do not wait for block I/O. It ends when the
+/// value is dropped. Scopes of both kinds must nest.
+///
+/// Context: process context.
 ///
 /// # Invariants
 ///
-/// `flags` is what the scope's entry returned on this task.
+/// `flags` is what the entry into the scope has returned in this task.
 pub struct NoIo {
     flags: ffi::c_uint,
     _not_send: NotThreadSafe,
@@ -49,10 +58,13 @@ pub struct NoIo {
 
 impl NoIo {
     /// Enters the scope.
+    ///
+    /// Context: process context; does not sleep.
     #[inline]
     pub fn enter() -> Self {
         Self {
-            // SAFETY: Only changes flags of the current task.
+            // SAFETY: The function has no requirements: it sets a flag of the current task.
+            // INVARIANT: The current task enters the scope here, and the value cannot leave it.
             flags: unsafe { bindings::memalloc_noio_save() },
             _not_send: NotThreadSafe,
         }
@@ -62,7 +74,8 @@ impl NoIo {
 impl Drop for NoIo {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant these are the flags from the entry into the scope. The
+        // value is not `Send`, so that the current task is the one that has entered it.
         unsafe { bindings::memalloc_noio_restore(self.flags) };
     }
 }

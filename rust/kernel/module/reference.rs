@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Keeping a module loaded, and its version.
+//! References that keep a module loaded.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
@@ -12,22 +12,28 @@ use core::marker::PhantomData;
 
 /// A reference that keeps the module `M` from being unloaded.
 ///
-/// Who drops the last one in the module's own code must be waited for when the module is unloaded.
+/// If code of the module itself drops the last reference, the module's exit must wait for that code
+/// to finish, since it runs on after the drop.
+///
+/// Context: any, when it is dropped.
 ///
 /// # Invariants
 ///
-/// The value stands for one count of the module's references.
+/// The value owns one count of the module's references.
 pub struct ModuleRef<M: ModuleMetadata>(PhantomData<fn() -> M>);
 
 impl<M: ModuleMetadata> ModuleRef<M> {
-    /// Takes a reference, unless the module is being unloaded. Does not sleep.
+    /// Takes a reference. [`None`] if the module is being unloaded.
+    ///
+    /// Context: any.
     #[inline]
     pub fn try_get() -> Option<Self> {
-        // SAFETY: The module is that of this code, which is there.
+        // SAFETY: The module is valid: `M` is the module that the calling code is part of, so that
+        // it is loaded.
         if !unsafe { bindings::try_module_get(this_module::<M>().as_ptr()) } {
             return None;
         }
-        // INVARIANT: The count was taken just above.
+        // INVARIANT: `try_module_get` has taken the count.
         Some(Self(PhantomData))
     }
 }
@@ -35,7 +41,8 @@ impl<M: ModuleMetadata> ModuleRef<M> {
 impl<M: ModuleMetadata> Drop for ModuleRef<M> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a count to give back.
+        // SAFETY: By the type invariant the value owns one count, which keeps the module valid
+        // until this call gives it back.
         unsafe { bindings::module_put(this_module::<M>().as_ptr()) };
     }
 }

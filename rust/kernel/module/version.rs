@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The version of a module.
+//! Versions of modules.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-/// Declares the constant `VERSION` of a module, which `modinfo` and `/sys/module/*/version` show.
+/// Declares the constant `VERSION` of a module and adds it to the section `.modinfo`, for `modinfo`
+/// and `/sys/module/*/version`.
 #[macro_export]
 macro_rules! module_version {
     ($version:literal) => {

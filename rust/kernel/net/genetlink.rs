@@ -113,6 +113,8 @@ impl<T: Commands> Family<T> {
     /// This is for constants: it panics if the name is empty or has more than 15 bytes, an array is
     /// empty or has more than 255 entries, there is no attribute past `policy[0]`, or a command is
     /// 255.
+    ///
+    /// Context: any.
     pub const fn new(
         module: &'static ThisModule,
         name: &'static CStr,

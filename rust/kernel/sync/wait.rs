@@ -2,8 +2,9 @@
 
 //! Wait queues.
 //!
-//! The kernel crate's `CondVar` can wait without a timeout, or until any signal comes; a stop, the
-//! freezer and a tracer wake such a wait, too. These waits say what may cut them short.
+//! The kernel crate's `CondVar` waits either without a timeout or until any signal comes, and a
+//! stop, the freezer and a tracer also wake such a wait. The waits of this module state what may
+//! interrupt them.
 //!
 //! C header: [`include/linux/wait.h`](srctree/include/linux/wait.h)
 
@@ -17,31 +18,32 @@ use crate::{
 };
 use core::{marker::PhantomPinned, ptr};
 
-/// Waits without a limit of time.
+/// The time limit of a wait that has none.
 pub const FOR_EVER: Jiffies = ffi::c_long::MAX as Jiffies;
 
-/// What may cut a wait short, apart from its limit of time.
+/// What may interrupt a wait, apart from its time limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum WaitMode {
-    /// Nothing. The task is idle and does not count as load. For kernel threads.
+    /// Nothing interrupts the wait, and the task does not count as load. For kernel threads.
     Idle,
-    /// Nothing.
+    /// Nothing interrupts the wait.
     Uninterruptible,
-    /// A signal that kills the task.
+    /// A signal that kills the task interrupts the wait.
     Killable,
-    /// Any signal, and whatever else has a task return to user space: a stop, a tracer, the
-    /// freezer of a control group. The system's freezer lets the task sleep on.
+    /// Any signal interrupts the wait, and so do a stop, a tracer and the freezer of a control
+    /// group, which also make a task return to user space. The system's freezer does not wake the
+    /// task.
     Interruptible,
 }
 
-/// How a wait ended.
+/// The reason for which a wait has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
-    /// What was waited for is true.
+    /// The condition of the wait is true.
     Done,
-    /// The limit of time was reached first.
+    /// The time limit was reached before the condition was true.
     TimedOut,
-    /// The wait was cut short as its [`WaitMode`] says.
+    /// The wait was interrupted, as its [`WaitMode`] states.
     Signal,
 }
 
@@ -56,9 +58,8 @@ macro_rules! new_wait_queue {
     };
 }
 
-/// A queue of tasks that wait until something is true.
-///
-/// Whoever makes it true calls [`WaitQueue::wake_all`] afterwards.
+/// A queue of tasks that wait for a condition. A task that makes the condition true must call
+/// [`WaitQueue::wake_all`] afterwards.
 ///
 /// C struct: `struct wait_queue_head`.
 ///
@@ -74,17 +75,21 @@ pub struct WaitQueue {
     _pin: PhantomPinned,
 }
 
-// SAFETY: A wait queue has a lock of its own and may be used from any thread.
+// SAFETY: A wait queue is not bound to a thread. It is pinned, and waiting tasks borrow it, so that
+// none is in it when another thread drops it.
 unsafe impl Send for WaitQueue {}
-// SAFETY: A wait queue has a lock of its own, so that several threads may use it at once.
+// SAFETY: A shared reference only passes the queue to functions that take the lock in it.
 unsafe impl Sync for WaitQueue {}
 
 impl WaitQueue {
-    /// An empty queue.
+    /// Creates an empty queue, whose lock has the lock class `key`.
+    ///
+    /// Context: any.
     pub fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
-            // SAFETY: `slot` is valid while the closure is called, and both `name` and `key` live
-            // for ever.
+            // SAFETY: `slot` is valid for writes, and the function initialises all of it. `name`
+            // and `key` are static.
+            // INVARIANT: The function initialises the queue.
             head <- Opaque::ffi_init(|slot| unsafe {
                 bindings::__init_waitqueue_head(slot, name.as_char_ptr(), key.as_ptr())
             }),
@@ -92,27 +97,36 @@ impl WaitQueue {
         })
     }
 
-    /// A queue that C has initialised.
+    /// Creates a reference to a queue that C code has initialised.
+    ///
+    /// Context: any.
     ///
     /// # Safety
     ///
-    /// `head` must be initialised, and stay so for `'a`.
+    /// `head` must be initialised, and stay valid for `'a`.
     #[inline]
     pub(crate) unsafe fn from_raw<'a>(head: *mut bindings::wait_queue_head) -> &'a Self {
-        // SAFETY: The type is transparent over an `Opaque`, and the caller promises the rest.
+        // SAFETY: The type is transparent over an `Opaque`. By the safety requirements the queue is
+        // valid for `'a`.
+        // INVARIANT: By the safety requirements the queue is initialised.
         unsafe { &*head.cast() }
     }
 
-    /// Has every task in the queue look again. Does not sleep.
+    /// Wakes every task in the queue, which check their conditions.
+    ///
+    /// Context: any.
     #[inline]
     pub fn wake_all(&self) {
-        // SAFETY: By the type invariant the queue is initialised.
+        // SAFETY: By the type invariant the queue is initialised. The key may be null.
         unsafe {
             bindings::__wake_up(self.head.get(), bindings::TASK_NORMAL, 0, ptr::null_mut());
         }
     }
 
-    /// Waits until `done` returns true, for `patience` jiffies at most; see [`Self::wait_while`].
+    /// Waits until `done` returns true, for `patience` jiffies at most. `done` is called as `look`
+    /// in [`Self::wait_while`].
+    ///
+    /// Context: may sleep. No lock that a waker needs may be held.
     pub fn wait_until(
         &self,
         mode: WaitMode,
@@ -129,9 +143,11 @@ impl WaitQueue {
         })
     }
 
-    /// Waits while `look` returns how long it wants to wait at most, in jiffies, and that is not 0.
-    /// `look` is called before the wait, after each wake-up and when that time is over; it may
-    /// sleep, and take the locks under which the wakers work.
+    /// Waits while `look` returns a time limit for the rest of the wait, in jiffies, that is not 0.
+    /// [`None`] ends the wait as [`Waited::Done`], and 0 as [`Waited::TimedOut`].
+    ///
+    /// `look` is called before the wait, after each wake-up, and when its time limit is reached. It
+    /// may sleep, and take locks that wakers take.
     ///
     /// Context: may sleep. No lock that a waker needs may be held.
     pub fn wait_while(&self, mode: WaitMode, mut look: impl FnMut() -> Option<Jiffies>) -> Waited {
@@ -147,8 +163,9 @@ impl WaitQueue {
             private: task.cast(),
             ..pin_init::zeroed()
         });
-        // SAFETY: The queue is initialised. The entry is complete but for its links, which this
-        // sets; it is on this stack, and taken out before this function returns.
+        // SAFETY: By the type invariant the queue is initialised. The entry is initialised but for
+        // its links, which this sets, and is in no queue. It is on this stack and does not move,
+        // and is removed before this function returns.
         unsafe { bindings::add_wait_queue(self.head.get(), entry.get()) };
         let waited = loop {
             let left = match look() {
@@ -158,7 +175,7 @@ impl WaitQueue {
             };
             let signal = match mode {
                 WaitMode::Idle | WaitMode::Uninterruptible => false,
-                // SAFETY: The current task is valid.
+                // SAFETY: `task` is the current task, which is valid.
                 WaitMode::Killable => unsafe { bindings::fatal_signal_pending(task) != 0 },
                 WaitMode::Interruptible => current!().signal_pending(),
             };
@@ -166,11 +183,13 @@ impl WaitQueue {
                 break Waited::Signal;
             }
             let left = ffi::c_long::try_from(left).unwrap_or(ffi::c_long::MAX);
-            // SAFETY: The entry is in the queue, with `woken_wake_function`, which remembers a
-            // wake-up that comes between `look` and this.
+            // SAFETY: The entry is in the queue, its `private` is the current task, and its `func`
+            // is `woken_wake_function`, which remembers a wake-up between the call of `look` and
+            // this one.
             unsafe { bindings::wait_woken(entry.get(), state, left) };
         };
-        // SAFETY: The entry was put into this queue above.
+        // SAFETY: By the type invariant the queue is initialised, and the entry was added to it
+        // above.
         unsafe { bindings::remove_wait_queue(self.head.get(), entry.get()) };
         waited
     }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes.
+//! Processes and threads, as identities that outlive them.
 //!
-//! C header: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
+//! C headers: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h),
+//! [`include/linux/pid.h`](srctree/include/linux/pid.h)
 
 use crate::{
     bindings,
@@ -17,107 +18,137 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// A process: the threads that share one `struct signal_struct`, across `exec` and the death of
-/// any of them. The value keeps the task that it was made from, so that the process's identity is
-/// never reused while it lives.
+/// A process: the threads that share one `struct signal_struct`, across `exec` and the exit of any
+/// of them.
+///
+/// The value keeps a reference to the task that it was created from, so that no other process can
+/// be taken for this one while the value lives.
+///
+/// Context: any, when it is dropped.
 pub struct Process(ARef<Task>);
 
 impl Process {
-    /// The current task's process.
+    /// Returns the current task's process.
+    ///
+    /// Context: process context; does not sleep.
     #[inline]
     pub fn current() -> Self {
         Self(ARef::from(&**current!()))
     }
 
-    /// Whether both are the same process.
+    /// Returns whether both are the same process.
+    ///
+    /// Context: any.
     #[inline]
     pub fn is(&self, other: &Self) -> bool {
-        // SAFETY: Both tasks are valid, and a task keeps its `signal` while it is referenced.
+        // SAFETY: Both tasks are valid, since the values own references to them. The function
+        // compares their `signal` pointers, which a task keeps until its last reference is gone.
         unsafe { bindings::same_thread_group(self.0.as_ptr(), other.0.as_ptr()) }
     }
 
-    /// Whether any thread of the process has not exited. A process that exited but was not waited
-    /// for is not alive.
+    /// Returns whether any thread of the process has not exited. A process that has exited but was
+    /// not reaped yet is not alive.
+    ///
+    /// Context: any.
     #[inline]
     pub fn is_alive(&self) -> bool {
-        // SAFETY: The task is valid, and keeps its `signal` while it is referenced.
+        // SAFETY: The task is valid, since the value owns a reference to it, and keeps its `signal`
+        // until its last reference is gone. The function reads an atomic of that.
         unsafe { bindings::thread_group_live(self.0.as_ptr()) }
     }
 
-    /// The process id in the initial namespace.
+    /// Returns the process id in the initial namespace.
+    ///
+    /// Context: any.
     #[inline]
     pub fn pid(&self) -> Pid {
-        // SAFETY: The task is valid.
+        // SAFETY: The task is valid, since the value owns a reference to it. The function reads a
+        // word that does not change.
         unsafe { bindings::task_tgid_nr(self.0.as_ptr()) }
     }
 
-    /// The command name of the task that the value was made from; one that changes meanwhile may
-    /// come out mixed.
+    /// Returns the command name of the task that the value was created from. If the name changes
+    /// during the call, the result may mix the old name and the new one.
+    ///
+    /// Context: any.
     #[inline]
     pub fn comm(&self) -> Comm {
-        // SAFETY: The task is valid. Bytes may change while they are read, which a volatile read
-        // may race with, and any are fine.
+        // SAFETY: The task is valid, since the value owns a reference to it. Its name may change
+        // during the volatile read, which may return any mix of bytes: each is a valid `u8`.
         Comm::from(unsafe { (&raw const (*self.0.as_ptr()).comm).read_volatile() })
     }
 }
 
-/// A thread, alive or not.
+/// A thread, whether it has exited or not.
+///
+/// Context: any, when it is dropped.
 ///
 /// # Invariants
 ///
-/// `pid` is the `struct pid` that `task` had when the value was made, and the value owns one
+/// `pid` is the `struct pid` that `task` had when the value was created, and the value owns one
 /// reference to it.
 pub struct Thread {
     task: ARef<Task>,
     pid: NonNull<bindings::pid>,
 }
 
-// SAFETY: A task and a `struct pid` may be used and given back from any thread.
+// SAFETY: The value owns references to a task and to a `struct pid`, whose counts are atomic and
+// may be dropped by any thread.
 unsafe impl Send for Thread {}
-// SAFETY: What a shared reference gives access to is constant, or read as a word, or a wait queue,
-// which has a lock of its own.
+// SAFETY: A shared reference gives access to the address of the task, to `exit_state`, which is
+// read as a word, and to a wait queue, which has a lock of its own.
 unsafe impl Sync for Thread {}
 
 impl Thread {
-    /// The current thread. Does not sleep.
+    /// Returns the current thread.
+    ///
+    /// Context: process context; does not sleep.
     #[inline]
     pub fn current() -> Self {
         let task = ARef::from(&**current!());
-        // SAFETY: The current task is valid and has a pid, to which this takes a reference.
+        // SAFETY: The current task is valid. It has a pid until it is reaped, and the function
+        // takes a reference to that.
         let pid = unsafe { bindings::get_task_pid(task.as_ptr(), bindings::pid_type_PIDTYPE_PID) };
-        // INVARIANT: The reference was taken just above.
+        // INVARIANT: `get_task_pid` has returned the task's pid with a reference, which the value
+        // owns.
         Self {
-            // SAFETY: A task that runs has a pid.
+            // SAFETY: The current task has not exited, and therefore has a pid: `get_task_pid` has
+            // not returned null.
             pid: unsafe { NonNull::new_unchecked(pid) },
             task,
         }
     }
 
-    /// Whether this is the current thread.
+    /// Returns whether this is the current thread.
+    ///
+    /// Context: process context; does not sleep.
     #[inline]
     pub fn is_current(&self) -> bool {
         self.task.as_ptr() == current!().as_ptr()
     }
 
-    /// Whether the thread has exited. Does not sleep.
+    /// Returns whether the thread has exited.
+    ///
+    /// Context: any.
     #[inline]
     pub fn has_exited(&self) -> bool {
-        // SAFETY: The task is valid; C writes the word whole, and without a lock for readers.
+        // SAFETY: The task is valid, since the value owns a reference to it. The C side writes the
+        // word whole, and readers need no lock.
         unsafe { (&raw const (*self.task.as_ptr()).exit_state).read_volatile() != 0 }
     }
 
-    /// The queue in which the exit of the thread is announced.
+    /// Returns the wait queue that is woken when the thread exits.
     #[inline]
     fn exits(&self) -> &WaitQueue {
-        // SAFETY: By the type invariant the `struct pid` is valid for as long as the value, and its
-        // queue is initialised with it.
+        // SAFETY: By the type invariant the value owns a reference to the `struct pid`, so that it
+        // is valid while `self` is borrowed. Its wait queue is initialised when it is allocated.
         unsafe { WaitQueue::from_raw(&raw mut (*self.pid.as_ptr()).wait_pidfd) }
     }
 
-    /// Waits until the thread has exited or `enough` returns true; whoever makes that so calls
-    /// [`Self::wake`]. Returns whether the thread has exited.
+    /// Waits until the thread has exited or `enough` returns true, and returns whether the thread
+    /// has exited. A task that makes `enough` true must call [`Self::wake`] afterwards.
     ///
-    /// Context: may sleep; for kernel threads.
+    /// Context: may sleep; for kernel threads, since no signal ends the wait.
     #[inline]
     pub fn wait_for_exit(&self, mut enough: impl FnMut() -> bool) -> bool {
         self.exits()
@@ -125,8 +156,10 @@ impl Thread {
         self.has_exited()
     }
 
-    /// Has those in [`Self::wait_for_exit`] look again. Others who wait for the exit, by a pidfd,
-    /// wake up for nothing. Does not sleep.
+    /// Wakes the tasks in [`Self::wait_for_exit`], which check again. Tasks that poll a pidfd of
+    /// the thread wake up for nothing.
+    ///
+    /// Context: any.
     #[inline]
     pub fn wake(&self) {
         self.exits().wake_all();
@@ -136,19 +169,24 @@ impl Thread {
 impl Drop for Thread {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a reference to give back.
+        // SAFETY: By the type invariant the value owns a reference to the `struct pid`, which it
+        // does not use afterwards.
         unsafe { bindings::put_pid(self.pid.as_ptr()) };
     }
 }
 
-/// Whether a signal is pending that the current task will act on when it returns to user space: one
-/// that kills it or that it has a handler for. A stop, a signal that it ignores, the freezer and a
-/// tracer wake a task, too, but are none.
+/// Returns whether a signal is pending that the current task will act on when it returns to user
+/// space: one that kills it or that it handles. Stops, ignored signals, the freezer and tracers
+/// also wake a task, but do not count.
+///
+/// Context: process context; does not sleep.
 pub fn must_act_on_signal() -> bool {
     let task = current!().as_ptr();
-    // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits. The
-    // words are read without `siglock`: others may add signals or change handlers meanwhile, and
-    // either answer is right for a signal that comes, or a handler that changes, just now.
+    // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits; only
+    // the task itself replaces its `sighand`. The words are read by volatile reads without
+    // `siglock`: other tasks may send signals or change handlers at the same time, and for such a
+    // signal either answer is right. `number - 1` is less than the number of bits in a signal set,
+    // which is that of the handlers.
     unsafe {
         let signal = (*task).signal;
         let own = (&raw const (*task).pending.signal.sig).read_volatile();
@@ -172,11 +210,11 @@ pub fn must_act_on_signal() -> bool {
     }
 }
 
-/// What `sa_handler` is for the default action, and to ignore the signal.
+/// The values of `sa_handler` for the default action and for an ignored signal.
 const SIG_DFL: usize = 0;
 const SIG_IGN: usize = 1;
 
-/// Whether a task with this `handler` for a signal is killed by it or runs the handler.
+/// Returns whether a task with this `handler` for `signal` is killed by it or runs the handler.
 fn acts_on(signal: u32, handler: usize) -> bool {
     match handler {
         SIG_IGN => false,
@@ -195,7 +233,8 @@ fn acts_on(signal: u32, handler: usize) -> bool {
     }
 }
 
-/// The command name of a task, in whatever encoding. What is printed of it is escaped.
+/// The command name of a task, in any encoding. Its `Display` implementation escapes bytes that are
+/// not printable ASCII.
 #[derive(Clone, Copy)]
 pub struct Comm([u8; COMM_LEN]);
 
@@ -239,7 +278,7 @@ mod tests {
     fn current_thread() {
         let thread = Thread::current();
         assert!(thread.is_current() && !thread.has_exited());
-        // Enough is enough, whether or not the thread exits.
+        // The wait ends at once, although the thread does not exit.
         assert!(!thread.wait_for_exit(|| true));
         assert!(!must_act_on_signal());
     }

@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The clock that ticks.
+//! The clock that counts jiffies.
 //!
 //! C header: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)
 
 use crate::{bindings, time::Jiffies};
 
-/// The time in jiffies, which wraps around. Costs one load. Does not sleep.
+/// Returns the time in jiffies, which wraps around.
+///
+/// Context: any.
 #[inline]
 pub fn jiffies() -> Jiffies {
-    // SAFETY: A word that the kernel writes whole, and that is always there.
+    // SAFETY: `jiffies` is a static word, which the kernel writes whole, so that a volatile read
+    // does not tear.
     unsafe { (&raw const bindings::jiffies).read_volatile() }
 }
 
-/// How long ago `then` was, in jiffies; 0 if another CPU has read it off the clock just now. Does
-/// not sleep.
+/// Returns how many jiffies have passed since `then`, and 0 if `then` is later than the time that
+/// this CPU sees.
+///
+/// Context: any.
 #[inline]
 pub fn jiffies_since(then: Jiffies) -> Jiffies {
     let ago = jiffies().wrapping_sub(then);

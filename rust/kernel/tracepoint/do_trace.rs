@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tracepoints that C defines.
+//! Calls of tracepoints that a C file defines.
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
-/// Calls a tracepoint that a C file has defined with `CREATE_RUST_TRACE_POINTS`. While the
-/// tracepoint is off, this is one static branch: the arguments are not evaluated.
+/// Calls a tracepoint that a C file defines under `CREATE_RUST_TRACE_POINTS`. While the tracepoint
+/// is off, this is one static branch, and the arguments are not evaluated.
+/// [`declare_trace!`](crate::declare_trace) evaluates them first.
 ///
-/// [`declare_trace!`](crate::declare_trace) evaluates the arguments first.
+/// Context: any. The arguments are evaluated in the context of the caller.
 ///
 /// # Safety
 ///
@@ -25,7 +26,7 @@ macro_rules! do_trace {
                 $crate::bindings::[<rust_do_trace_ $name>]($($arg),*);
             }
 
-            // Without tracepoints, keep the arguments from being unused.
+            // This uses the arguments, for which the compiler would warn otherwise.
             #[cfg(not(CONFIG_TRACEPOINTS))]
             if false {
                 $( let _unused = $arg; )*

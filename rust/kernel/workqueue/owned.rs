@@ -1,41 +1,54 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Workqueues of a driver's own.
+//! Workqueues that a driver allocates.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use crate::{bindings, ffi, prelude::*, workqueue::Queue};
 use core::{ops::Deref, ptr::NonNull};
 
-/// A workqueue that is destroyed when dropped, which sleeps until all that was queued has run: not
-/// from one of its own work items.
+/// A workqueue that is destroyed when it is dropped.
+///
+/// C struct: `struct workqueue_struct`.
+///
+/// Context: may sleep, when it is dropped, until all queued work items have run. It must not be
+/// dropped by a work item of its own, nor with a lock held that one takes.
 ///
 /// # Invariants
 ///
 /// The queue is valid and owned by the value.
 pub struct OwnedQueue(NonNull<bindings::workqueue_struct>);
 
-// SAFETY: A workqueue may be used from any thread.
+// SAFETY: A workqueue is not bound to a thread, and any thread may destroy it.
 unsafe impl Send for OwnedQueue {}
-// SAFETY: As above.
+// SAFETY: A shared reference can queue work items and flush the queue, for which the C side takes
+// the locks that it needs.
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// A queue not bound to a CPU, for up to `max_active` items at a time; 0 means the kernel's
-    /// default. Sleeps. Fails with `ENOMEM`.
+    /// Creates a queue whose work items are not bound to a CPU, and of which `max_active` can run
+    /// at a time; 0 stands for the kernel's default.
+    ///
+    /// Fails with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn new_unbound(name: &'static CStr, max_active: u32) -> Result<Self> {
         Self::new(name, max_active, bindings::wq_flags_WQ_UNBOUND)
     }
 
-    /// As [`Self::new_unbound`], but makes progress when memory is short: so its items must not
-    /// wait for memory that only block I/O can free. Sleeps. Fails with `ENOMEM`.
+    /// Creates a queue like [`Self::new_unbound`] that makes progress when memory is short. Its
+    /// work items must not wait for memory that only block I/O can free.
+    ///
+    /// Fails with `ENOMEM`.
+    ///
+    /// Context: may sleep.
     pub fn new_unbound_reclaim(name: &'static CStr, max_active: u32) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
         Self::new(name, max_active, flags)
     }
 
     fn new(name: &'static CStr, max_active: u32, flags: u32) -> Result<Self> {
-        // SAFETY: The format takes one string.
+        // SAFETY: The format takes one argument, a NUL-terminated string, and copies it.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
@@ -44,15 +57,17 @@ impl OwnedQueue {
                 name.as_char_ptr(),
             )
         };
-        // INVARIANT: The queue is new.
+        // INVARIANT: `alloc_workqueue_noprof` has returned a new queue, which nothing else owns.
         NonNull::new(queue).map(Self).ok_or(ENOMEM)
     }
 
-    /// Waits until all that was queued before has run. Sleeps. Must not be called by one of the
-    /// queue's own work items.
+    /// Waits until all work items that were queued before have run.
+    ///
+    /// Context: may sleep. It must not be called by a work item of the queue, nor with a lock held
+    /// that one takes.
     #[inline]
     pub fn flush(&self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the queue is valid.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
     }
 }
@@ -62,7 +77,8 @@ impl Deref for OwnedQueue {
 
     #[inline]
     fn deref(&self) -> &Queue {
-        // SAFETY: By the type invariant the queue is valid for as long as the value.
+        // SAFETY: By the type invariant the queue is valid, and not destroyed while `self` is
+        // borrowed.
         unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
 }
@@ -70,7 +86,8 @@ impl Deref for OwnedQueue {
 impl Drop for OwnedQueue {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the queue is valid and owned by the value, which does not
+        // use it afterwards. Every other user has borrowed the value.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }
