@@ -42,7 +42,7 @@ use kernel::{
     task::{Pid, Process, Thread},
     workqueue::{impl_has_work, Work}, //
 };
-use state::SessionState;
+use state::{DoIt, SessionState};
 use sysfs::{Backend, Pid as PidAttribute};
 
 /// What has started a session.
@@ -60,15 +60,6 @@ pub(crate) enum Origin {
 struct Files {
     _pid: AttributeFile<DiskOps, PidAttribute>,
     _backend: Option<AttributeFile<DiskOps, Backend>>,
-}
-
-/// Whether the task in `NBD_DO_IT` is in the kernel.
-enum DoIt {
-    Waiting,
-    /// The task has left the kernel to handle a signal, and comes back or exits.
-    Interrupted,
-    /// The session has ended.
-    Ended,
 }
 
 /// What the lock of a session's state guards.
@@ -201,7 +192,7 @@ impl Session {
                 pending_link_dead: Atomic::new(0),
                 inner <- new_mutex!(SessionInner {
                     state: SessionState::Live(count),
-                    do_it: DoIt::Waiting,
+                    do_it: DoIt::new(),
                 }),
                 changed <- new_wait_queue!("nbd_session"),
                 files <- new_mutex!(None),

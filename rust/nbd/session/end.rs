@@ -10,11 +10,8 @@ use crate::{
     link::Link,
     log::Topic,
     refusal::Refusal,
-    session::{
-        state::SessionState, DoIt, Origin, Session, SessionInner, SessionOwner, DISCONNECT_MS,
-    }, //
+    session::{state::SessionState, Origin, Session, SessionInner, SessionOwner, DISCONNECT_MS}, //
 };
-use core::mem;
 use kernel::{
     block::BlkStatus,
     mm::NoIo,
@@ -43,7 +40,7 @@ impl Session {
             .driver()
             .end_wq()
             .enqueue::<Arc<Self>, 0>(self.clone());
-        if let (Origin::Ioctl { thread }, DoIt::Interrupted) = (&self.origin, &inner.do_it) {
+        if let (Origin::Ioctl { thread }, true) = (&self.origin, inner.do_it.is_interrupted()) {
             thread.wake();
         }
         self.changed.wake_all();
@@ -163,7 +160,7 @@ impl Session {
         };
         if thread.is_current() {
             let mut inner = self.inner.lock();
-            if matches!(inner.do_it, DoIt::Interrupted) {
+            if inner.do_it.is_interrupted() {
                 self.begin_end(&mut inner, Reason::Interrupted);
             }
         }
@@ -213,11 +210,10 @@ impl Session {
         }
         {
             let mut inner = self.inner.lock();
-            if matches!(inner.do_it, DoIt::Ended) {
+            if !inner.do_it.interrupt() {
                 drop(inner);
                 return self.wait_for_end(FOR_EVER).map_err(|r| r.errno())?.result();
             }
-            inner.do_it = DoIt::Interrupted;
         }
         // If the work is queued already, it finds that the task is away again.
         let _ = self
@@ -233,11 +229,8 @@ impl Session {
         let Origin::Ioctl { thread } = &self.origin else {
             return false;
         };
-        let mut inner = self.inner.lock();
-        let back = thread.is_current() && matches!(inner.do_it, DoIt::Interrupted);
+        let back = thread.is_current() && self.inner.lock().do_it.resume();
         if back {
-            inner.do_it = DoIt::Waiting;
-            drop(inner);
             thread.wake();
         }
         back
@@ -248,9 +241,8 @@ impl Session {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
         };
-        let is_away = |inner: &SessionInner| {
-            matches!(inner.do_it, DoIt::Interrupted) && !inner.state.is_ending()
-        };
+        let is_away =
+            |inner: &SessionInner| inner.do_it.is_interrupted() && !inner.state.is_ending();
         if thread.wait_for_exit(|| !is_away(&self.inner.lock())) {
             let mut inner = self.inner.lock();
             if is_away(&inner) {
@@ -263,9 +255,9 @@ impl Session {
     /// end, for [`Self::wait_do_it`] to return later. Context: may sleep.
     pub(crate) fn end_do_it(&self) -> Option<(Arc<Thread>, Reason)> {
         let mut inner = self.inner.lock();
-        let before = mem::replace(&mut inner.do_it, DoIt::Ended);
-        match (&self.origin, before) {
-            (Origin::Ioctl { thread }, DoIt::Interrupted) => {
+        let was_interrupted = inner.do_it.end();
+        match &self.origin {
+            Origin::Ioctl { thread } if was_interrupted => {
                 Some((thread.clone(), inner.state.ending()?))
             }
             _ => None,

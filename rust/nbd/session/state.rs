@@ -163,6 +163,51 @@ impl SessionState {
     }
 }
 
+/// Whether the task in `NBD_DO_IT` is in the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DoIt {
+    Waiting,
+    /// The task has left the kernel to handle a signal, and comes back or exits.
+    Interrupted,
+    /// The session has ended.
+    Ended,
+}
+
+impl DoIt {
+    pub(super) fn new() -> Self {
+        Self::Waiting
+    }
+
+    /// The task leaves the kernel. Returns whether it may; it may not once the session has ended.
+    pub(super) fn interrupt(&mut self) -> bool {
+        if *self == Self::Ended {
+            return false;
+        }
+        *self = Self::Interrupted;
+        true
+    }
+
+    pub(super) fn is_interrupted(&self) -> bool {
+        *self == Self::Interrupted
+    }
+
+    /// The task is back. Returns whether it had left.
+    pub(super) fn resume(&mut self) -> bool {
+        let was_interrupted = self.is_interrupted();
+        if was_interrupted {
+            *self = Self::Waiting;
+        }
+        was_interrupted
+    }
+
+    /// The session has ended. Returns whether the task had left the kernel, and is still to be told.
+    pub(super) fn end(&mut self) -> bool {
+        let was_interrupted = self.is_interrupted();
+        *self = Self::Ended;
+        was_interrupted
+    }
+}
+
 #[kernel::macros::kunit_tests(nbd_session_state)]
 mod tests {
     use super::*;
@@ -338,5 +383,47 @@ mod tests {
             let waits = name(state).starts_with("waiting");
             assert_eq!(state.give_up(), waits);
         }));
+    }
+
+    #[test]
+    fn task_in_do_it() {
+        use DoIt::{Ended, Interrupted, Waiting};
+
+        type Event = fn(&mut DoIt) -> bool;
+        let table: [(DoIt, [(Event, bool, DoIt); 3]); 3] = [
+            (
+                Waiting,
+                [
+                    (DoIt::interrupt, true, Interrupted),
+                    (DoIt::resume, false, Waiting),
+                    (DoIt::end, false, Ended),
+                ],
+            ),
+            (
+                Interrupted,
+                [
+                    (DoIt::interrupt, true, Interrupted),
+                    (DoIt::resume, true, Waiting),
+                    (DoIt::end, true, Ended),
+                ],
+            ),
+            (
+                Ended,
+                [
+                    (DoIt::interrupt, false, Ended),
+                    (DoIt::resume, false, Ended),
+                    (DoIt::end, false, Ended),
+                ],
+            ),
+        ];
+        assert_eq!(DoIt::new(), Waiting);
+        for (state, events) in table {
+            for (event, result, to) in events {
+                let mut now = state;
+                assert_eq!(event(&mut now), result);
+                assert_eq!(now, to);
+                assert_eq!(now.is_interrupted(), to == Interrupted);
+            }
+        }
     }
 }
