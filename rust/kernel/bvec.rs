@@ -185,6 +185,7 @@ pub struct HeaderSlots<'a> {
 
 impl HeaderSlots<'_> {
     /// Copies `bytes` into the room and returns the piece; [`None`] if there is no room.
+    #[inline]
     fn copy(&mut self, bytes: &[u8]) -> Option<bindings::bio_vec> {
         let at = self.used;
         // SAFETY: `bytes` is valid for reads. By the type invariant nothing else uses the page from

@@ -79,6 +79,7 @@ impl Phase {
 
     /// Returns the phase with a claim and one more user. [`None`] if the request is not published,
     /// is claimed already, has too many users, or has a cookie that is not the one given.
+    #[inline]
     pub(super) fn claim(self, cookie: Option<u32>) -> Option<Self> {
         let named = cookie.is_none_or(|cookie| cookie == self.cookie);
         if !self.live || self.claimed || !named {
@@ -103,6 +104,7 @@ impl Phase {
 
     /// Returns the phase with one user less, which has decided on `fate` if that is [`Some`]. The
     /// request is no longer published if no user is left and the result is decided.
+    #[inline]
     pub(super) fn put_user(mut self, fate: Option<Fate>) -> Self {
         self.users = self.users.saturating_sub(1);
         if let Some(fate) = fate {
