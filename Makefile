@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test lint check-installs deb check-deb install uninstall setup clean help
+.PHONY: all modules demo check check-debug test lint check-installs deb check-deb install uninstall series series-check setup clean help
 
 all: modules
 
@@ -40,6 +40,12 @@ deb:
 check-deb:
 	@scripts/check-deb --all
 
+series:
+	@scripts/series
+
+series-check:
+	@scripts/series-check
+
 install:
 	@scripts/install
 
@@ -67,6 +73,8 @@ help:
 	@echo 'make check-installs another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
 	@echo 'make deb           build the Debian package nbd-rust-dkms in build/'
 	@echo 'make check-deb     install it in a plain Debian 13, use it in a virtual machine, remove it'
+	@echo 'make series        export everything as patches for a kernel tree, in build/series'
+	@echo 'make series-check  do that, and check that the patches apply, compile and are in the style of the kernel'
 	@echo 'make install       build nbd.ko for the running kernel and put it where modprobe finds it before its own'
 	@echo 'make uninstall     take it away again'
 	@echo 'make setup         only prepare what the other targets need, for the newest 7.3 kernel of Debian'
