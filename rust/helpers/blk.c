@@ -42,17 +42,6 @@ rust_helper_bvec_iter_advance_single(const struct bio_vec *bvec,
 	bvec_iter_advance_single(bvec, iter, bytes);
 }
 
-__rust_helper void rust_helper_bvec_set_virt(struct bio_vec *bvec, void *addr,
-					     unsigned int len)
-{
-	bvec_set_virt(bvec, addr, len);
-}
-
-__rust_helper bool rust_helper_is_slab_address(const void *addr)
-{
-	return virt_addr_valid(addr) && folio_test_slab(virt_to_folio(addr));
-}
-
 __rust_helper u16 rust_helper_blk_mq_unique_tag_to_hwq(u32 tag)
 {
 	return blk_mq_unique_tag_to_hwq(tag);

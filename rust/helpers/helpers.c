@@ -12,6 +12,7 @@
 #define __rust_helper
 
 #include "blk.c"
+#include "bvec.c"
 #include "cred.c"
 #include "debugfs.c"
 #include "mm.c"

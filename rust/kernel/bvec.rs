@@ -255,13 +255,13 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         rq.op() != Op::Write || self.pieces.push_request(rq, skip)
     }
 
-    /// Returns an iterator over the pieces.
+    /// Returns an iterator over the pieces. Context: any.
     ///
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved, changed or dropped.
     #[inline]
-    pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
+    pub unsafe fn iter(&self) -> bindings::iov_iter {
         // SAFETY: By the safety requirements the iterator is used only while `self` is there, and
         // by the type invariant the data is valid for as long.
         unsafe { self.pieces.iter(bindings::ITER_SOURCE) }
@@ -270,12 +270,12 @@ impl<'a, const N: usize> BvecSource<'a, N> {
     /// Returns an iterator over the first pieces that are all in pages with counted references,
     /// which the user of the iterator may keep, or that are all in others. The latter go through
     /// `copied` into an iterator of the kind whose data is copied. It has at least one piece if
-    /// `self` does.
+    /// `self` does. Context: any.
     ///
     /// # Safety
     ///
     /// The iterator must not be used after `self` or `copied` is moved, changed or dropped.
-    pub(super) unsafe fn refcounted_iter(
+    pub unsafe fn refcounted_iter(
         &self,
         copied: &mut [MaybeUninit<bindings::kvec>; N],
     ) -> bindings::iov_iter {
@@ -391,13 +391,13 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), &mut iter) }
     }
 
-    /// Returns an iterator over the pieces.
+    /// Returns an iterator over the pieces. Context: any.
     ///
     /// # Safety
     ///
     /// The iterator must not be used after `self` is moved, changed or dropped.
     #[inline]
-    pub(super) unsafe fn iter(&self) -> bindings::iov_iter {
+    pub unsafe fn iter(&self) -> bindings::iov_iter {
         // SAFETY: By the safety requirements the iterator is used only while `self` is there, and
         // by the type invariant the data is valid for as long.
         unsafe { self.pieces.iter(bindings::ITER_DEST) }
@@ -491,8 +491,8 @@ mod tests {
             let iter = unsafe { rest.refcounted_iter(&mut copied) };
             let kind = u32::from(iter.iter_type);
             assert!((kind == bindings::iter_type_ITER_KVEC) == copy);
-            // SAFETY: Both kinds of iterator have a count in this field of the union.
             assert_eq!(
+                // SAFETY: Both kinds of iterator have a count in this field of the union.
                 unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.as_ref() }.count,
                 len
             );

@@ -244,8 +244,8 @@ impl Connection {
         taken.is_some()
     }
 
-    /// As [`Self::take_failed`], but the link drains until [`Self::finish_drain`] is called or its time is over.
-    /// The caller reports the link errors that are due.
+    /// As [`Self::take_failed`], but the link drains until [`Self::finish_drain`] is called or its
+    /// time is over. The caller reports the link errors that are due.
     ///
     /// Returns `None` if the link is not current. Otherwise hands back an earlier link that drains,
     /// which the caller closes.

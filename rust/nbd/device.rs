@@ -253,14 +253,14 @@ impl Device {
         self.session.lock().clone()
     }
 
-    /// Waits while another task starts or cleans the device, for [`START_WAIT_MS`] at most. Context:
-    /// may sleep.
+    /// Waits while another task starts or cleans the device, for [`START_WAIT_MS`] at most.
+    /// Context: may sleep.
     pub(crate) fn wait_if_starting(&self) {
         self.wait_while(|config| config.state.is_starting(), START_WAIT_MS);
     }
 
-    /// Waits until the device is free if its openers may close it soon, for [`RELEASE_WAIT_MS`] at most.
-    /// Context: may sleep.
+    /// Waits until the device is free if its openers may close it soon, for [`RELEASE_WAIT_MS`] at
+    /// most. Context: may sleep.
     pub(crate) fn wait_if_held(&self) {
         self.wait_while(Config::is_briefly_open, RELEASE_WAIT_MS);
     }

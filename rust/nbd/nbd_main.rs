@@ -52,7 +52,8 @@ kernel::int_param!(
     NBDS_MAX,
     c"nbds_max",
     16,
-    b"parm=nbds_max:number of network block devices to initialize (default: 16)\0parmtype=nbds_max:int\0"
+    b"parm=nbds_max:number of network block devices to initialize (default: 16)\0\
+      parmtype=nbds_max:int\0"
 );
 kernel::int_param!(
     /// Partitions per device, rounded up to one less than a power of two.
@@ -66,7 +67,8 @@ kernel::int_param!(
     PRE_DEFINED_CONNECTIONS,
     c"pre_defined_connections",
     1,
-    b"parm=pre_defined_connections:number of connections that devices are prepared for (default: 1)\0parmtype=pre_defined_connections:int\0"
+    b"parm=pre_defined_connections:number of connections that devices are prepared for \
+      (default: 1)\0parmtype=pre_defined_connections:int\0"
 );
 
 /// Log2 of the largest number of minors of a disk.

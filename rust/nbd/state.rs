@@ -252,8 +252,8 @@ impl<O: Identity, S: Endpoint, R: Clone> State<O, S, R> {
     }
 
     /// Takes an idle device out of use to start a session of `setup`, also one whose setup has an
-    /// owner that has exited. If the device was `created` for this session and the session cannot be
-    /// started, the device is removed if the setup asks for that.
+    /// owner that has exited. If the device was `created` for this session and the session cannot
+    /// be started, the device is removed if the setup asks for that.
     pub(crate) fn claim(
         &mut self,
         setup: Setup<O, S>,

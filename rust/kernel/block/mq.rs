@@ -2,13 +2,12 @@
 
 //! blk-mq for drivers whose requests are served by a slow and unreliable peer.
 //!
-//! It differs from the kernel crate's `block::mq` in what such a driver needs: data of its own in
-//! each request, a queue function that may sleep, timeouts, requeueing, and requests that a sender
-//! and a receiver use at the same time. A request that the driver holds is in one of four states,
-//! each a type or the lack of one:
+//! It has what such a driver needs: data of its own in each request, a queue function that may
+//! sleep, timeouts, requeueing, and requests that a sender and a receiver use at the same time. A
+//! request that the driver holds is in one of four states, each a type or the lack of one:
 //!
 //! - [`OwnedRequest`]: the driver holds the only reference; the request cannot be found by its tag.
-//! - `ActiveRequest`: the request is published under a tag and a cookie, and cannot finish while
+//! - [`ActiveRequest`]: the request is published under a tag and a cookie, and cannot finish while
 //!   the value lives.
 //! - no value at all: the request is published and waits until a task claims it.
 //! - [`Claim`]: the only right to decide the request's result.
@@ -29,9 +28,9 @@ mod request;
 mod request_list;
 
 pub use attribute::{Attribute, AttributeFile};
-pub use gen_disk::{DiskOperations, GenDisk};
+pub use gen_disk::{DiskOperations, GenDisk, QueueGuard};
 pub use limits::{is_valid_block_size, timeout_in_jiffies, MAX_TIMEOUT};
 pub use operations::{Operations, TimeoutAction};
 pub use registration::{DiskBuilder, RegisteredDisk};
-pub use request::{Claim, Op, OwnedRequest, Request, StartedRequest};
+pub use request::{ActiveRequest, Claim, Op, OwnedRequest, Request, StartedRequest};
 pub use request_list::RequestList;

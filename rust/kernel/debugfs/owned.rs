@@ -2,7 +2,7 @@
 
 //! Directories of debugfs whose files keep the module loaded.
 //!
-//! The file operations of the kernel crate's `debugfs` have no owner, so that a file can be open
+//! The file operations of the other files of `debugfs` have no owner, so that a file can be open
 //! when its module is unloaded. Closing it calls code of the module, whether the file was removed
 //! or not.
 //!

@@ -105,7 +105,7 @@ impl WaitQueue {
     ///
     /// `head` must be initialised, and stay valid for `'a`.
     #[inline]
-    pub(crate) unsafe fn from_raw<'a>(head: *mut bindings::wait_queue_head) -> &'a Self {
+    pub unsafe fn from_raw<'a>(head: *mut bindings::wait_queue_head) -> &'a Self {
         // SAFETY: The type is transparent over an `Opaque`. By the safety requirements the queue is
         // valid for `'a`.
         // INVARIANT: By the safety requirements the queue is initialised.

@@ -46,8 +46,8 @@ impl LinkSocket {
         self.socket.set_send_timeout(moment);
     }
 
-    /// As [`Socket::send`]. With [`Wait::Some`] and [`Wait::All`] it waits for [`CALL_WAIT_MS`]. With
-    /// [`Wait::No`] it most often fails with `EAGAIN` if the socket lock is not available.
+    /// As [`Socket::send`]. With [`Wait::Some`] and [`Wait::All`] it waits for [`CALL_WAIT_MS`].
+    /// With [`Wait::No`] it most often fails with `EAGAIN` if the socket lock is not available.
     pub(super) fn send<const N: usize>(
         &self,
         source: &BvecSource<'_, N>,
@@ -74,8 +74,8 @@ impl LinkSocket {
         })
     }
 
-    /// As [`Socket::receive`]. With [`Wait::Some`] it waits for [`REPLY_WAIT_MS`], with [`Wait::All`]
-    /// for [`CALL_WAIT_MS`]. Context: may sleep; only the receiver calls it.
+    /// As [`Socket::receive`]. With [`Wait::Some`] it waits for [`REPLY_WAIT_MS`], with
+    /// [`Wait::All`] for [`CALL_WAIT_MS`]. Context: may sleep; only the receiver calls it.
     pub(super) fn receive<const N: usize>(
         &self,
         dest: &mut BvecDest<'_, N>,

@@ -152,8 +152,8 @@ impl Session {
         }
     }
 
-    /// Called when the current thread closes the device. If it has left [`Self::wait_do_it`], it does
-    /// not come back, and the session ends. Context: may sleep.
+    /// Called when the current thread closes the device. If it has left [`Self::wait_do_it`], it
+    /// does not come back, and the session ends. Context: may sleep.
     pub(crate) fn task_closed(self: &Arc<Self>) {
         let Origin::Ioctl { thread } = &self.origin else {
             return;
@@ -223,8 +223,8 @@ impl Session {
         Err(ERESTARTNOHAND)
     }
 
-    /// Whether the current task has left [`Self::wait_do_it`]. If so, the task counts as present again.
-    /// Context: may sleep.
+    /// Whether the current task has left [`Self::wait_do_it`]. If so, the task counts as present
+    /// again. Context: may sleep.
     pub(crate) fn resume_do_it(&self) -> bool {
         let Origin::Ioctl { thread } = &self.origin else {
             return false;

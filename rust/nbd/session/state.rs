@@ -200,7 +200,7 @@ impl DoIt {
         was_interrupted
     }
 
-    /// The session has ended. Returns whether the task had left the kernel, and is still to be told.
+    /// The session has ended. Returns whether the task had left the kernel, and has to be told.
     pub(super) fn end(&mut self) -> bool {
         let was_interrupted = self.is_interrupted();
         *self = Self::Ended;
