@@ -346,7 +346,10 @@ impl BlockSocket {
     /// mutex of jump labels, under which memory is allocated: no task that block I/O waits for may
     /// call this.
     pub fn give_back(&self) {
-        let mut before = self.before.lock();
+        self.restore(&mut self.before.lock());
+    }
+
+    fn restore(&self, before: &mut Option<Before>) {
         if let Some(before) = before.take() {
             // SAFETY: The socket is valid, since it lives as long as its file. By the type
             // invariant of `Before` these are the values that `sock_set_block_io` has returned for
@@ -375,6 +378,11 @@ impl Deref for BlockSocket {
 impl PinnedDrop for BlockSocket {
     #[inline]
     fn drop(self: Pin<&mut Self>) {
-        self.give_back();
+        // No other task has the value, so that the mutex is free. A task that block I/O waits for
+        // may drop a value whose socket is given back, and must not wait for a mutex under which
+        // memory is allocated.
+        if let Some(mut before) = self.before.try_lock() {
+            self.restore(&mut before);
+        }
     }
 }
