@@ -15,7 +15,7 @@ pub(crate) use send_side::{Broken, Sent};
 use crate::{
     driver::DeviceInfo,
     protocol::Cookie,
-    request::{Disk, Queue},
+    request::{Disk, Queue, RequestData},
     workqueues::Workqueues, //
 };
 use core::cell::Cell;
@@ -42,9 +42,18 @@ use stats::LinkStats;
 
 /// What the receiver keeps between two runs. It must not be on the stack, see
 /// [`BvecDest::push_bytes`](kernel::bvec::BvecDest::push_bytes).
-pub(crate) struct Receiver {
+struct Receiver {
     ahead: ReadAhead,
     partial: Option<Partial>,
+}
+
+impl Receiver {
+    fn new() -> Self {
+        Self {
+            ahead: ReadAhead::new(),
+            partial: None,
+        }
+    }
 }
 
 /// What the receiver reports to its caller while it runs.
@@ -116,26 +125,23 @@ impl Link {
     ) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                           generation: info.new_generation(),
-                           info: info.clone(),
-                           disk: disk.into(),
-                           socket <- LinkSocket::new(socket),
-                           created: Instant::now(),
-                           added_by: Process::current(),
-                           stats: LinkStats::new(),
-                           watchers: Atomic::new(0),
-                           workqueues: workqueues.clone(),
-                           send_side <- new_spinlock!(SendSide::new()),
-                           receiver <- new_mutex!(Some(Receiver {
-            ahead: ReadAhead::new(),
-            partial: None,
-            })),
-                           ready <- ReadyHook::new(),
-                           receive_work <- new_work!("nbd_receive"),
-                           send_work <- new_work!("nbd_send"),
-                           shutdown_work <- new_work!("nbd_shutdown"),
-                           restore_work <- new_work!("nbd_restore"),
-                       }),
+                generation: info.new_generation(),
+                info: info.clone(),
+                disk: disk.into(),
+                socket <- LinkSocket::new(socket),
+                created: Instant::now(),
+                added_by: Process::current(),
+                stats: LinkStats::new(),
+                watchers: Atomic::new(0),
+                workqueues: workqueues.clone(),
+                send_side <- new_spinlock!(SendSide::new()),
+                receiver <- new_mutex!(Some(Receiver::new())),
+                ready <- ReadyHook::new(),
+                receive_work <- new_work!("nbd_receive"),
+                send_work <- new_work!("nbd_send"),
+                shutdown_work <- new_work!("nbd_shutdown"),
+                restore_work <- new_work!("nbd_restore"),
+            }),
             GFP_KERNEL,
         )
     }
@@ -146,6 +152,11 @@ impl Link {
 
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.generation == other.generation
+    }
+
+    /// Whether a request with this data was last pushed to the link.
+    pub(crate) fn has(&self, data: &RequestData) -> bool {
+        data.generation() == self.generation
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {
@@ -236,7 +247,7 @@ impl Link {
     pub(crate) fn in_flight(&self) -> u32 {
         let in_flight = Cell::new(0);
         self.disk.for_each_started(|rq| {
-            if rq.published(|data| data.generation() == self.generation()) == Some(true) {
+            if rq.published(|data| self.has(data)) == Some(true) {
                 in_flight.set(in_flight.get() + 1);
             }
         });

@@ -275,8 +275,8 @@ impl Session {
 
     /// Removes the sysfs files after [`Self::set_running`] has failed. Context: may sleep.
     pub(crate) fn remove_files(&self) {
-        let published = self.files.lock().take();
-        drop(published);
+        let files = self.files.lock().take();
+        drop(files);
     }
 
     /// Wakes tasks that wait for a change of the session. Context: does not sleep.

@@ -120,7 +120,7 @@ impl WorkItem<2> for Session {
     /// Sends one `NBD_CMD_LINK_DEAD` message for each link error.
     fn run(this: Arc<Self>) {
         for _ in 0..this.take_link_dead() {
-            crate::netlink::notify_link_dead(this.disk().data().info().index());
+            crate::netlink::notify_link_dead(this.info().index());
         }
     }
 }

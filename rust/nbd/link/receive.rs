@@ -88,6 +88,7 @@ impl Receiver {
     /// Receives replies until there is a reason to stop, and passes reports to `report`.
     fn run(&mut self, link: &Link, mut report: impl FnMut(Report)) -> Stop {
         let start = jiffies();
+        let limit = msecs_to_jiffies(MAX_RUN_MS);
         let mut wait = Wait::No;
         let error = loop {
             let next = match self.serve(link, wait) {
@@ -110,7 +111,7 @@ impl Receiver {
                 }
                 Err(error) => break LinkError::Receive(error),
             };
-            if jiffies_since(start) > msecs_to_jiffies(MAX_RUN_MS) {
+            if jiffies_since(start) > limit {
                 return Stop::Turn;
             }
             wait = next;
@@ -164,9 +165,7 @@ impl Receiver {
         let claim = link.disk().hold_requests().and_then(|requests| {
             requests
                 .request(cookie.tag)?
-                .claim(Some(cookie.attempt), |data| {
-                    data.generation() == link.generation()
-                })
+                .claim(Some(cookie.attempt), |data| link.has(data))
         });
         let Some(claim) = claim else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });

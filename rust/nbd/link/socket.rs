@@ -26,6 +26,9 @@ const REPLY_WAIT_MS: u32 = 10;
 pub(crate) struct LinkSocket {
     #[pin]
     socket: BlockSocket,
+    /// [`CALL_WAIT_MS`] and [`REPLY_WAIT_MS`] in jiffies.
+    call_wait: ffi::c_long,
+    reply_wait: ffi::c_long,
 }
 
 impl LinkSocket {
@@ -33,6 +36,8 @@ impl LinkSocket {
     pub(super) fn new(socket: Socket) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             socket <- BlockSocket::new(socket),
+            call_wait: msecs_to_jiffies(CALL_WAIT_MS) as ffi::c_long,
+            reply_wait: msecs_to_jiffies(REPLY_WAIT_MS) as ffi::c_long,
         })
         .pin_chain(|this| {
             this.set_send_timeout();
@@ -42,8 +47,7 @@ impl LinkSocket {
 
     /// Replaces a timeout that a user may have set, so that calls wait and do not return at once.
     fn set_send_timeout(&self) {
-        let moment = msecs_to_jiffies(CALL_WAIT_MS) as ffi::c_long;
-        self.socket.set_send_timeout(moment);
+        self.socket.set_send_timeout(self.call_wait);
     }
 
     /// As [`Socket::send`]. With [`Wait::Some`] and [`Wait::All`] it waits for [`CALL_WAIT_MS`].
@@ -81,14 +85,10 @@ impl LinkSocket {
         dest: &mut BvecDest<'_, N>,
         wait: Wait,
     ) -> Result<usize> {
-        let timeout = match wait {
-            Wait::No => None,
-            Wait::Some => Some(REPLY_WAIT_MS),
-            Wait::All => Some(CALL_WAIT_MS),
-        };
-        if let Some(ms) = timeout {
-            let jiffies = msecs_to_jiffies(ms) as ffi::c_long;
-            self.socket.set_receive_timeout(jiffies);
+        match wait {
+            Wait::No => {}
+            Wait::Some => self.socket.set_receive_timeout(self.reply_wait),
+            Wait::All => self.socket.set_receive_timeout(self.call_wait),
         }
         Self::in_kernel(|| self.socket.receive(dest, wait))
     }

@@ -171,7 +171,7 @@ impl Session {
     /// Requeues the requests of a closed link, and calls `f` for each.
     fn replay(&self, link: &Link, f: impl Fn()) {
         self.disk().for_each_started(|rq| {
-            if let Some(claim) = rq.claim(None, |data| data.generation() == link.generation()) {
+            if let Some(claim) = rq.claim(None, |data| link.has(data)) {
                 f();
                 claim.requeue();
             }
