@@ -273,7 +273,8 @@ impl Session {
         }
     }
 
-    /// Removes the sysfs files after [`Self::set_running`] has failed. Context: may sleep.
+    /// Removes the sysfs files that are left after [`Self::set_running`] has failed. Context: may
+    /// sleep.
     pub(crate) fn remove_files(&self) {
         let files = self.files.lock().take();
         drop(files);

@@ -37,30 +37,7 @@ impl StartGuard {
     pub(crate) fn start(self, setup: Setup, origin: Origin) -> Result<Arc<Session>> {
         let disk: &Disk = &self.0;
         let device = &*disk.data();
-        let params = setup.params();
-        let started = Session::new(disk, device.info(), setup, origin).and_then(|session| {
-            // No other task can end the session before its sysfs files are complete.
-            *device.session.lock() = Some(session.clone());
-            let set = disk.set_queue_data(session.clone());
-            set.map_err(|_| EBUSY)
-                .and_then(|()| session.create_files())
-                .inspect_err(|_| session.stop_and_wait())?;
-            Ok(session)
-        });
-        let started = started.and_then(|session| {
-            let running = session.clone();
-            let begun = session.set_running(|| {
-                let rejected = device.config.lock().state.started(params, running);
-                drop(rejected);
-            });
-            // An end that has begun before the files were created did not remove them.
-            begun.inspect_err(|_| {
-                session.stop_and_wait();
-                session.remove_files();
-            })?;
-            Ok(session)
-        });
-        match started {
+        match device.create_session(disk, setup, origin) {
             Ok(session) => {
                 device.state_changed.wake_all();
                 session.launch(device);
@@ -154,6 +131,30 @@ impl Device {
             Some(Err(reason)) => reason.result(),
             None => self.start(disk)?.wait_do_it(),
         }
+    }
+
+    /// Creates a session of a setup, and makes it the running one.
+    fn create_session(&self, disk: &Disk, setup: Setup, origin: Origin) -> Result<Arc<Session>> {
+        let params = setup.params();
+        let session = Session::new(disk, self.info(), setup, origin)?;
+        // No other task can end the session before its sysfs files are complete.
+        *self.session.lock() = Some(session.clone());
+        disk.set_queue_data(session.clone())
+            .map_err(|_| EBUSY)
+            .and_then(|()| session.create_files())
+            .and_then(|()| {
+                let running = session.clone();
+                session.set_running(|| {
+                    let rejected = self.config.lock().state.started(params, running);
+                    drop(rejected);
+                })
+            })
+            .inspect_err(|_| {
+                session.stop_and_wait();
+                // An end that has begun before the files were created did not remove them.
+                session.remove_files();
+            })?;
+        Ok(session)
     }
 
     fn start(&self, disk: &Disk) -> Result<Arc<Session>> {
