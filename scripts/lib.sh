@@ -82,6 +82,21 @@ stock_release() {
 	echo "$best"
 }
 
+# check TITLE CMD...: say in a line whether it succeeded, with the last $check_lines lines of what it said if not, and
+# count it in $passed or add it to $bad.
+check() {
+	local title=$1 output start=$SECONDS
+	shift
+	if output=$("$@" 2>&1 </dev/null); then
+		passed=$((passed + 1))
+		say "    ok    $title ($((SECONDS - start)) s)"
+	else
+		bad+=("$title")
+		say "    FAIL  $title ($((SECONDS - start)) s)"
+		[ -z "$output" ] || tail -n "${check_lines:-+1}" <<<"$output" | sed 's/^/          /'
+	fi
+}
+
 # other_kernel_runs CONSEQUENCE: says so in a line if the kernel that runs is not the one that the cache is for.
 other_kernel_runs() {
 	local stock
