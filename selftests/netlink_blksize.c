@@ -3,32 +3,7 @@
  * RECONFIGURE with another block size, which waits for the requests in flight: when it is refused
  * instead.
  */
-#include "kselftest_harness.h"
-#include "nbd_expect.h"
-#include "nbd_nlpeer.h"
-
-#define END_MS	2000
-
-FIXTURE(reconf)
-{
-	struct nl_session ns;
-	struct session io;
-	struct agent a;
-	int pair[2];
-};
-
-FIXTURE_SETUP(reconf)
-{
-	const char *why = nl_init(&self->ns, 1, PEER_GOOD);
-
-	if (why)
-		SKIP(return, "%s", why);
-}
-
-FIXTURE_TEARDOWN(reconf)
-{
-	EXPECT_TRUE(nl_cleanup(&self->ns));
-}
+#include "netlink_reconf.h"
 
 /* Returns when the driver knows that the connection is dead: before, it may not refuse. */
 static int kill_and_hear(struct nl_session *ns, struct genl *g)

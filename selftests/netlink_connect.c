@@ -5,32 +5,9 @@
 #include <pthread.h>
 #include <sched.h>
 
-#include "kselftest_harness.h"
-#include "nbd_expect.h"
-#include "nbd_nlpeer.h"
+#include "netlink_connect.h"
 
 #define FAR_INDEX	200
-
-FIXTURE(connect)
-{
-	struct nl_session ns;
-	int pair[2];
-};
-
-FIXTURE_SETUP(connect)
-{
-	const char *why = nl_init(&self->ns, 1, PEER_GOOD);
-
-	if (why)
-		SKIP(return, "%s", why);
-	self->pair[0] = -1;
-	self->pair[1] = -1;
-}
-
-FIXTURE_TEARDOWN(connect)
-{
-	EXPECT_TRUE(nl_cleanup(&self->ns));
-}
 
 /* What a file in the device's directory in sysfs has. */
 static const char *sys_text(struct nbd_dev *d, const char *name)

@@ -2,32 +2,7 @@
 /*
  * RECONFIGURE: what it refuses, and what it changes while the device is in use.
  */
-#include "kselftest_harness.h"
-#include "nbd_expect.h"
-#include "nbd_nlpeer.h"
-
-#define END_MS	2000
-
-FIXTURE(reconf)
-{
-	struct nl_session ns;
-	struct session io;
-	struct agent a;
-	int pair[2];
-};
-
-FIXTURE_SETUP(reconf)
-{
-	const char *why = nl_init(&self->ns, 1, PEER_GOOD);
-
-	if (why)
-		SKIP(return, "%s", why);
-}
-
-FIXTURE_TEARDOWN(reconf)
-{
-	EXPECT_TRUE(nl_cleanup(&self->ns));
-}
+#include "netlink_reconf.h"
 
 TEST_F(reconf, idle_device_is_einval)
 {
