@@ -7,8 +7,7 @@ use crate::{
     ioctl,
     protocol::REQUEST_LEN,
     request::{Disk, DiskOps, Queue, RequestData},
-    session::Session,
-    NbdModule, //
+    session::Session, //
 };
 use kernel::{
     block::{
@@ -57,10 +56,10 @@ impl Operations for Queue {
     }
 }
 
+#[vtable]
 impl DiskOperations for DiskOps {
     type Data = Device;
     type Queue = Queue;
-    type OwnerModule = NbdModule;
 
     fn open(disk: &Disk) -> Result {
         disk.data().open(disk)

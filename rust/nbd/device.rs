@@ -45,7 +45,16 @@ use crate::{
     NbdModule, //
 };
 use kernel::{
-    block::mq::{DiskBuilder, RegisteredDisk},
+    block::{
+        mq::{
+            tag_set::Flag,
+            GenDiskBuilder,
+            RegisteredDisk,
+            TagSet, //
+        },
+        SECTOR_SHIFT,
+        SECTOR_SIZE, //
+    },
     debugfs::owned::{Dir, Root},
     fmt,
     net::socket::Socket,
@@ -230,17 +239,18 @@ impl Device {
             }),
             GFP_KERNEL,
         )?;
-        DiskBuilder {
-            name: fmt!("nbd{index}"),
-            major: MAJOR,
-            first_minor: driver.minors().first(index),
-            minors: driver.minors().count(),
-            hw_queues,
-            queue_depth: QUEUE_DEPTH,
-            max_bytes: MAX_REQUEST,
-            io_opt: OPTIMAL_REQUEST,
-        }
-        .build(device)
+        // A CPU that goes offline does not wait for requests, which may wait for a reconnect.
+        let flags = Flag::Blocking | Flag::NoDefaultScheduler | Flag::Stacking;
+        let tag_set = Arc::pin_init(TagSet::new(hw_queues, QUEUE_DEPTH, 1, flags), GFP_KERNEL)?;
+        let minors = driver.minors();
+        GenDiskBuilder::new()
+            .numbers(MAJOR, minors.first(index), minors.count())
+            .logical_block_size(SECTOR_SIZE)?
+            .physical_block_size(SECTOR_SIZE)?
+            .max_hw_sectors(MAX_REQUEST >> SECTOR_SHIFT)
+            .max_segments(u16::MAX, u32::MAX)
+            .io_opt(OPTIMAL_REQUEST)
+            .build(fmt!("nbd{index}"), tag_set, device)
     }
 
     /// Returns the part of the device that its sessions and links use.

@@ -174,7 +174,9 @@ impl Session {
             connections.push(Connection::new(index, link)?, GFP_KERNEL)?;
         }
 
-        let hw_queues = disk.set_hw_queues(count);
+        // If memory is short, the disk keeps the queues that it has.
+        let _ = disk.tag_set().update_hw_queue_count(count);
+        let hw_queues = disk.tag_set().hw_queue_count();
         params.prepare(disk)?;
         let session = Arc::pin_init(
             pin_init!(Self {

@@ -19,18 +19,41 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 mod attribute;
-mod gen_disk;
+pub mod gen_disk;
 mod limits;
 mod operations;
 mod phase;
-mod registration;
 mod request;
 mod request_list;
+pub mod tag_set;
 
-pub use attribute::{Attribute, AttributeFile};
-pub use gen_disk::{DiskOperations, GenDisk, QueueGuard};
-pub use limits::{is_valid_block_size, timeout_in_jiffies, MAX_TIMEOUT};
-pub use operations::{Operations, TimeoutAction};
-pub use registration::{DiskBuilder, RegisteredDisk};
-pub use request::{ActiveRequest, Claim, Op, OwnedRequest, Request, StartedRequest};
+pub use attribute::{
+    Attribute,
+    AttributeFile, //
+};
+pub use gen_disk::{
+    DiskOperations,
+    GenDisk,
+    GenDiskBuilder,
+    QueueGuard,
+    RegisteredDisk, //
+};
+pub use limits::{
+    is_valid_block_size,
+    timeout_in_jiffies,
+    MAX_TIMEOUT, //
+};
+pub use operations::{
+    Operations,
+    TimeoutAction, //
+};
+pub use request::{
+    ActiveRequest,
+    Claim,
+    Op,
+    OwnedRequest,
+    Request,
+    StartedRequest, //
+};
 pub use request_list::RequestList;
+pub use tag_set::TagSet;

@@ -4,68 +4,77 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use super::{limits::Limits, operations::Operations, request::Request};
+use super::{
+    limits::{
+        timeout_in_jiffies,
+        Limits, //
+    },
+    operations::Operations,
+    request::Request,
+    tag_set::TagSet, //
+};
 use crate::{
     bindings,
-    block::mq::timeout_in_jiffies,
     device::Device,
     error::to_result,
     ffi,
     mm::NoIo,
-    module::ModuleMetadata,
     prelude::*,
     sync::{
         aref::AlwaysRefCounted,
-        atomic::{Acquire, Atomic, Full},
-        Arc, ArcBorrow,
+        atomic::{
+            Acquire,
+            Atomic,
+            Full, //
+        },
+        Arc,
+        ArcBorrow, //
     },
     time::Jiffies,
-    types::{NotThreadSafe, Opaque}, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 use core::{
     marker::PhantomData,
-    ptr::{self, NonNull}, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
-/// The callbacks of a disk, and the types that belong to it.
-pub trait DiskOperations: Sized + 'static {
-    /// The driver's data of a disk, which every callback can reach.
-    type Data: Send + Sync + 'static;
+mod builder;
+mod operations;
 
-    /// The callbacks for the disk's requests.
-    type Queue: Operations<Disk = Self>;
-
-    /// The module that stays loaded while the disk is open.
-    type OwnerModule: ModuleMetadata;
-
-    /// Called when a task opens the disk or a partition of it. An error makes the open fail.
-    ///
-    /// Context: may sleep, with `disk->open_mutex` held.
-    fn open(disk: &GenDisk<Self>) -> Result;
-
-    /// Called when a task closes the disk or a partition of it that [`Self::open`] has let it open.
-    ///
-    /// Context: may sleep, with `disk->open_mutex` held.
-    fn release(disk: &GenDisk<Self>);
-
-    /// Called when the last reference to the disk is gone, with the disk's data.
-    ///
-    /// Context: may sleep. The task that drops the last reference may hold any lock that allows it
-    /// to sleep, so that this should defer work that takes locks or waits.
-    fn free(data: Arc<Self::Data>);
-
-    /// Called for an ioctl that the block layer does not know, from a native or a compat task. It
-    /// should fail with `ENOTTY` if the driver does not know it either.
-    ///
-    /// Context: may sleep, without locks of the block layer.
-    fn ioctl(disk: &GenDisk<Self>, cmd: u32, arg: usize) -> Result<i32>;
-}
+pub use builder::{
+    GenDiskBuilder,
+    RegisteredDisk, //
+};
+pub use operations::DiskOperations;
 
 /// The data that a disk's `private_data` points to.
-pub(super) struct DiskData<T: DiskOperations> {
-    pub(super) tag_set: Opaque<bindings::blk_mq_tag_set>,
-    pub(super) data: Arc<T::Data>,
-    pub(super) queue_data: QueueDataSlot<QueueData<T>>,
+struct DiskData<T: DiskOperations> {
+    tag_set: Arc<TagSet<T::Queue>>,
+    data: Arc<T::Data>,
+    queue_data: QueueDataSlot<QueueData<T>>,
+}
+
+impl<T: DiskOperations> DiskData<T> {
+    #[inline]
+    fn new(tag_set: Arc<TagSet<T::Queue>>, data: Arc<T::Data>) -> Self {
+        Self {
+            tag_set,
+            data,
+            queue_data: QueueDataSlot::new(),
+        }
+    }
+
+    /// Drops all but the driver's data, which it returns.
+    #[inline]
+    fn into_data(self) -> Arc<T::Data> {
+        self.data
+    }
 }
 
 type QueueData<T> = <<T as DiskOperations>::Queue as Operations>::QueueData;
@@ -75,10 +84,10 @@ type QueueData<T> = <<T as DiskOperations>::Queue as Operations>::QueueData;
 /// # Invariants
 ///
 /// The pointer is null, or one from [`Arc::into_raw`] for a reference that the value owns.
-pub(super) struct QueueDataSlot<Q>(Atomic<*mut Q>);
+struct QueueDataSlot<Q>(Atomic<*mut Q>);
 
 impl<Q> QueueDataSlot<Q> {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         // INVARIANT: The pointer is null.
         Self(Atomic::new(ptr::null_mut()))
     }
@@ -130,9 +139,9 @@ impl<Q> Drop for QueueDataSlot<Q> {
 ///
 /// # Invariants
 ///
-/// The disk was made by [`DiskBuilder::build`](super::DiskBuilder::build) for `T`, so that its
-/// `private_data` points to a live `DiskData<T>` until the last reference is gone, and its tag set
-/// serves this queue alone.
+/// The disk was made by [`GenDiskBuilder::build`] for `T`, so that its `private_data` points to a
+/// live `DiskData<T>` until the last reference is gone, and its queue has the tag set that this
+/// keeps.
 #[repr(transparent)]
 pub struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
@@ -192,9 +201,14 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { &*(*self.as_raw()).private_data.cast() }
     }
 
+    /// Returns the disk's tag set.
+    ///
+    /// Context: any.
     #[inline]
-    fn tag_set(&self) -> *mut bindings::blk_mq_tag_set {
-        self.private().tag_set.get()
+    pub fn tag_set(&self) -> &TagSet<T::Queue> {
+        // SAFETY: By the type invariant the tag set of the queue is a `TagSet` that the private
+        // data keeps for as long as there is a reference to the disk, which is borrowed.
+        unsafe { TagSet::from_raw((*self.queue()).tag_set) }
     }
 
     /// Returns the driver's data of the disk.
@@ -382,22 +396,6 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), timeout_in_jiffies(seconds)) };
     }
 
-    /// Sets the number of hardware queues to `nr`, but to no more than there are CPUs, and returns
-    /// the number that the disk has then. It does not change if `nr` is 0 or memory is short.
-    ///
-    /// Context: may sleep, until no request is in flight. No lock that a request in flight needs
-    /// may be held.
-    #[inline]
-    pub fn set_hw_queues(&self, nr: u32) -> u32 {
-        if let Ok(nr) = ffi::c_int::try_from(nr) {
-            // SAFETY: By the type invariant the tag set is allocated.
-            unsafe { bindings::blk_mq_update_nr_hw_queues(self.tag_set(), nr) };
-        }
-        // SAFETY: By the type invariant the tag set is allocated. Another call may change the
-        // number at the same time; a volatile read of a word does not tear.
-        unsafe { (&raw const (*self.tag_set()).nr_hw_queues).read_volatile() }
-    }
-
     /// Returns the data that [`Self::set_queue_data`] has set, if any.
     ///
     /// # Safety
@@ -449,31 +447,37 @@ impl<T: DiskOperations> GenDisk<T> {
     pub fn for_each_started<F: Fn(&Request<T::Queue>)>(&self, f: F) {
         /// # Safety
         ///
-        /// `data` must point to an `F`, and `rq` must be a request of a disk that was made for `T`,
-        /// and be referenced during the call.
+        /// `data` must point to a queue and an `F`, and `rq` must be a started request of a tag set
+        /// of `T::Queue`, and be referenced during the call.
         unsafe extern "C" fn call<T: DiskOperations, F: Fn(&Request<T::Queue>)>(
             rq: *mut bindings::request,
             data: *mut ffi::c_void,
         ) -> bool {
-            // SAFETY: By the safety requirements `data` is a valid `F`, and `rq` a request of a
-            // disk of `T`, which is not freed during the call.
-            unsafe { (*data.cast::<F>())(Request::from_raw(rq)) };
+            // SAFETY: By the safety requirements `data` points to these types, and the request is
+            // valid.
+            let (data, queue) = unsafe { (&*data.cast::<(*mut _, F)>(), (*rq).q) };
+            if queue == data.0 {
+                // SAFETY: By the safety requirements `rq` is a started request of a tag set of
+                // `T::Queue`, which is not freed during the call.
+                data.1(unsafe { Request::from_raw(rq) });
+            }
             true
         }
+        let data = (self.queue(), f);
         // SAFETY: The queue is valid, since its disk is borrowed.
         if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
             // The queue is frozen or dead: no request is in flight.
             return;
         }
-        // SAFETY: By the type invariant the tag set is allocated, and all of its requests are of a
-        // disk of `T`. Its arrays are replaced only while the queue is frozen, which the usage
-        // count prevents; blk-mq holds a reference to each request that it passes. `f` lives during
-        // the call. The count that was taken above is given back once.
+        // SAFETY: The tag set is allocated. Its arrays are replaced only while the queue is frozen,
+        // which the usage count prevents; blk-mq passes started requests only, and holds a
+        // reference to each. `data` lives during the call. The count that was taken above is given
+        // back once.
         unsafe {
             bindings::blk_mq_tagset_busy_iter(
-                self.tag_set(),
+                self.tag_set().as_raw(),
                 Some(call::<T, F>),
-                ptr::from_ref(&f).cast_mut().cast(),
+                ptr::from_ref(&data).cast_mut().cast(),
             );
             bindings::blk_queue_usage_put(self.queue());
         }
@@ -515,8 +519,8 @@ impl<T: DiskOperations> GenDisk<T> {
         if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
             return None;
         }
-        // SAFETY: By the type invariant the tag set is allocated.
-        let tags = unsafe { bindings::blk_mq_tags_read_lock(self.tag_set()) };
+        // SAFETY: The tag set is allocated.
+        let tags = unsafe { bindings::blk_mq_tags_read_lock(self.tag_set().as_raw()) };
         // INVARIANT: This function has taken the count and the lock, whose index is `tags`.
         Some(QueueGuard {
             disk: self,
@@ -547,9 +551,8 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
     ///
     /// [`unique_tag`]: super::StartedRequest::unique_tag
     pub fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
-        let set = self.disk.tag_set();
-        // SAFETY: By the type invariant of the disk the tag set is allocated. Its number of queues
-        // and its array of tags change only while its queue is frozen, which the guard's usage
+        let set = self.disk.tag_set().as_raw();
+        // SAFETY: The tag set is allocated. Its number of queues and its array of tags change only while its queue is frozen, which the guard's usage
         // count prevents. The index of the hardware queue is checked here, and the tag by
         // `blk_mq_tag_to_rq`.
         let rq = unsafe {
@@ -577,7 +580,7 @@ impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
         // SAFETY: By the type invariant the value holds the read side under the index `tags` and
         // owns one usage count; both are given back once, here.
         unsafe {
-            bindings::blk_mq_tags_read_unlock(self.disk.tag_set(), self.tags);
+            bindings::blk_mq_tags_read_unlock(self.disk.tag_set().as_raw(), self.tags);
             bindings::blk_queue_usage_put(self.disk.queue());
         }
     }

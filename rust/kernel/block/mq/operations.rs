@@ -160,7 +160,7 @@ impl<T: Operations> OperationsVTable<T> {
         _node: ffi::c_int,
     ) -> ffi::c_int {
         // SAFETY: By the safety requirements there is room for a `Pdu<T>` behind the request, which
-        // nothing else uses yet. `alloc_tag_set` asserts that the alignment of a request suffices
+        // nothing else uses yet. `TagSet::new` asserts that the alignment of a request suffices
         // for it.
         unsafe {
             bindings::blk_mq_rq_to_pdu(rq)
