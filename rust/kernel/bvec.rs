@@ -6,7 +6,13 @@
 
 use crate::{
     bindings,
-    block::mq::{Claim, Op, Operations, StartedRequest},
+    block::mq::{
+        Claim,
+        Op,
+        Operations,
+        Publish,
+        StartedRequest, //
+    },
     ffi,
     mm::NoReclaim,
     page::{Page, PAGE_SHIFT, PAGE_SIZE},
@@ -351,7 +357,7 @@ impl<'a, const N: usize> BvecDest<'a, N> {
     ///
     /// Context: any.
     #[inline]
-    pub fn push_request<T: Operations>(&mut self, rq: &'a mut Claim<T>, skip: usize) -> bool {
+    pub fn push_request<T: Publish>(&mut self, rq: &'a mut Claim<T>, skip: usize) -> bool {
         // INVARIANT: The claim of a read is the only right to write its data, and it is borrowed
         // mutably for `'a`.
         rq.op() != Op::Read || self.pieces.push_request(rq, skip)

@@ -6,39 +6,58 @@ use crate::{
     device::Device,
     ioctl,
     protocol::REQUEST_LEN,
-    request::{Disk, DiskOps, Queue, RequestData},
+    request::{
+        Disk,
+        DiskOps,
+        Queue,
+        RequestData, //
+    },
     session::Session, //
 };
 use kernel::{
-    block::{
-        mq::{DiskOperations, Operations, OwnedRequest, Request, TimeoutAction},
-        BlkStatus,
+    block::mq::{
+        DiskOperations,
+        IdleRequest,
+        Operations,
+        Publication,
+        Publish,
+        Rejected,
+        Request,
+        TimerReturn, //
     },
     prelude::*,
-    sync::{Arc, ArcBorrow}, //
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
 };
+
+impl Publish for Queue {
+    type Shared = RequestData;
+    type Header = [u8; REQUEST_LEN];
+}
 
 #[vtable]
 impl Operations for Queue {
-    type RequestData = RequestData;
-    type Header = [u8; REQUEST_LEN];
+    type RequestData = Publication<Self>;
     type Disk = DiskOps;
     type QueueData = Session;
 
-    fn new_request_data() -> RequestData {
-        RequestData::new()
+    fn new_request_data() -> impl PinInit<Publication<Self>> {
+        Publication::new(RequestData::new(), [0; REQUEST_LEN])
     }
 
     fn queue_rq(
         session: Option<ArcBorrow<'_, Session>>,
         hctx: u32,
-        rq: OwnedRequest<Self>,
-        last: bool,
-    ) {
-        match session {
-            Some(session) => session.submit(hctx, rq, last),
-            None => rq.end(BlkStatus::IOERR),
-        }
+        rq: IdleRequest<Self>,
+        is_last: bool,
+    ) -> Result<(), Rejected<Self>> {
+        let Some(session) = session else {
+            return Err(rq.reject(EIO));
+        };
+        session.submit(hctx, rq.start(), is_last);
+        Ok(())
     }
 
     fn commit_rqs(session: Option<ArcBorrow<'_, Session>>, hctx: u32) {
@@ -47,11 +66,11 @@ impl Operations for Queue {
         }
     }
 
-    fn timeout(disk: &Disk, rq: &Request<Self>) -> TimeoutAction {
+    fn timeout(disk: &Disk, rq: &Request<Self>) -> TimerReturn {
         match disk.data().session() {
             Some(session) => session.timed_out(rq),
             // The end of the session finishes the request.
-            None => TimeoutAction::Rearm,
+            None => TimerReturn::ResetTimer,
         }
     }
 }

@@ -6,7 +6,12 @@
 
 use kernel::{
     block::{
-        mq::{Op, Operations, StartedRequest},
+        mq::{
+            Op,
+            Operations,
+            Publish,
+            StartedRequest, //
+        },
         BlkStatus, SECTOR_SHIFT,
     },
     prelude::*, //
@@ -198,7 +203,7 @@ pub(crate) struct Cookie {
 
 impl Cookie {
     /// Returns the cookie of a published request.
-    pub(crate) fn of<T: Operations>(rq: &StartedRequest<T>) -> Self {
+    pub(crate) fn of<T: Publish>(rq: &StartedRequest<T>) -> Self {
         Self {
             tag: rq.unique_tag(),
             attempt: rq.cookie(),

@@ -23,6 +23,7 @@ pub mod gen_disk;
 mod limits;
 mod operations;
 mod phase;
+mod publish;
 mod request;
 mod request_list;
 pub mod tag_set;
@@ -45,13 +46,19 @@ pub use limits::{
 };
 pub use operations::{
     Operations,
-    TimeoutAction, //
+    TimerReturn, //
 };
-pub use request::{
+pub use publish::{
     ActiveRequest,
     Claim,
+    Publication,
+    Publish, //
+};
+pub use request::{
+    IdleRequest,
     Op,
     OwnedRequest,
+    Rejected,
     Request,
     StartedRequest, //
 };

@@ -13,7 +13,13 @@ use crate::{
 };
 use kernel::{
     block::{
-        mq::{timeout_in_jiffies, Op, OwnedRequest, Request, TimeoutAction},
+        mq::{
+            timeout_in_jiffies,
+            Op,
+            OwnedRequest,
+            Request,
+            TimerReturn, //
+        },
         BlkStatus,
     },
     prelude::*,
@@ -122,13 +128,13 @@ impl Session {
     }
 
     /// Handles a request that took longer than the timeout. Context: may sleep.
-    pub(crate) fn timed_out(self: &Arc<Self>, rq: &Request<Queue>) -> TimeoutAction {
+    pub(crate) fn timed_out(self: &Arc<Self>, rq: &Request<Queue>) -> TimerReturn {
         let Some(generation) = rq.published(|data| data.generation()) else {
-            return TimeoutAction::Rearm;
+            return TimerReturn::ResetTimer;
         };
         let links = self.connections.iter().filter_map(|c| c.link());
         let Some(link) = { links }.find(|link| link.generation() == generation) else {
-            return TimeoutAction::Rearm;
+            return TimerReturn::ResetTimer;
         };
         let timeout = self.timeout.load(Relaxed);
         if timeout == 0 {
@@ -138,7 +144,7 @@ impl Session {
                     "a request waits for the server for a long time; there is no timeout\n"
                 );
             }
-            return TimeoutAction::Rearm;
+            return TimerReturn::ResetTimer;
         }
         // The timeout limits the time of the server, which begins when the request was sent whole.
         // A request that waits for the link, or is being transferred, is not timed out while the
@@ -150,10 +156,10 @@ impl Session {
         };
         let limit = timeout_in_jiffies(timeout) as Jiffies;
         if taken < limit {
-            return TimeoutAction::RearmFor(limit - taken);
+            return TimerReturn::ResetTimerTo(limit - taken);
         }
         // The request may be half received. The receiver gives it up when the socket is shut down.
         self.link_failed(&link, LinkError::TimedOut);
-        TimeoutAction::Done
+        TimerReturn::Done
     }
 }

@@ -543,18 +543,18 @@ pub struct QueueGuard<'a, T: DiskOperations> {
 }
 
 impl<T: DiskOperations> QueueGuard<'_, T> {
-    /// Returns the request that was last started under `unique_tag`, as [`unique_tag`] returns it.
-    /// Any value is allowed, since it may come from an untrusted peer; [`None`] if there is no such
-    /// tag or it was not used yet. The request may have finished since.
+    /// Returns the request that is started under `unique_tag`, as [`unique_tag`] returns it. Any
+    /// value is allowed, since it may come from an untrusted peer; [`None`] if there is no such tag
+    /// or no request is started under it. The request may have finished since.
     ///
     /// Context: any.
     ///
     /// [`unique_tag`]: super::StartedRequest::unique_tag
     pub fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
         let set = self.disk.tag_set().as_raw();
-        // SAFETY: The tag set is allocated. Its number of queues and its array of tags change only while its queue is frozen, which the guard's usage
-        // count prevents. The index of the hardware queue is checked here, and the tag by
-        // `blk_mq_tag_to_rq`.
+        // SAFETY: The tag set is allocated. Its number of queues and its array of tags change only
+        // while its queues are frozen, which the guard's usage count prevents. The index of the
+        // hardware queue is checked here, and the tag by `blk_mq_tag_to_rq`.
         let rq = unsafe {
             let hwq = usize::from(bindings::blk_mq_unique_tag_to_hwq(unique_tag));
             if hwq >= (*set).nr_hw_queues as usize {
@@ -565,12 +565,27 @@ impl<T: DiskOperations> QueueGuard<'_, T> {
                 return None;
             }
             let tag = bindings::blk_mq_unique_tag_to_tag(unique_tag);
-            bindings::blk_mq_tag_to_rq(tags, tag.into())
+            NonNull::new(bindings::blk_mq_tag_to_rq(tags, tag.into()))?.as_ptr()
         };
-        // SAFETY: A request that is found by its tag was allocated by this tag set, hence for `T`.
-        // Those of an I/O scheduler are freed after a grace period of the set's SRCU, whose read
-        // side the guard holds, and the others with the tag set.
-        NonNull::new(rq).map(|rq| unsafe { Request::from_raw(rq.as_ptr()) })
+        // SAFETY: A request that is found by its tag was allocated by this tag set. Its memory is
+        // freed after a grace period of the set's SRCU, whose read side the guard holds, or with
+        // the tag set. Other tasks may write the words; volatile reads of words do not tear.
+        let (queue, state) = unsafe {
+            (
+                (&raw const (*rq).q).read_volatile(),
+                (&raw const (*rq).state).read_volatile(),
+            )
+        };
+        // An I/O scheduler that is gone leaves requests behind, which are not started, and whose
+        // data is dropped. A tag set may have other disks.
+        if queue != self.disk.queue() || state == bindings::mq_rq_state_MQ_RQ_IDLE {
+            return None;
+        }
+        // SAFETY: The request was allocated by a tag set of `T::Queue`. The state was read after
+        // the guard had taken its usage count, by the full barrier of the SRCU's read side, so that
+        // the request was in flight meanwhile. It is freed and its data dropped only after the
+        // queue is frozen, and a freeze waits for the guard.
+        Some(unsafe { Request::from_raw(rq) })
     }
 }
 

@@ -5,32 +5,56 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{
-    gen_disk::{DiskOperations, GenDisk},
-    request::{OwnedRequest, Pdu, Request}, //
+    gen_disk::{
+        DiskOperations,
+        GenDisk, //
+    },
+    request::{
+        set_timeout,
+        IdleRequest,
+        OwnedRequest,
+        Rejected,
+        Request, //
+    },
 };
-use crate::{bindings, ffi, macros::vtable, sync::ArcBorrow, time::Jiffies, transmute::AsBytes};
-use core::{marker::PhantomData, ptr::NonNull};
+use crate::{
+    bindings,
+    error::VTABLE_DEFAULT_ERROR,
+    ffi,
+    macros::vtable,
+    prelude::*,
+    sync::ArcBorrow,
+    time::Jiffies, //
+};
+use core::{
+    marker::PhantomData,
+    mem,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
 
 /// What blk-mq does about a request after [`Operations::timeout`].
-pub enum TimeoutAction {
+///
+/// C type: `enum blk_eh_timer_return`.
+pub enum TimerReturn {
     /// blk-mq does nothing: the driver makes the request finish or has requeued it.
     Done,
     /// blk-mq waits for the queue's timeout again.
-    Rearm,
+    ResetTimer,
     /// blk-mq waits for so many jiffies or longer: up to a second longer, and with other requests
     /// in flight up to the queue's timeout.
-    RearmFor(Jiffies),
+    ResetTimerTo(Jiffies),
 }
 
 /// A driver for requests.
+///
+/// C struct: `struct blk_mq_ops`.
 #[vtable]
 pub trait Operations: Sized + 'static {
-    /// The driver's own data in each request. It is never dropped, since a task may read it until
-    /// the request's memory is freed.
+    /// The driver's own data in each request, from its allocation until it is freed.
     type RequestData: Send + Sync;
-
-    /// The header that the driver sends in front of a request's data.
-    type Header: AsBytes + Copy + Default + Send + Sync;
 
     /// The type of the disks that the requests are for.
     type Disk: DiskOperations<Queue = Self>;
@@ -42,33 +66,45 @@ pub trait Operations: Sized + 'static {
     /// Creates the data of one request, when the request is allocated.
     ///
     /// Context: may sleep.
-    fn new_request_data() -> Self::RequestData;
+    fn new_request_data() -> impl PinInit<Self::RequestData>;
 
-    /// Takes over a request that hardware queue `hctx` dispatches. `data` is what
-    /// [`GenDisk::set_queue_data`] has set, if it is set now. If `last` is false, more requests or
-    /// a call of [`Self::commit_rqs`] follow.
+    /// Takes over a request that hardware queue `hctx` dispatches, or gives it back
+    /// [rejected](IdleRequest::reject). `data` is what [`GenDisk::set_queue_data`] has set, if it
+    /// is set now. If `is_last` is false, more requests or a call of [`Self::commit_rqs`] follow.
     ///
-    /// Context: may sleep, under the read side of the SRCU that [`GenDisk::take_queue_data`] waits
-    /// for. It runs in a work item or in the task that submits the I/O, which may have signals
-    /// pending, hold locks of a file system and reclaim memory.
+    /// Context: does not sleep, unless the tag set is
+    /// [`Blocking`](super::tag_set::Flag::Blocking). It runs under the read side of the RCU or SRCU
+    /// that [`GenDisk::take_queue_data`] waits for, in a work item or in the task that submits the
+    /// I/O, which may have signals pending, hold locks of a file system and reclaim memory.
     fn queue_rq(
         data: Option<ArcBorrow<'_, Self::QueueData>>,
         hctx: u32,
-        rq: OwnedRequest<Self>,
-        last: bool,
-    );
+        rq: IdleRequest<Self>,
+        is_last: bool,
+    ) -> Result<(), Rejected<Self>>;
 
     /// Tells the driver that no more requests follow those that `hctx` has announced.
     ///
     /// Context: that of [`Self::queue_rq`].
-    fn commit_rqs(data: Option<ArcBorrow<'_, Self::QueueData>>, hctx: u32);
+    fn commit_rqs(_data: Option<ArcBorrow<'_, Self::QueueData>>, _hctx: u32) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
-    /// Called when a request has not finished within its timeout. `rq` may be published or not, and
-    /// other tasks may change its state or finish it during the call.
+    /// Finishes a request that was [completed](OwnedRequest::complete).
+    ///
+    /// Context: any, often that of a softirq.
+    fn complete(_rq: OwnedRequest<Self>) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Called when a request has not finished within its timeout. Other tasks may change its state
+    /// or finish it during the call. Without this function the timer is reset.
     ///
     /// Context: may sleep; runs in a work item that holds a count of the queue's usage counter, so
     /// that it must not wait for a freeze of the queue.
-    fn timeout(disk: &GenDisk<Self::Disk>, rq: &Request<Self>) -> TimeoutAction;
+    fn timeout(_disk: &GenDisk<Self::Disk>, _rq: &Request<Self>) -> TimerReturn {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 }
 
 /// The C vtable of `T`.
@@ -85,25 +121,23 @@ impl<T: Operations> OperationsVTable<T> {
     ) -> bindings::blk_status_t {
         // SAFETY: By the safety requirements the pointers are valid, and the disk was made for `T`.
         // It stays referenced: only an added disk gets requests, and its removal waits for this
-        // one.
-        let (disk, hctx, rq, last) = unsafe {
+        // one. The request is not null.
+        let (disk, hctx, rq, is_last) = unsafe {
             (
                 GenDisk::<T::Disk>::from_raw((*(*hctx).queue).disk),
                 (*hctx).queue_num,
-                NonNull::new((*bd).rq),
+                NonNull::new_unchecked((*bd).rq),
                 (*bd).last,
             )
         };
-        if let Some(rq) = rq {
-            // SAFETY: By the safety requirements the request belongs to a disk of `T`, and blk-mq
-            // has just handed it to the driver, which has not started it.
-            let rq = unsafe { OwnedRequest::start(rq) };
-            // SAFETY: The result is used during this call of `queue_rq` only.
-            T::queue_rq(unsafe { disk.queue_data() }, hctx, rq, last);
+        // SAFETY: By the safety requirements the request belongs to a disk of `T`, and blk-mq has
+        // just handed it to the driver, which has not started it.
+        let idle = unsafe { IdleRequest::from_raw(rq) };
+        // SAFETY: The result is used during this call of `queue_rq` only.
+        match T::queue_rq(unsafe { disk.queue_data() }, hctx, idle, is_last) {
+            Ok(()) => bindings::BLK_STS_OK as bindings::blk_status_t,
+            Err(rejected) => rejected.into_raw_status(rq),
         }
-        // The driver owns the request and finishes it, so that there is no error for blk-mq to act
-        // on.
-        bindings::BLK_STS_OK as bindings::blk_status_t
     }
 
     /// # Safety
@@ -125,57 +159,95 @@ impl<T: Operations> OperationsVTable<T> {
 
     /// # Safety
     ///
+    /// Only blk-mq may call this, with a request that [`OwnedRequest::complete`] has passed to it.
+    unsafe extern "C" fn complete(rq: *mut bindings::request) {
+        // SAFETY: By the safety requirements the request is started, and the value for it was given
+        // up for the one that is made here. It is not null.
+        T::complete(unsafe { OwnedRequest::from_raw(NonNull::new_unchecked(rq)) });
+    }
+
+    /// # Safety
+    ///
     /// Only blk-mq may call this, with a started request of a disk that was made for `T`, and with
     /// a reference to the request held.
     unsafe extern "C" fn timeout(rq: *mut bindings::request) -> bindings::blk_eh_timer_return {
-        // SAFETY: By the safety requirements the request is valid, belongs to a disk made for `T`,
-        // and is neither freed nor reused while blk-mq holds its reference. The disk outlives its
-        // requests.
-        let (disk, rq) = unsafe {
+        // SAFETY: By the safety requirements the request is started and belongs to a disk made for
+        // `T`. It is neither freed nor reused while blk-mq holds its reference, and its data is not
+        // dropped while blk-mq holds the queue's usage count. The disk outlives its requests.
+        let (disk, request) = unsafe {
             (
                 GenDisk::<T::Disk>::from_raw((*(*rq).q).disk),
                 Request::<T>::from_raw(rq),
             )
         };
-        let patience = match T::timeout(disk, rq) {
-            TimeoutAction::Done => return bindings::blk_eh_timer_return_BLK_EH_DONE,
+        let patience = match T::timeout(disk, request) {
+            TimerReturn::Done => return bindings::blk_eh_timer_return_BLK_EH_DONE,
             // 0 stands for the queue's timeout.
-            TimeoutAction::Rearm => 0,
-            TimeoutAction::RearmFor(jiffies) => {
+            TimerReturn::ResetTimer => 0,
+            TimerReturn::ResetTimerTo(jiffies) => {
                 ffi::c_uint::try_from(jiffies).unwrap_or(ffi::c_uint::MAX)
             }
         };
-        rq.set_timeout(patience);
+        // SAFETY: By the safety requirements the request is valid.
+        unsafe { set_timeout(rq, patience) };
         bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER
     }
 
     /// # Safety
     ///
     /// Only blk-mq may call this, with a request that it has just allocated from a tag set whose
-    /// `cmd_size` is the size of a `Pdu<T>`.
+    /// `cmd_size` is the size of a `T::RequestData`.
     unsafe extern "C" fn init_request(
         _set: *mut bindings::blk_mq_tag_set,
         rq: *mut bindings::request,
         _hctx: ffi::c_uint,
         _node: ffi::c_int,
     ) -> ffi::c_int {
-        // SAFETY: By the safety requirements there is room for a `Pdu<T>` behind the request, which
-        // nothing else uses yet. `TagSet::new` asserts that the alignment of a request suffices
-        // for it.
-        unsafe {
-            bindings::blk_mq_rq_to_pdu(rq)
-                .cast::<Pdu<T>>()
-                .write(Pdu::new())
-        };
+        // SAFETY: By the safety requirements there is room for a `T::RequestData` behind the
+        // request, which nothing else uses yet, and which stays there until `exit_request`.
+        // `TagSet::new` asserts that the alignment of a request suffices for it.
+        unsafe { pin_init::raw_init(bindings::blk_mq_rq_to_pdu(rq).cast(), T::new_request_data()) };
         0
+    }
+
+    /// # Safety
+    ///
+    /// Only blk-mq may call this, once, with a request that was passed to [`Self::init_request`]
+    /// and is about to be freed. No [`Request`] that was made for it may be left.
+    unsafe extern "C" fn exit_request(
+        _set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _hctx: ffi::c_uint,
+    ) {
+        // SAFETY: `init_request` has initialised the data. By the safety requirements there is no
+        // reference to it, and it is dropped once.
+        unsafe { ptr::drop_in_place(bindings::blk_mq_rq_to_pdu(rq).cast::<T::RequestData>()) };
     }
 
     /// The operations for a tag set.
     pub(super) const VTABLE: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
-        commit_rqs: Some(Self::commit_rqs),
-        timeout: Some(Self::timeout),
+        commit_rqs: if T::HAS_COMMIT_RQS {
+            Some(Self::commit_rqs)
+        } else {
+            None
+        },
+        complete: if T::HAS_COMPLETE {
+            Some(Self::complete)
+        } else {
+            None
+        },
+        timeout: if T::HAS_TIMEOUT {
+            Some(Self::timeout)
+        } else {
+            None
+        },
         init_request: Some(Self::init_request),
+        exit_request: if mem::needs_drop::<T::RequestData>() {
+            Some(Self::exit_request)
+        } else {
+            None
+        },
         ..pin_init::zeroed()
     };
 }

@@ -6,39 +6,21 @@
 
 use super::{
     gen_disk::GenDisk,
-    phase::{Fate, Phase},
     Operations, //
 };
 use crate::{
     bindings,
     block::BlkStatus,
+    error::Error,
     ffi,
-    sync::{
-        atomic::{Acquire, Atomic, Full, Release},
-        barrier::{smp_mb, Read},
-    },
     types::Opaque, //
 };
-use core::{cell::UnsafeCell, marker::PhantomData, mem::ManuallyDrop, ops::Deref, ptr::NonNull};
-
-/// The private data behind each `struct request`.
-pub(super) struct Pdu<T: Operations> {
-    phase: Atomic<u64>,
-    data: T::RequestData,
-    /// Written by the owner of the request only, and not while the request is published.
-    header: UnsafeCell<T::Header>,
-}
-
-impl<T: Operations> Pdu<T> {
-    #[inline]
-    pub(super) fn new() -> Self {
-        Self {
-            phase: Atomic::new(Phase::IDLE),
-            data: T::new_request_data(),
-            header: UnsafeCell::default(),
-        }
-    }
-}
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
 
 /// A request of a disk of `T`, in any state.
 ///
@@ -46,13 +28,13 @@ impl<T: Operations> Pdu<T> {
 ///
 /// # Invariants
 ///
-/// The request was allocated by a tag set of `T`, so that its private data is an initialised
-/// `Pdu<T>`, and stays allocated for as long as the reference lives.
+/// The request was allocated by a tag set of `T`. For as long as the reference lives, the request
+/// stays allocated, and its data is an initialised `T::RequestData`.
 #[repr(transparent)]
 pub struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
 
-// SAFETY: A shared reference gives access to the atomic phase, to the driver's data, which is
-// `Sync`, to the timeout, a word that is read and written whole, and to a raw pointer.
+// SAFETY: A shared reference gives access to the driver's data, which is `Sync`, and to a raw
+// pointer.
 unsafe impl<T: Operations> Sync for Request<T> {}
 
 impl<T: Operations> Request<T> {
@@ -75,125 +57,30 @@ impl<T: Operations> Request<T> {
         self.0.get()
     }
 
-    #[inline]
-    fn pdu(&self) -> &Pdu<T> {
-        // SAFETY: By the type invariant the private data of the request is an initialised `Pdu<T>`,
-        // for as long as `self` is borrowed. No mutable reference to it is ever made.
-        unsafe { &*bindings::blk_mq_rq_to_pdu(self.as_raw()).cast() }
-    }
-
-    /// Sets the timeout, in jiffies, for the next start of the request's timer; 0 stands for the
-    /// queue's timeout. If another task starts the request at the same time, either value may take
-    /// effect.
-    ///
-    /// Context: any.
-    #[inline]
-    pub(super) fn set_timeout(&self, jiffies: ffi::c_uint) {
-        // SAFETY: By the type invariant the request is allocated. The block layer reads and writes
-        // the word without a lock, too; a volatile write does not tear.
-        unsafe { (&raw mut (*self.as_raw()).timeout).write_volatile(jiffies) };
-    }
-
     /// Returns the driver's own data of the request. It outlives the request's I/O: it is stale
     /// until the driver writes it for the present one.
     ///
     /// Context: any.
     #[inline]
     pub fn data(&self) -> &T::RequestData {
-        &self.pdu().data
+        // SAFETY: By the type invariant the private data of the request is an initialised
+        // `T::RequestData` while `self` is borrowed. No mutable reference to it is made before it
+        // is dropped.
+        unsafe { &*bindings::blk_mq_rq_to_pdu(self.as_raw()).cast() }
     }
+}
 
-    /// Calls `f` with the driver's data and returns its result, or [`None`] if the request was not
-    /// published during the call, or was published anew.
-    ///
-    /// Context: that of `f`.
-    #[inline]
-    pub fn published<R>(&self, f: impl FnOnce(&T::RequestData) -> R) -> Option<R> {
-        let phase = &self.pdu().phase;
-        let before = Phase::unpack(phase.load(Acquire));
-        let ret = f(self.data());
-        smp_mb(Read);
-        let after = Phase::unpack(phase.load(Acquire));
-        (before.live && after.live && before.cookie == after.cookie).then_some(ret)
-    }
-
-    /// Returns whether the request is published and an `ActiveRequest` or an undecided [`Claim`]
-    /// exists: the request waits to be sent, is being sent, or its reply is being received.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn is_in_use(&self) -> bool {
-        let phase = Phase::unpack(self.pdu().phase.load(Acquire));
-        phase.live && phase.users > 0
-    }
-
-    /// Claims the request, if it is published, under `cookie` if that is [`Some`], if `wanted`
-    /// returns true for the driver's data, and if it is not claimed. `wanted` may be called more
-    /// than once.
-    ///
-    /// Context: that of `wanted`.
-    pub fn claim(
-        &self,
-        cookie: Option<u32>,
-        wanted: impl Fn(&T::RequestData) -> bool,
-    ) -> Option<Claim<T>> {
-        // `wanted` reads the data after the phase was read, and the data changes only while the
-        // request is not published: if the phase can be replaced, the data belongs to this
-        // publication.
-        self.update(|phase| {
-            let claimed = phase.claim(cookie)?;
-            wanted(self.data()).then_some(claimed)
-        })?;
-        // INVARIANT: The update has set `claimed` on a live request and counted one more user, so
-        // that the request is started and does not finish before the value is dropped.
-        Some(Claim(StartedRequest(
-            NonNull::from(self).cast(),
-            PhantomData,
-        )))
-    }
-
-    /// Replaces the phase by what `f` returns for it, and returns the new phase. Does nothing if
-    /// `f` returns [`None`]. `f` is called again if the phase has changed meanwhile.
-    fn update(&self, f: impl Fn(Phase) -> Option<Phase>) -> Option<Phase> {
-        let word = &self.pdu().phase;
-        let mut old = word.load(Acquire);
-        loop {
-            let new = f(Phase::unpack(old))?;
-            match word.cmpxchg(old, new.pack(), Full) {
-                Ok(_) => return Some(new),
-                Err(current) => old = current,
-            }
-        }
-    }
-
-    /// Drops one user, decides on `fate` if that is [`Some`], and finishes or requeues the request
-    /// if no user is left and its result is decided.
-    ///
-    /// # Safety
-    ///
-    /// The caller must own one count of `users`, and with `Some(fate)` also the claim. It owns
-    /// neither afterwards, and must not use the request unless it owns another count.
-    unsafe fn put_user(&self, fate: Option<Fate>) {
-        let Some(phase) = self.update(|phase| Some(phase.put_user(fate))) else {
-            return;
-        };
-        if phase.live {
-            return;
-        }
-        // The request is no longer published, and only the task that took the last user away sees
-        // that: no value for the request exists.
-        match phase.fate {
-            Fate::Open => {}
-            // SAFETY: The request was started, as a published one is, and no other task ends or
-            // requeues it, as only this one has seen it cease to be published.
-            Fate::Requeue => unsafe { bindings::blk_mq_requeue_request(self.as_raw(), true) },
-            // SAFETY: The request was started, as a published one is, and no other task ends or
-            // requeues it, as only this one has seen it cease to be published.
-            Fate::End(status) => unsafe {
-                bindings::blk_mq_end_request(self.as_raw(), status.into_raw())
-            },
-        }
-    }
+/// Sets the timeout, in jiffies, for the next start of a request's timer; 0 stands for the queue's
+/// timeout. If another task starts the request at the same time, either value may take effect.
+///
+/// # Safety
+///
+/// `rq` must point to an allocated request.
+#[inline]
+pub(super) unsafe fn set_timeout(rq: *mut bindings::request, jiffies: ffi::c_uint) {
+    // SAFETY: By the safety requirements the request is allocated. The block layer reads and writes
+    // the word without a lock, too; a volatile write does not tear.
+    unsafe { (&raw mut (*rq).timeout).write_volatile(jiffies) };
 }
 
 /// The operation of a request.
@@ -227,7 +114,7 @@ pub struct StartedRequest<T: Operations>(NonNull<bindings::request>, PhantomData
 // while the request is started, or `Sync`.
 unsafe impl<T: Operations> Send for StartedRequest<T> {}
 // SAFETY: What a shared reference gives access to is constant while the request is started, or
-// `Sync`; `header` is written only by a mutable borrow of the only value for the request.
+// `Sync`.
 unsafe impl<T: Operations> Sync for StartedRequest<T> {}
 
 impl<T: Operations> Deref for StartedRequest<T> {
@@ -242,6 +129,20 @@ impl<T: Operations> Deref for StartedRequest<T> {
 }
 
 impl<T: Operations> StartedRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`StartedRequest`] while the value lives.
+    #[inline]
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the safety requirements the request satisfies them.
+        Self(rq, PhantomData)
+    }
+
+    #[inline]
+    pub(super) fn as_non_null(&self) -> NonNull<bindings::request> {
+        self.0
+    }
+
     /// Returns the disk that the request is for.
     ///
     /// Context: any.
@@ -330,28 +231,6 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { bindings::blk_mq_unique_tag(self.0.as_ptr()) }
     }
 
-    /// Returns the cookie of the last publication, which is the present one if the request is
-    /// published.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn cookie(&self) -> u32 {
-        Phase::unpack(self.pdu().phase.load(Acquire)).cookie
-    }
-
-    /// Returns the header that is sent in front of the data, as [`OwnedRequest::set_header`] has
-    /// set it last. It must be copied to be sent: references to the pages that requests are in are
-    /// not counted.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn header(&self) -> &T::Header {
-        // SAFETY: By the type invariant of the request the `Pdu` is valid while `self` is borrowed.
-        // Only `OwnedRequest::set_header` writes the header, by a mutable borrow of the only value
-        // for the request, of which `self` is a part then.
-        unsafe { &*self.pdu().header.get() }
-    }
-
     /// Calls `f` with each physically contiguous segment of the data, until it returns false. Only
     /// reads and writes have data.
     ///
@@ -387,45 +266,139 @@ impl<T: Operations> StartedRequest<T> {
     }
 }
 
-/// A request to which the driver holds the only reference. Dropping it ends the request with an I/O
-/// error.
+/// A request that the block layer has handed to the driver, which has not started it. Dropping it
+/// ends the request with an I/O error.
 ///
 /// Context: any.
 ///
 /// # Invariants
 ///
-/// The request was started, is not published, and there is no other value for it.
-pub struct OwnedRequest<T: Operations>(StartedRequest<T>);
+/// The request satisfies the invariants of [`Request`]. The block layer has handed it to the
+/// driver, which has not started it, and there is no other value for it.
+pub struct IdleRequest<T: Operations>(NonNull<bindings::request>, PhantomData<T>);
 
-impl<T: Operations> OwnedRequest<T> {
-    /// Takes over a request from the block layer and starts it.
-    ///
+// SAFETY: A request is not bound to a thread.
+unsafe impl<T: Operations> Send for IdleRequest<T> {}
+// SAFETY: A shared reference gives access to the disk, which is `Sync`.
+unsafe impl<T: Operations> Sync for IdleRequest<T> {}
+
+impl<T: Operations> IdleRequest<T> {
     /// # Safety
     ///
-    /// `rq` must satisfy the invariants of [`Request`] until it is ended or requeued, and the block
-    /// layer must have handed it to the driver, which has not started it since.
+    /// `rq` must satisfy the invariants of [`IdleRequest`]. It passes to the value.
     #[inline]
-    pub(super) unsafe fn start(rq: NonNull<bindings::request>) -> Self {
-        // The request may have a shorter timeout from an earlier start.
-        // SAFETY: By the safety requirements `rq` satisfies the invariants of `Request` during the
-        // call.
-        unsafe { Request::<T>::from_raw(rq.as_ptr()) }.set_timeout(0);
-        // SAFETY: By the safety requirements `rq` is a valid request that the driver has been
-        // handed and has not started.
-        unsafe { bindings::blk_mq_start_request(rq.as_ptr()) };
-        // INVARIANT: The request was started just above. A request that the block layer hands out
-        // is not published, and has no other value.
-        Self(StartedRequest(rq, PhantomData))
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the safety requirements the request satisfies them.
+        Self(rq, PhantomData)
     }
 
-    /// Sets the header that is sent in front of the data.
+    #[inline]
+    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
+        ManuallyDrop::new(self).0
+    }
+
+    /// Starts the request: from here on its timer runs.
     ///
     /// Context: any.
     #[inline]
-    pub fn set_header(&mut self, header: T::Header) {
-        // SAFETY: By the type invariant there is no other value for the request, and this one is
-        // borrowed mutably, so that there is no reference to the header.
-        unsafe { *self.pdu().header.get() = header };
+    pub fn start(self) -> OwnedRequest<T> {
+        let rq = self.into_raw();
+        // The request may have a shorter timeout from an earlier start.
+        // SAFETY: By the type invariant the request is allocated.
+        unsafe { set_timeout(rq.as_ptr(), 0) };
+        // SAFETY: By the type invariant the request is valid, and the driver has been handed it and
+        // has not started it.
+        unsafe { bindings::blk_mq_start_request(rq.as_ptr()) };
+        // INVARIANT: The request was started just above, and has no other value.
+        // SAFETY: The request is started, and is ended or requeued by this value only.
+        OwnedRequest(unsafe { StartedRequest::from_raw(rq) })
+    }
+
+    /// Returns the disk that the request is for.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn disk(&self) -> &GenDisk<T::Disk> {
+        // SAFETY: By the type invariant the driver has been handed the request, which is of a disk
+        // that was made for `T`. A disk is not freed while the driver has a request of it.
+        unsafe { GenDisk::from_raw((*(*self.0.as_ptr()).q).disk) }
+    }
+
+    /// Refuses the request, for [`Operations::queue_rq`] to return. The block layer ends the
+    /// request with the status that stands for `error`. It keeps the request and tries again after
+    /// some milliseconds if `error` is `ENOMEM`, and when a request finishes if it is `EBUSY`.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn reject(self, error: Error) -> Rejected<T> {
+        Rejected {
+            rq: self,
+            status: BlkStatus::from_error(error),
+        }
+    }
+}
+
+impl<T: Operations> Drop for IdleRequest<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the driver owns the request, and there is no other value
+        // for it, so that it is ended once. A request that was not started may be ended.
+        unsafe { bindings::blk_mq_end_request(self.0.as_ptr(), BlkStatus::IOERR.into_raw()) };
+    }
+}
+
+/// A request that the driver has refused, and the reason.
+pub struct Rejected<T: Operations> {
+    rq: IdleRequest<T>,
+    status: BlkStatus,
+}
+
+impl<T: Operations> Rejected<T> {
+    /// Gives the request back to the block layer, which has handed out `handed`, and returns the
+    /// status for it to act on.
+    #[inline]
+    pub(super) fn into_raw_status(self, handed: NonNull<bindings::request>) -> u8 {
+        if self.rq.0 != handed {
+            // It is not the request that the block layer expects back, so that it is ended here.
+            // The driver still has the other one.
+            let rq = self.rq.into_raw();
+            // SAFETY: The value was the only one for the request, and was not dropped, so that the
+            // request is ended once. A request that was not started may be ended.
+            unsafe { bindings::blk_mq_end_request(rq.as_ptr(), self.status.into_raw()) };
+            return BlkStatus::OK.into_raw();
+        }
+        // The status of an error is never that of a success, so that the block layer takes the
+        // request back.
+        self.rq.into_raw();
+        self.status.into_raw()
+    }
+}
+
+/// A started request to which the driver holds the only reference. Dropping it ends the request
+/// with an I/O error.
+///
+/// Context: any.
+///
+/// # Invariants
+///
+/// The request was started, and there is no other value for it.
+pub struct OwnedRequest<T: Operations>(StartedRequest<T>);
+
+impl<T: Operations> OwnedRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`OwnedRequest`]. It passes to the value.
+    #[inline]
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the safety requirements the request satisfies them.
+        // SAFETY: By the safety requirements the request is started, and is ended or requeued by
+        // this value only.
+        Self(unsafe { StartedRequest::from_raw(rq) })
+    }
+
+    #[inline]
+    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
+        ManuallyDrop::new(self).0.as_non_null()
     }
 
     /// Finishes the request with `status`.
@@ -433,10 +406,28 @@ impl<T: Operations> OwnedRequest<T> {
     /// Context: any.
     #[inline]
     pub fn end(self, status: BlkStatus) {
-        let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is started and there is no other value for it.
         // This one is not dropped, so that the request is given back once.
-        unsafe { bindings::blk_mq_end_request(this.0 .0.as_ptr(), status.into_raw()) };
+        unsafe { bindings::blk_mq_end_request(self.into_raw().as_ptr(), status.into_raw()) };
+    }
+
+    /// Has [`Operations::complete`] called for the request, on the CPU and in the context that the
+    /// queue's settings say.
+    ///
+    /// The driver must implement that function.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn complete(self) {
+        const { assert!(T::HAS_COMPLETE) };
+        let rq = self.into_raw();
+        // SAFETY: By the type invariant the request is started and there is no other value for it.
+        // The one that was is not dropped.
+        if !unsafe { bindings::blk_mq_complete_request_remote(rq.as_ptr()) } {
+            // SAFETY: The block layer has left the call to this function, so that the request is
+            // still started and has no value.
+            T::complete(unsafe { Self::from_raw(rq) });
+        }
     }
 
     /// Gives the request back to the block layer, which hands it to the driver again at once.
@@ -458,26 +449,9 @@ impl<T: Operations> OwnedRequest<T> {
 
     #[inline]
     fn give_back(self, kick: bool) {
-        let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is started and there is no other value for it.
         // This one is not dropped, so that the request is given back once.
-        unsafe { bindings::blk_mq_requeue_request(this.0 .0.as_ptr(), kick) };
-    }
-
-    /// Publishes the request under `cookie`: from here on it can be found by its tag and claimed.
-    /// The same tag should get the same cookie again as late as possible.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn publish(self, cookie: u32) -> ActiveRequest<T> {
-        let this = ManuallyDrop::new(self);
-        let rq = StartedRequest(this.0 .0, PhantomData);
-        let word = &rq.pdu().phase;
-        // A plain store will do: no other task changes the phase of a request that is not
-        // published. Release: a task that sees the request published sees the driver's data, too.
-        word.store(Phase::published(cookie).pack(), Release);
-        // INVARIANT: The request is started and live, with one user, for which this value stands.
-        ActiveRequest(rq)
+        unsafe { bindings::blk_mq_requeue_request(self.into_raw().as_ptr(), kick) };
     }
 }
 
@@ -495,118 +469,8 @@ impl<T: Operations> Drop for OwnedRequest<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the request is started and there is no other value for it,
         // so that it is ended once. It is not used afterwards.
-        unsafe { bindings::blk_mq_end_request(self.0 .0.as_ptr(), BlkStatus::IOERR.into_raw()) };
-    }
-}
-
-/// A published request that cannot finish while the value lives. Dropping it lets the request
-/// finish if its result is decided, and leaves it published for a claim otherwise.
-///
-/// Context: any.
-///
-/// # Invariants
-///
-/// The request is live, and the value owns one count of its users.
-#[repr(transparent)]
-pub struct ActiveRequest<T: Operations>(StartedRequest<T>);
-
-impl<T: Operations> ActiveRequest<T> {
-    #[inline]
-    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
-        ManuallyDrop::new(self).0 .0
-    }
-
-    /// # Safety
-    ///
-    /// `rq` must come from [`Self::into_raw`], and be passed to this function once only.
-    #[inline]
-    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
-        // INVARIANT: The request is live, since `into_raw` has kept the count of a value, which the
-        // new value owns.
-        Self(StartedRequest(rq, PhantomData))
-    }
-}
-
-impl<T: Operations> Deref for ActiveRequest<T> {
-    type Target = StartedRequest<T>;
-
-    #[inline]
-    fn deref(&self) -> &StartedRequest<T> {
-        &self.0
-    }
-}
-
-impl<T: Operations> Drop for ActiveRequest<T> {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the value owns one count of the users, which it does not
-        // use afterwards.
-        unsafe { self.0.put_user(None) };
-    }
-}
-
-/// The right to decide the result of a published request, and to write the data of a read until
-/// then. Dropping it undecided ends the request with an I/O error.
-///
-/// Context: any.
-///
-/// # Invariants
-///
-/// The request is live and claimed, and the value owns the claim and one count of its users.
-pub struct Claim<T: Operations>(StartedRequest<T>);
-
-impl<T: Operations> Claim<T> {
-    /// Decides that the request finishes with `status`, as soon as no value for it is left.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn end(self, status: BlkStatus) {
-        self.decide(Fate::End(status));
-    }
-
-    /// Decides that the request returns to the block layer's queue, as soon as no value for it is
-    /// left.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn requeue(self) {
-        self.decide(Fate::Requeue);
-    }
-
-    /// Gives up the claim without a decision: the request stays published and can be claimed again.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn release(self) {
-        let this = ManuallyDrop::new(self);
-        // The value owned the claim and one count, which the update takes away. The result is not
-        // decided, so that the request stays published even without a user.
-        this.update(|phase| Some(phase.unclaim()));
-    }
-
-    #[inline]
-    fn decide(self, fate: Fate) {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the value owned the claim and one count of the users. It is
-        // not dropped, and the request is not used afterwards.
-        unsafe { this.0.put_user(Some(fate)) };
-    }
-}
-
-impl<T: Operations> Deref for Claim<T> {
-    type Target = StartedRequest<T>;
-
-    #[inline]
-    fn deref(&self) -> &StartedRequest<T> {
-        &self.0
-    }
-}
-
-impl<T: Operations> Drop for Claim<T> {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the value owns the claim and one count of the users,
-        // neither of which it uses afterwards.
-        unsafe { self.0.put_user(Some(Fate::End(BlkStatus::IOERR))) };
+        unsafe {
+            bindings::blk_mq_end_request(self.0.as_non_null().as_ptr(), BlkStatus::IOERR.into_raw())
+        };
     }
 }

@@ -5,8 +5,11 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h) (`struct rq_list`)
 
 use super::{
-    request::{ActiveRequest, StartedRequest},
-    Operations, //
+    publish::{
+        ActiveRequest,
+        Publish, //
+    },
+    request::StartedRequest, //
 };
 use crate::bindings;
 use core::{
@@ -24,7 +27,7 @@ use core::{
 /// `head` and the requests that are linked behind it are requests of which the list owns the
 /// `ActiveRequest`. `tail` is the last of them, or null if there is none. Nothing else uses their
 /// links.
-pub struct RequestList<T: Operations> {
+pub struct RequestList<T: Publish> {
     head: *mut bindings::request,
     tail: *mut bindings::request,
     _owned: PhantomData<ActiveRequest<T>>,
@@ -32,9 +35,9 @@ pub struct RequestList<T: Operations> {
 
 // SAFETY: The list only points to requests of which it owns the `ActiveRequest`, and that is
 // `Send`.
-unsafe impl<T: Operations> Send for RequestList<T> {}
+unsafe impl<T: Publish> Send for RequestList<T> {}
 
-impl<T: Operations> RequestList<T> {
+impl<T: Publish> RequestList<T> {
     /// Creates an empty list.
     ///
     /// Context: any.
@@ -149,7 +152,7 @@ impl<T: Operations> RequestList<T> {
     }
 }
 
-impl<T: Operations> Drop for RequestList<T> {
+impl<T: Publish> Drop for RequestList<T> {
     #[inline]
     fn drop(&mut self) {
         while self.pop_front().is_some() {}

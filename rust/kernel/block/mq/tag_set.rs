@@ -4,12 +4,9 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
-use super::{
-    operations::{
-        Operations,
-        OperationsVTable, //
-    },
-    request::Pdu, //
+use super::operations::{
+    Operations,
+    OperationsVTable, //
 };
 use crate::{
     bindings,
@@ -40,7 +37,7 @@ pub use flags::{
 /// # Invariants
 ///
 /// The tag set was allocated for `T`, so that the private data of each of its requests is an
-/// initialised `Pdu<T>`.
+/// initialised `T::RequestData`.
 #[pin_data(PinnedDrop)]
 #[repr(transparent)]
 pub struct TagSet<T: Operations> {
@@ -70,9 +67,8 @@ impl<T: Operations> TagSet<T> {
     ) -> impl PinInit<Self, Error> {
         const {
             // The block layer places the data right behind the `struct request`.
-            assert!(mem::align_of::<Pdu<T>>() <= mem::align_of::<bindings::request>());
-            assert!(mem::size_of::<Pdu<T>>() <= u32::MAX as usize);
-            assert!(!mem::needs_drop::<Pdu<T>>());
+            assert!(mem::align_of::<T::RequestData>() <= mem::align_of::<bindings::request>());
+            assert!(mem::size_of::<T::RequestData>() <= u32::MAX as usize);
         };
         let flags = flags.into();
         try_pin_init!(Self {
@@ -88,7 +84,7 @@ impl<T: Operations> TagSet<T> {
                     queue_depth: num_tags,
                     nr_maps: num_maps,
                     numa_node: bindings::NUMA_NO_NODE,
-                    cmd_size: mem::size_of::<Pdu<T>>() as u32,
+                    cmd_size: mem::size_of::<T::RequestData>() as u32,
                     flags: flags.into(),
                     ..pin_init::zeroed()
                 });
