@@ -19,16 +19,6 @@ __rust_helper enum req_op rust_helper_req_op(const struct request *rq)
 	return req_op(rq);
 }
 
-__rust_helper bool rust_helper_blk_rq_is_fua(const struct request *rq)
-{
-	return rq->cmd_flags & REQ_FUA;
-}
-
-__rust_helper bool rust_helper_blk_rq_is_nounmap(const struct request *rq)
-{
-	return rq->cmd_flags & REQ_NOUNMAP;
-}
-
 __rust_helper struct bio_vec
 rust_helper_mp_bvec_iter_bvec(const struct bio_vec *bvec, struct bvec_iter iter)
 {

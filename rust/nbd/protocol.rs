@@ -7,6 +7,7 @@
 use kernel::{
     block::{
         mq::{
+            request::Flag,
             Op,
             Operations,
             Publish,
@@ -175,7 +176,12 @@ pub(crate) fn encode_request<T: Operations>(
 ) -> [u8; REQUEST_LEN] {
     let tag = rq.unique_tag();
     let op = rq.op();
-    let kind = kind_of(op, rq.is_fua(), op == Op::WriteZeroes && rq.is_nounmap());
+    let flags = rq.flags();
+    let kind = kind_of(
+        op,
+        flags.contains(Flag::ForcedUnitAccess),
+        op == Op::WriteZeroes && flags.contains(Flag::NoUnmap),
+    );
     let (from, len) = range_of(op, rq.sector(), rq.bytes());
     encode(kind, Cookie { tag, attempt }.into_wire(), from, len)
 }

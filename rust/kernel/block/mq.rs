@@ -24,7 +24,7 @@ mod limits;
 mod operations;
 mod phase;
 mod publish;
-mod request;
+pub mod request;
 mod request_list;
 pub mod tag_set;
 

@@ -22,6 +22,13 @@ use core::{
     ptr::NonNull, //
 };
 
+mod flag;
+
+pub use flag::{
+    Flag,
+    Flags, //
+};
+
 /// A request of a disk of `T`, in any state.
 ///
 /// C struct: `struct request`.
@@ -189,24 +196,14 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { bindings::blk_rq_bytes(self.0.as_ptr()) }
     }
 
-    /// Returns whether the data must be durable before the request is finished.
+    /// Returns the request's flags.
     ///
     /// Context: any.
     #[inline]
-    pub fn is_fua(&self) -> bool {
+    pub fn flags(&self) -> Flags {
         // SAFETY: By the type invariant the request is started, so that it is valid and its flags
         // are constant.
-        unsafe { bindings::blk_rq_is_fua(self.0.as_ptr()) }
-    }
-
-    /// Returns whether zeroes must be allocated rather than deallocated.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn is_nounmap(&self) -> bool {
-        // SAFETY: By the type invariant the request is started, so that it is valid and its flags
-        // are constant.
-        unsafe { bindings::blk_rq_is_nounmap(self.0.as_ptr()) }
+        Flags::from_raw(unsafe { (*self.0.as_ptr()).cmd_flags })
     }
 
     /// Returns whether fault injection asks the driver to ignore the reply, so that the request
