@@ -29,6 +29,19 @@ pub mod bindings {
     include!(env!("NBD_BINDINGS"));
 }
 
+/// The module of operations that unit tests of this crate implement, as the kernel crate has it.
+#[allow(dead_code)]
+struct LocalModule;
+
+impl ModuleMetadata for LocalModule {
+    const NAME: &'static str::CStr = c"rust_kernel";
+
+    const THIS_MODULE: ThisModule = {
+        // SAFETY: The kernel takes a null pointer for a module that is built in.
+        unsafe { ThisModule::from_ptr(core::ptr::null_mut()) }
+    };
+}
+
 pub mod block {
     //! Types for working with the block layer.
 

@@ -27,6 +27,7 @@ mod publish;
 pub mod request;
 mod request_list;
 pub mod tag_set;
+mod tests;
 
 pub use attribute::{
     Attribute,
