@@ -2,10 +2,10 @@
 
 use super::NullBlkDevice;
 use kernel::{
-    block::mq::{is_valid_block_size, RegisteredDisk},
+    block::mq::gen_disk::{GenDiskBuilder, RegisteredDisk},
     configfs::{self, AttributeOperations},
     configfs_attrs,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     new_mutex,
     page::PAGE_SIZE,
     prelude::*,
@@ -35,7 +35,7 @@ impl AttributeOperations<0> for Config {
 
     fn show(_this: &Config, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
         let mut writer = kernel::str::Formatter::new(page);
-        writer.write_str("blocksize,size,rotational\n")?;
+        writer.write_str("blocksize,size,rotational,irqmode\n")?;
         Ok(writer.bytes_written())
     }
 }
@@ -57,6 +57,7 @@ impl configfs::GroupOperations for Config {
                 blocksize: 1,
                 rotational: 2,
                 size: 3,
+                irqmode: 4,
             ],
         };
 
@@ -71,10 +72,39 @@ impl configfs::GroupOperations for Config {
                     rotational: false,
                     disk: None,
                     capacity_mib: 4096,
+                    irq_mode: IRQMode::None,
                     name: name.try_into()?,
                 }),
             }),
         ))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum IRQMode {
+    None,
+    Soft,
+}
+
+impl TryFrom<u8> for IRQMode {
+    type Error = kernel::error::Error;
+
+    fn try_from(value: u8) -> Result<Self> {
+        match value {
+            0 => Ok(Self::None),
+            1 => Ok(Self::Soft),
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+impl fmt::Display for IRQMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("0")?,
+            Self::Soft => f.write_str("1")?,
+        }
+        Ok(())
     }
 }
 
@@ -91,6 +121,7 @@ struct DeviceConfigInner {
     block_size: u32,
     rotational: bool,
     capacity_mib: u64,
+    irq_mode: IRQMode,
     disk: Option<RegisteredDisk<NullBlkDevice>>,
 }
 
@@ -120,6 +151,7 @@ impl configfs::AttributeOperations<0> for DeviceConfig {
                 guard.block_size,
                 guard.rotational,
                 guard.capacity_mib,
+                guard.irq_mode,
             )?);
             guard.powered = true;
         } else if guard.powered && !power_op {
@@ -149,9 +181,7 @@ impl configfs::AttributeOperations<1> for DeviceConfig {
         let text = core::str::from_utf8(page)?.trim();
         let value = text.parse::<u32>().map_err(|_| EINVAL)?;
 
-        if !is_valid_block_size(value as usize) {
-            return Err(EINVAL);
-        }
+        GenDiskBuilder::validate_block_size(value)?;
         this.data.lock().block_size = value;
         Ok(())
     }
@@ -203,6 +233,29 @@ impl configfs::AttributeOperations<3> for DeviceConfig {
         let value = text.parse::<u64>().map_err(|_| EINVAL)?;
 
         this.data.lock().capacity_mib = value;
+        Ok(())
+    }
+}
+
+#[vtable]
+impl configfs::AttributeOperations<4> for DeviceConfig {
+    type Data = DeviceConfig;
+
+    fn show(this: &DeviceConfig, page: &mut [u8; PAGE_SIZE]) -> Result<usize> {
+        let mut writer = kernel::str::Formatter::new(page);
+        writer.write_fmt(fmt!("{}\n", this.data.lock().irq_mode))?;
+        Ok(writer.bytes_written())
+    }
+
+    fn store(this: &DeviceConfig, page: &[u8]) -> Result {
+        if this.data.lock().powered {
+            return Err(EBUSY);
+        }
+
+        let text = core::str::from_utf8(page)?.trim();
+        let value = text.parse::<u8>().map_err(|_| EINVAL)?;
+
+        this.data.lock().irq_mode = IRQMode::try_from(value)?;
         Ok(())
     }
 }

@@ -4,18 +4,22 @@
 
 mod configfs;
 
+use configfs::IRQMode;
 use kernel::{
     block::{
         self,
         mq::{
-            DiskBuilder,
-            DiskOperations,
-            GenDisk,
+            gen_disk::{
+                DiskOperations,
+                GenDiskBuilder,
+                RegisteredDisk, //
+            },
+            tag_set::Flags,
+            IdleRequest,
             Operations,
             OwnedRequest,
-            RegisteredDisk,
-            Request,
-            TimeoutAction, //
+            Rejected,
+            TagSet, //
         },
         BlkStatus, //
     },
@@ -23,8 +27,7 @@ use kernel::{
     sync::{
         Arc,
         ArcBorrow, //
-    },
-    time::msecs_to_jiffies, //
+    }, //
 };
 
 module! {
@@ -59,72 +62,56 @@ impl NullBlkDevice {
         block_size: u32,
         rotational: bool,
         capacity_mib: u64,
+        irq_mode: IRQMode,
     ) -> Result<RegisteredDisk<Self>> {
-        let disk = DiskBuilder {
-            name: fmt!("{}", name.to_str()?),
-            // The block layer finds a number.
-            major: 0,
-            first_minor: 0,
-            minors: 0,
-            hw_queues: 1,
-            queue_depth: 256,
-            // The block layer's defaults.
-            max_bytes: 0,
-            io_opt: 0,
-        }
-        .build(Arc::new((), GFP_KERNEL)?)?;
+        let tagset = Arc::pin_init(TagSet::new(1, 256, 1, Flags::empty()), GFP_KERNEL)?;
 
-        // Without a size the disk has no requests to wait for.
-        disk.update_limits(msecs_to_jiffies(1000), |limits| {
-            limits.block_size(block_size).rotational(rotational);
-        })?;
-        disk.set_capacity_and_notify(capacity_mib << (20 - block::SECTOR_SHIFT), true);
-        Ok(disk)
+        let data = Arc::new(DiskData { irq_mode }, GFP_KERNEL)?;
+
+        GenDiskBuilder::new()
+            .capacity_sectors(capacity_mib << (20 - block::SECTOR_SHIFT))
+            .logical_block_size(block_size)?
+            .physical_block_size(block_size)?
+            .rotational(rotational)
+            .build(fmt!("{}", name.to_str()?), tagset, data)
     }
+}
+
+struct DiskData {
+    irq_mode: IRQMode,
+}
+
+#[vtable]
+impl DiskOperations for NullBlkDevice {
+    type Data = DiskData;
+    type Queue = Self;
 }
 
 #[vtable]
 impl Operations for NullBlkDevice {
     type RequestData = ();
-    type Header = [u8; 0];
     type Disk = Self;
     type QueueData = ();
 
-    #[inline(always)]
-    fn new_request_data() {}
+    fn new_request_data() -> impl PinInit<()> {}
 
     #[inline(always)]
     fn queue_rq(
-        _data: Option<ArcBorrow<'_, ()>>,
+        _queue_data: Option<ArcBorrow<'_, ()>>,
         _hctx: u32,
-        rq: OwnedRequest<Self>,
+        rq: IdleRequest<Self>,
         _is_last: bool,
-    ) {
-        rq.end(BlkStatus::OK);
-    }
-
-    fn commit_rqs(_data: Option<ArcBorrow<'_, ()>>, _hctx: u32) {}
-
-    fn timeout(_disk: &GenDisk<Self>, _rq: &Request<Self>) -> TimeoutAction {
-        // A request is finished where it is queued.
-        TimeoutAction::Rearm
-    }
-}
-
-impl DiskOperations for NullBlkDevice {
-    type Data = ();
-    type Queue = Self;
-    type OwnerModule = NullBlkModule;
-
-    fn open(_disk: &GenDisk<Self>) -> Result {
+    ) -> Result<(), Rejected<Self>> {
+        let rq = rq.start();
+        let irq_mode = rq.disk().data().irq_mode;
+        match irq_mode {
+            IRQMode::None => rq.end(BlkStatus::OK),
+            IRQMode::Soft => rq.complete(),
+        }
         Ok(())
     }
 
-    fn release(_disk: &GenDisk<Self>) {}
-
-    fn free(_data: Arc<()>) {}
-
-    fn ioctl(_disk: &GenDisk<Self>, _cmd: u32, _arg: usize) -> Result<i32> {
-        Err(ENOTTY)
+    fn complete(rq: OwnedRequest<Self>) {
+        rq.end(BlkStatus::OK);
     }
 }
