@@ -4,7 +4,11 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use crate::{bindings, prelude::*};
+use crate::{
+    bindings,
+    error::to_result,
+    prelude::*, //
+};
 
 /// A block major number that is registered under a name in `/proc/devices`. Dropping the value
 /// unregisters it.
@@ -14,6 +18,19 @@ use crate::{bindings, prelude::*};
 /// # Invariants
 ///
 /// `major` is registered under `name`, and nothing but the drop of this value unregisters it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::Major;
+///
+/// // 240 to 254 are for local and experimental use.
+/// if let Ok(major) = Major::register(240, c"example") {
+///     assert_eq!(Major::register(240, c"example").err(), Some(EBUSY));
+///     drop(major);
+/// }
+/// assert_eq!(Major::register(0, c"example").err(), Some(EINVAL));
+/// ```
 pub struct Major {
     major: u32,
     name: &'static CStr,
@@ -35,7 +52,7 @@ impl Major {
         // SAFETY: `name` is NUL-terminated and lives during the call, which copies it. The probe
         // function may be null.
         let ret = unsafe { bindings::__register_blkdev(major, name.as_char_ptr(), None) };
-        crate::error::to_result(ret)?;
+        to_result(ret)?;
         // INVARIANT: The call above has registered the number under this name.
         Ok(Self { major, name })
     }

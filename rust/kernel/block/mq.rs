@@ -1,22 +1,77 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! blk-mq for drivers whose requests are served by a slow and unreliable peer.
+//! The block layer's multi-queue interface, for drivers of disks.
 //!
-//! It has what such a driver needs: data of its own in each request, a queue function that may
-//! sleep, timeouts, requeueing, and requests that a sender and a receiver use at the same time. A
-//! request that the driver holds is in one of four states, each a type or the lack of one:
+//! A driver implements [`Operations`] for its requests and [`DiskOperations`] for its disks. It
+//! creates a [`TagSet`], which holds the requests, and with a [`GenDiskBuilder`] a disk, which is
+//! there until the [`RegisteredDisk`] is dropped.
 //!
-//! - [`OwnedRequest`]: the driver holds the only reference; the request cannot be found by its tag.
-//! - [`ActiveRequest`]: the request is published under a tag and a cookie, and cannot finish while
-//!   the value lives.
-//! - no value at all: the request is published and waits until a task claims it.
-//! - [`Claim`]: the only right to decide the request's result.
+//! The block layer hands a request to the driver as an [`IdleRequest`]. The driver rejects it, or
+//! starts it and has an [`OwnedRequest`], the only reference, which it ends, requeues, or
+//! [completes](OwnedRequest::complete) by softirq.
 //!
-//! A published request finishes when its result is decided and no value for it is left, whichever
-//! comes last. The reply may therefore overtake the end of the send, and no request can be finished
-//! twice.
+//! A driver whose requests are served by a peer that is slow and not to be trusted has them in more
+//! hands than one. It implements [`Publish`], too.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+//!
+//! # Examples
+//!
+//! ```
+//! use kernel::{
+//!     block::{
+//!         mq::{
+//!             tag_set::Flags,
+//!             DiskOperations,
+//!             GenDiskBuilder,
+//!             IdleRequest,
+//!             Operations,
+//!             Rejected,
+//!             RegisteredDisk,
+//!             TagSet, //
+//!         },
+//!         BlkStatus, //
+//!     },
+//!     sync::{
+//!         Arc,
+//!         ArcBorrow, //
+//!     }, //
+//! };
+//!
+//! struct MyDisk;
+//!
+//! #[vtable]
+//! impl DiskOperations for MyDisk {
+//!     type Data = ();
+//!     type Queue = Self;
+//! }
+//!
+//! #[vtable]
+//! impl Operations for MyDisk {
+//!     type RequestData = ();
+//!     type Disk = Self;
+//!     type QueueData = ();
+//!
+//!     fn new_request_data() -> impl PinInit<()> {}
+//!
+//!     fn queue_rq(
+//!         _data: Option<ArcBorrow<'_, ()>>,
+//!         _hctx: u32,
+//!         rq: IdleRequest<Self>,
+//!         _is_last: bool,
+//!     ) -> Result<(), Rejected<Self>> {
+//!         rq.start().end(BlkStatus::OK);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let tag_set = Arc::pin_init(TagSet::new(1, 256, 1, Flags::empty()), GFP_KERNEL)?;
+//! let disk: RegisteredDisk<MyDisk> = GenDiskBuilder::new()
+//!     .capacity_sectors(4096)
+//!     .build(fmt!("myblk"), tag_set, Arc::new((), GFP_KERNEL)?)?;
+//! disk.set_capacity(8192);
+//! # Ok::<(), Error>(())
+//! ```
 
 mod attribute;
 pub mod gen_disk;

@@ -4,11 +4,25 @@
 //!
 //! C header: [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
 
-use crate::{bindings, prelude::*};
+use crate::{
+    bindings,
+    prelude::*, //
+};
 
 /// The result of a block operation.
 ///
 /// C type: `blk_status_t`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::BlkStatus;
+///
+/// assert!(BlkStatus::from_error(EIO) == BlkStatus::IOERR);
+/// // A number that no status stands for.
+/// assert!(BlkStatus::from_error(EINVAL) == BlkStatus::IOERR);
+/// assert!(BlkStatus::from_error(ENOSPC) != BlkStatus::IOERR);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct BlkStatus(u8);
 

@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/device.h`](srctree/include/linux/device.h)
 
-use super::gen_disk::{DiskOperations, GenDisk};
+use super::gen_disk::{
+    DiskOperations,
+    GenDisk, //
+};
 use crate::{
     bindings,
     container_of,
@@ -20,6 +23,35 @@ use crate::{
 use core::slice;
 
 /// The name and the content of a file in the sysfs directory of a disk.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         Attribute,
+///         AttributeFile,
+///         DiskOperations,
+///         GenDisk, //
+///     },
+///     fmt, //
+/// };
+///
+/// struct Serial(u32);
+///
+/// impl Attribute for Serial {
+///     const NAME: &'static CStr = c"serial";
+///
+///     fn show(&self, to: &mut dyn fmt::Write) -> fmt::Result {
+///         writeln!(to, "{}", self.0)
+///     }
+/// }
+///
+/// /// The file exists until the value is dropped.
+/// fn create<T: DiskOperations>(disk: &GenDisk<T>) -> Result<AttributeFile<T, Serial>> {
+///     AttributeFile::create(disk, Serial(7))
+/// }
+/// ```
 pub trait Attribute: Send + Sync + 'static {
     /// The name of the file.
     const NAME: &'static CStr;

@@ -142,6 +142,30 @@ impl<Q> Drop for QueueDataSlot<Q> {
 /// The disk was made by [`GenDiskBuilder::build`] for `T`, so that its `private_data` points to a
 /// live `DiskData<T>` until the last reference is gone, and its queue has the tag set that this
 /// keeps.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         DiskOperations,
+///         GenDisk, //
+///     },
+///     sync::Arc, //
+/// };
+///
+/// /// Replaces the data that the queue functions get, and has failed requests dispatched again.
+/// fn replace<T: DiskOperations<Queue = Q>, Q: kernel::block::mq::Operations>(
+///     disk: &GenDisk<T>,
+///     data: Arc<Q::QueueData>,
+/// ) -> Result {
+///     let old = disk.take_queue_data(|| {});
+///     disk.set_queue_data(data).map_err(|_| EBUSY)?;
+///     disk.kick_requeued();
+///     drop(old);
+///     Ok(())
+/// }
+/// ```
 #[repr(transparent)]
 pub struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
@@ -415,6 +439,7 @@ impl<T: DiskOperations> GenDisk<T> {
     /// already.
     ///
     /// Context: any.
+    #[inline]
     pub fn set_queue_data(&self, data: Arc<QueueData<T>>) -> Result<(), Arc<QueueData<T>>> {
         self.private().queue_data.set(data)
     }
@@ -536,6 +561,21 @@ impl<T: DiskOperations> GenDisk<T> {
 ///
 /// The value owns one count of the queue's usage counter, and holds the read side of the tag set's
 /// SRCU, with the index `tags`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     DiskOperations,
+///     GenDisk, //
+/// };
+///
+/// /// The tag may be any number.
+/// fn is_in_flight<T: DiskOperations>(disk: &GenDisk<T>, unique_tag: u32) -> bool {
+///     disk.hold_requests()
+///         .is_some_and(|requests| requests.request(unique_tag).is_some())
+/// }
+/// ```
 pub struct QueueGuard<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     tags: ffi::c_int,

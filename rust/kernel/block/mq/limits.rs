@@ -31,6 +31,24 @@ pub fn is_valid_block_size(bytes: usize) -> bool {
 /// The limits of a disk's queue that a driver can change while the disk is in use.
 ///
 /// C struct: `struct queue_limits`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         DiskOperations,
+///         GenDisk, //
+///     },
+///     time::msecs_to_jiffies, //
+/// };
+///
+/// fn set_cache<T: DiskOperations>(disk: &GenDisk<T>, cache: bool) -> Result {
+///     disk.update_limits(msecs_to_jiffies(1000), |limits| {
+///         limits.block_size(4096).write_cache(cache, false);
+///     })
+/// }
+/// ```
 pub struct Limits(pub(super) bindings::queue_limits);
 
 impl Limits {

@@ -38,6 +38,25 @@ use core::{
 /// What blk-mq does about a request after [`Operations::timeout`].
 ///
 /// C type: `enum blk_eh_timer_return`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::TimerReturn,
+///     time::Jiffies, //
+/// };
+///
+/// fn timed_out(waited: Jiffies, limit: Jiffies) -> TimerReturn {
+///     if waited < limit {
+///         TimerReturn::ResetTimerTo(limit - waited)
+///     } else {
+///         TimerReturn::Done
+///     }
+/// }
+///
+/// assert!(matches!(timed_out(30, 100), TimerReturn::ResetTimerTo(70)));
+/// ```
 pub enum TimerReturn {
     /// blk-mq does nothing: the driver makes the request finish or has requeued it.
     Done,

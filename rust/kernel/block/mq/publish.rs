@@ -48,6 +48,41 @@ use core::{
 };
 
 /// A driver that publishes its requests.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::{
+///     mq::{
+///         ActiveRequest,
+///         Claim,
+///         GenDisk,
+///         OwnedRequest,
+///         Publish, //
+///     },
+///     BlkStatus, //
+/// };
+///
+/// fn send<T: Publish>(
+///     mut rq: OwnedRequest<T>,
+///     header: T::Header,
+///     cookie: u32,
+///     send: impl FnOnce(&ActiveRequest<T>),
+/// ) {
+///     rq.set_header(header);
+///     // If the reply comes before `send` has returned, the request finishes when it has.
+///     send(&rq.publish(cookie));
+/// }
+///
+/// /// The peer may send any tag and any cookie.
+/// fn receive<T: Publish>(disk: &GenDisk<T::Disk>, tag: u32, cookie: u32) -> Result {
+///     let claim: Option<Claim<T>> = disk
+///         .hold_requests()
+///         .and_then(|requests| requests.request(tag)?.claim(Some(cookie), |_| true));
+///     claim.ok_or(ENOENT)?.end(BlkStatus::OK);
+///     Ok(())
+/// }
+/// ```
 pub trait Publish: Operations<RequestData = Publication<Self>> {
     /// What the driver keeps with each request, for any task to use. It should change only while
     /// the request is not published, so that it belongs to one publication.
@@ -59,6 +94,23 @@ pub trait Publish: Operations<RequestData = Publication<Self>> {
 }
 
 /// The private data of a request that can be published.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     Publication,
+///     Publish, //
+/// };
+///
+/// /// For `Operations::new_request_data`.
+/// fn new_request_data<T: Publish>(header: T::Header) -> Publication<T>
+/// where
+///     T::Shared: Default,
+/// {
+///     Publication::new(T::Shared::default(), header)
+/// }
+/// ```
 pub struct Publication<T: Publish> {
     phase: Atomic<u64>,
     shared: T::Shared,
@@ -297,6 +349,27 @@ impl<T: Publish> Drop for ActiveRequest<T> {
 /// # Invariants
 ///
 /// The request is live and claimed, and the value owns the claim and one count of its users.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::{
+///     mq::{
+///         Claim,
+///         Publish, //
+///     },
+///     BlkStatus, //
+/// };
+///
+/// fn finish<T: Publish>(claim: Claim<T>, result: Result) {
+///     match result {
+///         Ok(()) => claim.end(BlkStatus::OK),
+///         // Another peer may do better.
+///         Err(ESHUTDOWN) => claim.requeue(),
+///         Err(error) => claim.end(BlkStatus::from_error(error)),
+///     }
+/// }
+/// ```
 pub struct Claim<T: Publish>(StartedRequest<T>);
 
 impl<T: Publish> Claim<T> {

@@ -272,6 +272,28 @@ impl<T: Operations> StartedRequest<T> {
 ///
 /// The request satisfies the invariants of [`Request`]. The block layer has handed it to the
 /// driver, which has not started it, and there is no other value for it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     IdleRequest,
+///     Operations,
+///     OwnedRequest,
+///     Rejected, //
+/// };
+///
+/// fn start_if<T: Operations>(
+///     has_room: bool,
+///     rq: IdleRequest<T>,
+/// ) -> Result<OwnedRequest<T>, Rejected<T>> {
+///     if !has_room {
+///         // The block layer tries again.
+///         return Err(rq.reject(ENOMEM));
+///     }
+///     Ok(rq.start())
+/// }
+/// ```
 pub struct IdleRequest<T: Operations>(NonNull<bindings::request>, PhantomData<T>);
 
 // SAFETY: A request is not bound to a thread.
@@ -379,6 +401,27 @@ impl<T: Operations> Rejected<T> {
 /// # Invariants
 ///
 /// The request was started, and there is no other value for it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::{
+///     mq::{
+///         Op,
+///         Operations,
+///         OwnedRequest, //
+///     },
+///     BlkStatus, //
+/// };
+///
+/// fn finish<T: Operations>(rq: OwnedRequest<T>) {
+///     match rq.op() {
+///         Op::Read | Op::Write if rq.bytes() > 0 => rq.end(BlkStatus::OK),
+///         Op::Flush => rq.requeue(),
+///         _ => rq.end(BlkStatus::NOTSUPP),
+///     }
+/// }
+/// ```
 pub struct OwnedRequest<T: Operations>(StartedRequest<T>);
 
 impl<T: Operations> OwnedRequest<T> {

@@ -15,7 +15,10 @@ use crate::bindings;
 use core::{
     marker::PhantomData,
     mem,
-    ptr::{self, NonNull}, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 /// A list of requests, which are linked through `rq_next`.
@@ -27,6 +30,27 @@ use core::{
 /// `head` and the requests that are linked behind it are requests of which the list owns the
 /// `ActiveRequest`. `tail` is the last of them, or null if there is none. Nothing else uses their
 /// links.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     OwnedRequest,
+///     Publish,
+///     RequestList, //
+/// };
+///
+/// fn queue<T: Publish>(list: &mut RequestList<T>, rq: OwnedRequest<T>, cookie: u32) {
+///     list.push_back(rq.publish(cookie));
+/// }
+///
+/// fn send_all<T: Publish>(list: &mut RequestList<T>, send: impl Fn(&T::Header)) {
+///     while let Some(rq) = list.pop_front() {
+///         send(rq.header());
+///     }
+///     assert!(list.is_empty());
+/// }
+/// ```
 pub struct RequestList<T: Publish> {
     head: *mut bindings::request,
     tail: *mut bindings::request,

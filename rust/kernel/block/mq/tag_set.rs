@@ -38,6 +38,24 @@ pub use flags::{
 ///
 /// The tag set was allocated for `T`, so that the private data of each of its requests is an
 /// initialised `T::RequestData`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         tag_set::Flag,
+///         Operations,
+///         TagSet, //
+///     },
+///     sync::Arc, //
+/// };
+///
+/// fn create<T: Operations>(queues: u32) -> Result<Arc<TagSet<T>>> {
+///     let flags = Flag::Blocking | Flag::NoDefaultScheduler;
+///     Arc::pin_init(TagSet::new(queues, 128, 1, flags), GFP_KERNEL)
+/// }
+/// ```
 #[pin_data(PinnedDrop)]
 #[repr(transparent)]
 pub struct TagSet<T: Operations> {

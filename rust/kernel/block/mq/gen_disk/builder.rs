@@ -46,6 +46,33 @@ use core::{
 /// A builder of disks.
 ///
 /// C struct: `struct queue_limits`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         DiskOperations,
+///         GenDiskBuilder,
+///         RegisteredDisk,
+///         TagSet, //
+///     },
+///     sync::Arc, //
+/// };
+///
+/// fn add<T: DiskOperations>(
+///     tag_set: Arc<TagSet<T::Queue>>,
+///     data: Arc<T::Data>,
+/// ) -> Result<RegisteredDisk<T>> {
+///     GenDiskBuilder::new()
+///         .capacity_sectors(4096)
+///         .logical_block_size(512)?
+///         .rotational(false)
+///         .build(fmt!("example{}", 0), tag_set, data)
+/// }
+///
+/// assert_eq!(GenDiskBuilder::validate_block_size(1000), Err(EINVAL));
+/// ```
 pub struct GenDiskBuilder {
     limits: bindings::queue_limits,
     capacity_sectors: u64,

@@ -13,6 +13,20 @@ impl_flags! {
     /// The flags of a request. There may be others than those that [`Flag`] has.
     ///
     /// C type: `blk_opf_t`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::block::mq::{
+    ///     request::Flag,
+    ///     Operations,
+    ///     StartedRequest, //
+    /// };
+    ///
+    /// fn must_be_durable<T: Operations>(rq: &StartedRequest<T>) -> bool {
+    ///     rq.flags().contains(Flag::ForcedUnitAccess)
+    /// }
+    /// ```
     #[derive(Clone, Copy, Default, PartialEq, Eq)]
     pub struct Flags(u32);
 

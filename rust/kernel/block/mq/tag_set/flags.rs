@@ -13,6 +13,20 @@ impl_flags! {
     /// A set of properties of a [`TagSet`](super::TagSet).
     ///
     /// C type: `BLK_MQ_F_*`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::block::mq::tag_set::{
+    ///     Flag,
+    ///     Flags, //
+    /// };
+    ///
+    /// let flags = Flag::Blocking | Flag::NoDefaultScheduler;
+    /// assert!(flags.contains(Flag::Blocking));
+    /// assert!(!flags.contains(Flag::Stacking));
+    /// assert!(Flags::empty() != flags);
+    /// ```
     #[derive(Clone, Copy, Default, PartialEq, Eq)]
     pub struct Flags(u32);
 
