@@ -3,7 +3,10 @@
 //! Rate limits of log messages. Each topic has its own limit, so that messages about a server
 //! cannot suppress a refusal.
 
-use kernel::{prelude::*, ratelimit::RateLimit};
+use kernel::{
+    prelude::*,
+    ratelimit::Ratelimit, //
+};
 
 /// What a message is about.
 #[derive(Clone, Copy)]
@@ -21,28 +24,28 @@ pub(crate) enum Topic {
 #[pin_data]
 pub(crate) struct LogLimits {
     #[pin]
-    refusals: RateLimit,
+    refusals: Ratelimit,
     #[pin]
-    sessions: RateLimit,
+    sessions: Ratelimit,
     #[pin]
-    connections: RateLimit,
+    connections: Ratelimit,
 }
 
 impl LogLimits {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            refusals <- RateLimit::new(),
-            sessions <- RateLimit::new(),
-            connections <- RateLimit::new(),
+            refusals <- Ratelimit::new(),
+            sessions <- Ratelimit::new(),
+            connections <- Ratelimit::new(),
         })
     }
 
     /// Whether another message may be logged now. Context: does not sleep.
     pub(crate) fn allow(&self, topic: Topic) -> bool {
         match topic {
-            Topic::Refusal => self.refusals.allow(c"nbd refusals"),
-            Topic::Session => self.sessions.allow(c"nbd sessions"),
-            Topic::Connection => self.connections.allow(c"nbd connections"),
+            Topic::Refusal => self.refusals.ratelimit(c"nbd refusals"),
+            Topic::Session => self.sessions.ratelimit(c"nbd sessions"),
+            Topic::Connection => self.connections.ratelimit(c"nbd connections"),
         }
     }
 }
