@@ -3,7 +3,9 @@
 //! The kernel crate with what it lacks for this driver, for builds outside of the kernel tree.
 //!
 //! Every file below is one of the kernel tree's `rust/kernel`. Where that has a file for the
-//! module, too, the module's items here stand for those that the file would have in addition.
+//! module, too, the module's items here stand for those that the file would have in addition. A
+//! crate can add methods to its own types only: where one of the kernel's types gets methods, a type
+//! of the same name stands for it here, and refers to it for the methods that it has already.
 
 extern crate self as kernel;
 
@@ -159,7 +161,37 @@ pub mod workqueue {
 
     pub use upstream::workqueue::*;
 
-    mod owned;
+    use crate::bindings;
+    use core::ops::Deref;
 
-    pub use owned::OwnedQueue;
+    mod builder;
+
+    pub use builder::{Builder, OwnedQueue};
+
+    /// A kernel work queue.
+    #[repr(transparent)]
+    pub struct Queue(upstream::workqueue::Queue);
+
+    impl Queue {
+        /// Creates a reference to a C workqueue.
+        ///
+        /// # Safety
+        ///
+        /// The pointer must be to a workqueue that is valid for `'a`.
+        #[inline]
+        pub unsafe fn from_raw<'a>(queue: *const bindings::workqueue_struct) -> &'a Self {
+            // SAFETY: By the safety requirements the workqueue is valid for `'a`. Both types are
+            // transparent wrappers of it.
+            unsafe { &*queue.cast() }
+        }
+    }
+
+    impl Deref for Queue {
+        type Target = upstream::workqueue::Queue;
+
+        #[inline]
+        fn deref(&self) -> &Self::Target {
+            &self.0
+        }
+    }
 }

@@ -21,7 +21,7 @@ use kernel::{
         lock::{mutex::MutexBackend, Guard},
         Arc, CondVar, Mutex, SpinLock,
     },
-    workqueue::OwnedQueue, //
+    workqueue::{OwnedQueue, Queue}, //
 };
 
 /// Log2 of the number of minors of a major number.
@@ -117,8 +117,8 @@ impl Drop for AliveMark {
 impl Driver {
     /// Creates a driver without devices. Context: may sleep.
     pub(crate) fn new(minors: Minors) -> Result<Arc<Self>> {
-        let end_wq = OwnedQueue::new_unbound_reclaim(c"nbd-end", 0)?;
-        let event_wq = OwnedQueue::new_unbound(c"nbd-work", 0)?;
+        let end_wq = Queue::new_unbound().mem_reclaim().build(c"nbd-end")?;
+        let event_wq = Queue::new_unbound().build(c"nbd-work")?;
         let pool = WorkqueuePool::new()?;
         let alive = Alive::new()?;
         let debug = Root::new(c"nbd")?;

@@ -8,8 +8,17 @@ use kernel::{
     new_mutex,
     new_work,
     prelude::*,
-    sync::{Arc, Mutex},
-    workqueue::{impl_has_work, OwnedQueue, Work, WorkItem}, //
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        OwnedQueue,
+        Queue,
+        Work,
+        WorkItem, //
+    },
 };
 
 /// The largest number of work items that a workqueue runs at a time. Each memory node gets a share
@@ -28,11 +37,16 @@ pub(crate) struct WorkqueuePair {
     senders: OwnedQueue,
 }
 
+fn new_queue(name: &CStr) -> Result<OwnedQueue> {
+    let queue = Queue::new_unbound().mem_reclaim().max_active(MAX_ACTIVE);
+    Ok(queue.build(name)?)
+}
+
 impl WorkqueuePair {
     fn new() -> Result<Arc<Self>> {
         let queues = Self {
-            receivers: OwnedQueue::new_unbound_reclaim(c"nbd-receive", MAX_ACTIVE)?,
-            senders: OwnedQueue::new_unbound_reclaim(c"nbd-send", MAX_ACTIVE)?,
+            receivers: new_queue(c"nbd-receive")?,
+            senders: new_queue(c"nbd-send")?,
         };
         Ok(Arc::new(queues, GFP_KERNEL)?)
     }
