@@ -13,8 +13,3 @@ __rust_helper bool rust_helper_thread_group_live(struct task_struct *task)
 {
 	return atomic_read(&task->signal->live) > 0;
 }
-
-__rust_helper pid_t rust_helper_task_tgid_nr(struct task_struct *task)
-{
-	return task_tgid_nr(task);
-}

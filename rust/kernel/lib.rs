@@ -85,7 +85,10 @@ pub mod mm {
 
     mod scope;
 
-    pub use scope::{NoIo, NoReclaim};
+    pub use scope::{
+        NoIo,
+        NoReclaim, //
+    };
 }
 
 pub mod module {
@@ -118,6 +121,13 @@ pub mod net {
     pub mod socket;
 }
 
+pub mod prelude {
+    //! What most files need.
+
+    pub use crate::current;
+    pub use upstream::prelude::*;
+}
+
 pub mod ratelimit;
 
 pub mod sync {
@@ -133,9 +143,88 @@ pub mod task {
 
     pub use upstream::task::*;
 
+    use crate::{
+        sync::aref::AlwaysRefCounted,
+        types::NotThreadSafe, //
+    };
+    use core::{
+        ops::Deref,
+        ptr::NonNull, //
+    };
+
     mod process;
 
-    pub use process::{must_act_on_signal, Comm, Process, Thread};
+    pub use process::{
+        Comm,
+        Thread, //
+    };
+
+    /// A task.
+    #[repr(transparent)]
+    pub struct Task(upstream::task::Task);
+
+    impl Task {
+        /// Returns a reference to the current task.
+        ///
+        /// # Safety
+        ///
+        /// The task must not leave the context in which this is called while there is the reference.
+        #[inline]
+        pub unsafe fn current() -> impl Deref<Target = CurrentTask> {
+            struct Current;
+
+            impl Deref for Current {
+                type Target = CurrentTask;
+
+                #[inline]
+                fn deref(&self) -> &CurrentTask {
+                    // SAFETY: The pointer is to the current task, which is valid, and both types
+                    // are transparent wrappers of it. The caller of `current` has promised that the
+                    // task stays in the context.
+                    unsafe { &*upstream::task::Task::current_raw().cast() }
+                }
+            }
+
+            Current
+        }
+    }
+
+    impl Deref for Task {
+        type Target = upstream::task::Task;
+
+        #[inline]
+        fn deref(&self) -> &Self::Target {
+            &self.0
+        }
+    }
+
+    // SAFETY: These are the functions of the kernel's type, of which this one is a transparent
+    // wrapper.
+    unsafe impl AlwaysRefCounted for Task {
+        #[inline]
+        fn inc_ref(&self) {
+            self.0.inc_ref();
+        }
+
+        #[inline]
+        unsafe fn dec_ref(task: NonNull<Self>) {
+            // SAFETY: The requirements are the same.
+            unsafe { upstream::task::Task::dec_ref(task.cast()) };
+        }
+    }
+
+    /// The current task.
+    #[repr(transparent)]
+    pub struct CurrentTask(Task, NotThreadSafe);
+
+    impl Deref for CurrentTask {
+        type Target = Task;
+
+        #[inline]
+        fn deref(&self) -> &Task {
+            &self.0
+        }
+    }
 }
 
 pub mod time {
@@ -145,7 +234,10 @@ pub mod time {
 
     mod tick;
 
-    pub use tick::{jiffies, jiffies_since};
+    pub use tick::{
+        jiffies,
+        jiffies_since, //
+    };
 }
 
 pub mod tracepoint {
@@ -166,7 +258,10 @@ pub mod workqueue {
 
     mod builder;
 
-    pub use builder::{Builder, OwnedQueue};
+    pub use builder::{
+        Builder,
+        OwnedQueue, //
+    };
 
     /// A kernel work queue.
     #[repr(transparent)]
@@ -194,4 +289,14 @@ pub mod workqueue {
             &self.0
         }
     }
+}
+
+/// Returns the current task.
+#[macro_export]
+macro_rules! current {
+    () => {
+        // SAFETY: The reference to the current task does not outlive the caller's scope, which the
+        // task leaves before it leaves its context.
+        unsafe { &*$crate::task::Task::current() }
+    };
 }

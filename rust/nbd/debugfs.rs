@@ -89,7 +89,7 @@ fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 link.generation(),
                 Address(link.socket().local_addr()),
                 Address(link.socket().peer_addr()),
-                link.added_by().pid(),
+                link.added_by().tgid(),
                 link.added_by().comm(),
                 link.stats().requests(),
                 link.in_flight(),

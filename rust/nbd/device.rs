@@ -68,14 +68,17 @@ use kernel::{
         wait::{WaitMode, WaitQueue},
         Arc, Mutex, SpinLock,
     },
-    task::{Process, Thread},
+    task::{
+        Task,
+        Thread, //
+    },
     time::{jiffies, jiffies_since, msecs_to_jiffies, Jiffies},
     types::ScopeGuard,
     workqueue::{impl_has_work, Work}, //
 };
 
-pub(crate) type State = state::State<Process, Socket, Arc<Session>>;
-pub(crate) type Setup = state::Setup<Process, Socket>;
+pub(crate) type State = state::State<ARef<Task>, Socket, Arc<Session>>;
+pub(crate) type Setup = state::Setup<ARef<Task>, Socket>;
 
 /// The major number of nbd devices.
 pub(crate) const MAJOR: u32 = 43;

@@ -3,10 +3,19 @@
 //! What all devices share, and the part of a device that its sessions and links use.
 
 use crate::{
-    log::{LogLimits, Topic},
+    log::{
+        LogLimits,
+        Topic, //
+    },
     refusal::Refusal,
-    request::{Disk, DiskOps},
-    workqueues::{WorkqueuePool, Workqueues}, //
+    request::{
+        Disk,
+        DiskOps, //
+    },
+    workqueues::{
+        WorkqueuePool,
+        Workqueues, //
+    }, //
 };
 use kernel::{
     block::mq::RegisteredDisk,
@@ -17,11 +26,23 @@ use kernel::{
     prelude::*,
     rbtree::RBTree,
     sync::{
-        atomic::{Atomic, Relaxed},
-        lock::{mutex::MutexBackend, Guard},
-        Arc, CondVar, Mutex, SpinLock,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
+        },
+        Arc,
+        CondVar,
+        Mutex,
+        SpinLock, //
     },
-    workqueue::{OwnedQueue, Queue}, //
+    workqueue::{
+        OwnedQueue,
+        Queue, //
+    }, //
 };
 
 /// Log2 of the number of minors of a major number.

@@ -31,7 +31,7 @@ use kernel::{
         atomic::{Atomic, Full, Relaxed},
         Arc, Mutex, SpinLock,
     },
-    task::Process,
+    task::Task,
     time::{Instant, Monotonic},
     workqueue::{impl_has_work, Work}, //
 };
@@ -85,7 +85,7 @@ pub(crate) struct Link {
     socket: LinkSocket,
     created: Instant<Monotonic>,
     /// The process that added the socket.
-    added_by: Process,
+    added_by: ARef<Task>,
     stats: LinkStats,
     /// The number of tasks that wait for requests of the link to finish.
     watchers: Atomic<u32>,
@@ -130,7 +130,7 @@ impl Link {
                 disk: disk.into(),
                 socket <- LinkSocket::new(socket),
                 created: Instant::now(),
-                added_by: Process::current(),
+                added_by: ARef::from(&**current!()),
                 stats: LinkStats::new(),
                 watchers: Atomic::new(0),
                 workqueues: workqueues.clone(),
@@ -177,7 +177,7 @@ impl Link {
     }
 
     /// The process that added the socket.
-    pub(crate) fn added_by(&self) -> &Process {
+    pub(crate) fn added_by(&self) -> &Task {
         &self.added_by
     }
 

@@ -6,11 +6,20 @@
 
 use crate::{
     changes::Changes,
-    device::{ClaimedDevice, Setup},
+    device::{
+        ClaimedDevice,
+        Setup, //
+    },
     driver::Driver,
     params::Params,
-    protocol::{ClientFlags, Flags},
-    refusal::{Refusal, MAX_CONNECTIONS},
+    protocol::{
+        ClientFlags,
+        Flags, //
+    },
+    refusal::{
+        Refusal,
+        MAX_CONNECTIONS, //
+    },
     request::Disk,
     session::Origin,
     NbdModule, //
@@ -20,14 +29,25 @@ use kernel::{
     module::this_module,
     net::{
         genetlink::{
-            attr_size, Attr, Commands, Family, Info, Message, MulticastGroup, Operation, Policy,
-            Registration,
+            attr_size,
+            Attr,
+            Commands,
+            Family,
+            Info,
+            Message,
+            MulticastGroup,
+            Operation,
+            Policy,
+            Registration, //
         },
-        socket::Socket,
+        socket::Socket, //
     },
     prelude::*,
-    sync::{aref::ARef, Arc, ArcBorrow},
-    task::Process, //
+    sync::{
+        aref::ARef,
+        Arc,
+        ArcBorrow, //
+    }, //
 };
 
 const VERSION: u32 = 1;
@@ -245,10 +265,11 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
         info.refuse(info.attr(SOCKETS), fmt!("give at least one socket"));
         return Err(EINVAL);
     }
-    let setup = Setup::with_sockets(params, Process::current(), sockets).map_err(|refusal| {
-        info.refuse(info.attr(SOCKETS), fmt!("{refusal}"));
-        refusal.errno()
-    })?;
+    let setup =
+        Setup::with_sockets(params, ARef::from(&**current!()), sockets).map_err(|refusal| {
+            info.refuse(info.attr(SOCKETS), fmt!("{refusal}"));
+            refusal.errno()
+        })?;
     if setup.socket_count() > 1 && !flags.multi_conn() {
         info.refuse(
             info.attr(SOCKETS),

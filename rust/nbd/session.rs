@@ -39,7 +39,11 @@ use kernel::{
         wait::WaitQueue,
         Arc, Mutex,
     },
-    task::{Pid, Process, Thread},
+    task::{
+        Pid,
+        Task,
+        Thread, //
+    },
     workqueue::{impl_has_work, Work}, //
 };
 use state::{DoIt, SessionState};
@@ -148,7 +152,7 @@ impl Session {
     pub(crate) fn new(
         disk: &Disk,
         info: &Arc<DeviceInfo>,
-        mut setup: Setup<Process, Socket>,
+        mut setup: Setup<ARef<Task>, Socket>,
         origin: Origin,
     ) -> Result<Arc<Self>> {
         let params = setup.params();

@@ -11,14 +11,22 @@
 
 use crate::{
     params::Params,
-    refusal::{Refusal, MAX_CONNECTIONS}, //
+    refusal::{
+        Refusal,
+        MAX_CONNECTIONS, //
+    }, //
 };
 use core::mem;
 use kernel::{
     fmt,
     net::socket::Socket,
     prelude::*,
-    task::{Comm, Pid, Process}, //
+    sync::aref::ARef,
+    task::{
+        Comm,
+        Pid,
+        Task, //
+    }, //
 };
 
 /// The owner of a setup.
@@ -35,21 +43,22 @@ pub(crate) trait Endpoint {
     fn shutdown(&self);
 }
 
-impl Identity for Process {
+/// The process of the task, whichever of its threads this is.
+impl Identity for ARef<Task> {
     fn is(&self, other: &Self) -> bool {
-        Process::is(self, other)
+        self.same_thread_group(other)
     }
 
     fn is_alive(&self) -> bool {
-        Process::is_alive(self)
+        self.thread_group_live()
     }
 
     fn pid(&self) -> Pid {
-        Process::pid(self)
+        self.tgid()
     }
 
     fn comm(&self) -> Comm {
-        Process::comm(self)
+        Task::comm(self)
     }
 }
 

@@ -18,7 +18,7 @@ use kernel::{
         Queue,
         Work,
         WorkItem, //
-    },
+    }, //
 };
 
 /// The largest number of work items that a workqueue runs at a time. Each memory node gets a share

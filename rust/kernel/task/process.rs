@@ -5,6 +5,10 @@
 //! C headers: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h),
 //! [`include/linux/pid.h`](srctree/include/linux/pid.h)
 
+use super::{
+    CurrentTask,
+    Task, //
+};
 use crate::{
     bindings,
     fmt,
@@ -12,76 +16,76 @@ use crate::{
     str::BStr,
     sync::{
         aref::ARef,
-        wait::{WaitMode, WaitQueue, FOR_EVER},
-    },
-    task::{Pid, Task}, //
+        wait::{
+            WaitMode,
+            WaitQueue,
+            FOR_EVER, //
+        }, //
+    }, //
 };
 use core::ptr::NonNull;
 
-/// A process: the threads that share one `struct signal_struct`, across `exec` and the exit of any
-/// of them.
-///
-/// The value keeps a reference to the task that it was created from, so that no other process can
-/// be taken for this one while the value lives.
-///
-/// Context: any, when it is dropped.
-pub struct Process(ARef<Task>);
-
-impl Process {
-    /// Returns the current task's process.
+impl Task {
+    /// Returns whether both tasks are threads of the same process: whether they share one
+    /// `struct signal_struct`, which a process keeps across `exec` and the exit of any thread. No
+    /// other process can be taken for it while there is a reference to one of its tasks.
     ///
-    /// Context: process context; does not sleep.
+    /// Context: any.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{sync::aref::ARef, task::Task};
+    ///
+    /// let owner: ARef<Task> = ARef::from(&**current!());
+    /// assert!(owner.same_thread_group(current!()) && owner.thread_group_live());
+    /// pr_info!("{} has process id {}\n", owner.comm(), owner.tgid());
+    /// ```
     #[inline]
-    pub fn current() -> Self {
-        Self(ARef::from(&**current!()))
+    pub fn same_thread_group(&self, other: &Self) -> bool {
+        // SAFETY: Both tasks are valid, since there are references to them. The function compares
+        // their `signal` pointers, which a task keeps until its last reference is gone.
+        unsafe { bindings::same_thread_group(self.as_ptr(), other.as_ptr()) }
     }
 
-    /// Returns whether both are the same process.
+    /// Returns whether any thread of the task's process has not exited. A process that has exited
+    /// but was not reaped yet is not alive.
     ///
     /// Context: any.
     #[inline]
-    pub fn is(&self, other: &Self) -> bool {
-        // SAFETY: Both tasks are valid, since the values own references to them. The function
-        // compares their `signal` pointers, which a task keeps until its last reference is gone.
-        unsafe { bindings::same_thread_group(self.0.as_ptr(), other.0.as_ptr()) }
+    pub fn thread_group_live(&self) -> bool {
+        // SAFETY: The task is valid, since there is a reference to it, and keeps its `signal` until
+        // its last reference is gone. The function reads an atomic of that.
+        unsafe { bindings::thread_group_live(self.as_ptr()) }
     }
 
-    /// Returns whether any thread of the process has not exited. A process that has exited but was
-    /// not reaped yet is not alive.
+    /// Returns the task's command name. If the name changes during the call, the result may mix the
+    /// old name and the new one.
     ///
     /// Context: any.
-    #[inline]
-    pub fn is_alive(&self) -> bool {
-        // SAFETY: The task is valid, since the value owns a reference to it, and keeps its `signal`
-        // until its last reference is gone. The function reads an atomic of that.
-        unsafe { bindings::thread_group_live(self.0.as_ptr()) }
-    }
-
-    /// Returns the process id in the initial namespace.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn pid(&self) -> Pid {
-        // SAFETY: The task is valid, since the value owns a reference to it. The function reads a
-        // word that does not change.
-        unsafe { bindings::task_tgid_nr(self.0.as_ptr()) }
-    }
-
-    /// Returns the command name of the task that the value was created from. If the name changes
-    /// during the call, the result may mix the old name and the new one.
-    ///
-    /// Context: any.
+    #[doc(alias = "get_task_comm")]
     #[inline]
     pub fn comm(&self) -> Comm {
-        // SAFETY: The task is valid, since the value owns a reference to it. Its name may change
-        // during the volatile read, which may return any mix of bytes: each is a valid `u8`.
-        Comm::from(unsafe { (&raw const (*self.0.as_ptr()).comm).read_volatile() })
+        // SAFETY: The task is valid, since there is a reference to it. Its name may change during
+        // the volatile read, which may return any mix of bytes: each is a valid `u8`.
+        Comm::from(unsafe { (&raw const (*self.as_ptr()).comm).read_volatile() })
     }
 }
 
 /// A thread, whether it has exited or not.
 ///
 /// Context: any, when it is dropped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::task::Thread;
+///
+/// let thread = Thread::current();
+/// assert!(thread.is_current() && !thread.has_exited());
+/// // Another task would wait like this, and for as long as the second condition is false.
+/// assert!(!thread.wait_for_exit(|| true));
+/// ```
 ///
 /// # Invariants
 ///
@@ -175,38 +179,40 @@ impl Drop for Thread {
     }
 }
 
-/// Returns whether a signal is pending that the current task will act on when it returns to user
-/// space: one that kills it or that it handles. Stops, ignored signals, the freezer and tracers
-/// also wake a task, but do not count.
-///
-/// Context: process context; does not sleep.
-pub fn must_act_on_signal() -> bool {
-    let task = current!().as_ptr();
-    // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits; only
-    // the task itself replaces its `sighand`. The words are read by volatile reads without
-    // `siglock`: other tasks may send signals or change handlers at the same time, and for such a
-    // signal either answer is right. `number - 1` is less than the number of bits in a signal set,
-    // which is that of the handlers.
-    unsafe {
-        let signal = (*task).signal;
-        let own = (&raw const (*task).pending.signal.sig).read_volatile();
-        let shared = (&raw const (*signal).shared_pending.signal.sig).read_volatile();
-        let blocked = (&raw const (*task).blocked.sig).read_volatile();
-        let bits = u64::BITS as usize;
-        let words = own.iter().zip(&shared).zip(&blocked);
-        let mut pending = words
-            .map(|((own, shared), blocked)| (own | shared) & !blocked)
-            .enumerate();
-        pending.any(|(nth, word)| {
-            (0..bits).filter(|bit| word & (1 << bit) != 0).any(|bit| {
-                let number = nth * bits + bit + 1;
-                let action = &raw const (*(*task).sighand).action;
-                let handler = (action.cast::<bindings::k_sigaction>().add(number - 1))
-                    .cast::<usize>()
-                    .read_volatile();
-                acts_on(number as u32, handler)
+impl CurrentTask {
+    /// Returns whether a signal is pending that the current task will act on when it returns to user
+    /// space: one that kills it or that it handles. Stops, ignored signals, the freezer and tracers
+    /// also wake a task, but do not count.
+    ///
+    /// Context: process context; does not sleep.
+    pub fn must_act_on_signal(&self) -> bool {
+        let task = self.as_ptr();
+        // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits; only
+        // the task itself replaces its `sighand`. The words are read by volatile reads without
+        // `siglock`: other tasks may send signals or change handlers at the same time, and for such a
+        // signal either answer is right. `number - 1` is less than the number of bits in a signal set,
+        // which is that of the handlers.
+        unsafe {
+            let signal = (*task).signal;
+            let own = (&raw const (*task).pending.signal.sig).read_volatile();
+            let shared = (&raw const (*signal).shared_pending.signal.sig).read_volatile();
+            let blocked = (&raw const (*task).blocked.sig).read_volatile();
+            let bits = u64::BITS as usize;
+            let words = own.iter().zip(&shared).zip(&blocked);
+            let mut pending = words
+                .map(|((own, shared), blocked)| (own | shared) & !blocked)
+                .enumerate();
+            pending.any(|(nth, word)| {
+                (0..bits).filter(|bit| word & (1 << bit) != 0).any(|bit| {
+                    let number = nth * bits + bit + 1;
+                    let action = &raw const (*(*task).sighand).action;
+                    let handler = (action.cast::<bindings::k_sigaction>().add(number - 1))
+                        .cast::<usize>()
+                        .read_volatile();
+                    acts_on(number as u32, handler)
+                })
             })
-        })
+        }
     }
 }
 
@@ -280,6 +286,6 @@ mod tests {
         assert!(thread.is_current() && !thread.has_exited());
         // The wait ends at once, although the thread does not exit.
         assert!(!thread.wait_for_exit(|| true));
-        assert!(!must_act_on_signal());
+        assert!(!current!().must_act_on_signal());
     }
 }

@@ -4,13 +4,24 @@
 
 use crate::{
     changes::Changes,
-    device::{Device, Setup},
+    device::{
+        Device,
+        Setup, //
+    },
     log::Topic,
     params::Params,
     refusal::Refusal,
     request::Disk, //
 };
-use kernel::{mm::NoIo, net::socket::Socket, prelude::*, sync::Arc, task::Process};
+use kernel::{
+    mm::NoIo,
+    net::socket::Socket,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
+};
 
 impl Device {
     /// Adds a socket of the current process. Context: may sleep.
@@ -36,7 +47,9 @@ impl Device {
             let _noio = NoIo::enter();
             let mut config = self.config.lock();
             let openers = config.openers.max(partitions.saturating_add(1));
-            config.state.add_socket(Process::current(), openers, socket)
+            config
+                .state
+                .add_socket(ARef::from(&**current!()), openers, socket)
         };
         match added {
             Ok(stale) => {

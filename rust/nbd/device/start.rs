@@ -2,12 +2,21 @@
 
 //! Taking a device out of use, to start a session with it or to clean it.
 
-use super::{ClaimedDevice, Device, Setup, StartGuard, START_WAIT_MS};
+use super::{
+    ClaimedDevice,
+    Device,
+    Setup,
+    StartGuard,
+    START_WAIT_MS, //
+};
 use crate::{
     log::Topic,
     refusal::Refusal,
     request::Disk,
-    session::{Origin, Session},
+    session::{
+        Origin,
+        Session, //
+    },
     state::Claimed, //
 };
 use kernel::{
@@ -15,11 +24,21 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        wait::{WaitMode, Waited},
-        Arc,
+        wait::{
+            WaitMode,
+            Waited, //
+        },
+        Arc, //
     },
-    task::{Process, Thread},
-    time::{jiffies, jiffies_since, msecs_to_jiffies},
+    task::{
+        Task,
+        Thread, //
+    },
+    time::{
+        jiffies,
+        jiffies_since,
+        msecs_to_jiffies, //
+    },
     types::ScopeGuard, //
 };
 
@@ -113,7 +132,7 @@ impl Device {
         }
     }
 
-    fn claimed(disk: &Disk, claimed: Claimed<Process, Socket>) -> ClaimedDevice {
+    fn claimed(disk: &Disk, claimed: Claimed<ARef<Task>, Socket>) -> ClaimedDevice {
         let guard = StartGuard::new(disk);
         Self::drop_stale(disk, claimed.stale);
         (guard, claimed.setup)

@@ -20,7 +20,7 @@ use kernel::{
         wait::{WaitMode, Waited, FOR_EVER},
         Arc,
     },
-    task::{must_act_on_signal, Thread},
+    task::Thread,
     time::{msecs_to_jiffies, Instant, Jiffies}, //
 };
 
@@ -199,7 +199,7 @@ impl Session {
         if let Some(reason) = ended {
             return reason.result();
         }
-        if must_act_on_signal() {
+        if current!().must_act_on_signal() {
             return match self.stop(Reason::Interrupted) {
                 Ok(reason) => reason.result(),
                 Err(refusal) => {
