@@ -4,8 +4,8 @@
 //!
 //! Every file below is one of the kernel tree's `rust/kernel`. Where that has a file for the
 //! module, too, the module's items here stand for those that the file would have in addition. A
-//! crate can add methods to its own types only: where one of the kernel's types gets methods, a type
-//! of the same name stands for it here, and refers to it for the methods that it has already.
+//! crate can add methods to its own types only: where one of the kernel's types gets methods, a
+//! type of the same name stands for it here, and refers to it for the methods that it has already.
 
 extern crate self as kernel;
 
@@ -113,10 +113,47 @@ pub mod module_param {
 pub mod net {
     //! Networking.
 
-    pub use upstream::net::*;
-
     pub mod addr;
-    pub mod genetlink;
+    pub mod netlink {
+        //! Generic netlink: the kernel's file, since what it keeps private gets methods here.
+
+        use crate::bindings;
+
+        include!("net/netlink_generated.rs");
+
+        /// What the kernel's own method of the name does, which is private to its crate.
+        trait AsRaw {
+            fn as_raw(&self) -> u32;
+        }
+
+        impl AsRaw for alloc::Flags {
+            #[inline]
+            fn as_raw(&self) -> u32 {
+                // SAFETY: The type has the size of its one field, which is a `u32`.
+                unsafe { core::mem::transmute(*self) }
+            }
+        }
+
+        mod attr;
+        mod command;
+        mod message;
+
+        pub use attr::{
+            attr_size,
+            Attr,
+            Items,
+            Parsed,
+            Policy, //
+        };
+        pub use command::{
+            CommandFamily,
+            CommandRegistration,
+            Commands,
+            Info,
+            Operation, //
+        };
+        pub use message::Nest;
+    }
     pub mod ready;
     pub mod socket;
 }
@@ -168,7 +205,8 @@ pub mod task {
         ///
         /// # Safety
         ///
-        /// The task must not leave the context in which this is called while there is the reference.
+        /// The task must not leave the context in which this is called while there is the
+        /// reference.
         #[inline]
         pub unsafe fn current() -> impl Deref<Target = CurrentTask> {
             struct Current;

@@ -33,7 +33,7 @@ mod work;
 mod workqueues;
 
 use driver::{Driver, Minors};
-use kernel::{block::Major, net::genetlink::Registration, prelude::*, sync::Arc};
+use kernel::{block::Major, net::netlink::CommandRegistration, prelude::*, sync::Arc};
 use netlink::Nbd;
 
 module! {
@@ -91,7 +91,7 @@ impl Drop for AllDevices {
 /// The loaded module. The fields are dropped in order: the netlink interface goes first, so that no
 /// device can be added any more, then the devices, then the major number.
 struct NbdModule {
-    _netlink: Registration<Nbd>,
+    _netlink: CommandRegistration<Nbd>,
     devices: AllDevices,
     _major: Major,
 }

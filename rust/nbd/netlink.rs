@@ -28,17 +28,18 @@ use kernel::{
     mm::NoIo,
     module::this_module,
     net::{
-        genetlink::{
+        netlink::{
             attr_size,
             Attr,
+            CommandFamily,
+            CommandRegistration,
             Commands,
             Family,
+            GenlMsg,
             Info,
-            Message,
             MulticastGroup,
             Operation,
-            Policy,
-            Registration, //
+            Policy, //
         },
         socket::Socket, //
     },
@@ -58,16 +59,16 @@ const RECONFIGURE: u8 = 3;
 const LINK_DEAD: u8 = 4;
 const STATUS: u8 = 5;
 
-const INDEX: u16 = 1;
-const SIZE_BYTES: u16 = 2;
-const BLOCK_SIZE_BYTES: u16 = 3;
-const TIMEOUT: u16 = 4;
-const SERVER_FLAGS: u16 = 5;
-const CLIENT_FLAGS: u16 = 6;
-const SOCKETS: u16 = 7;
-const DEAD_CONN_TIMEOUT: u16 = 8;
-const DEVICE_LIST: u16 = 9;
-const BACKEND_IDENTIFIER: u16 = 10;
+const INDEX: c_int = 1;
+const SIZE_BYTES: c_int = 2;
+const BLOCK_SIZE_BYTES: c_int = 3;
+const TIMEOUT: c_int = 4;
+const SERVER_FLAGS: c_int = 5;
+const CLIENT_FLAGS: c_int = 6;
+const SOCKETS: c_int = 7;
+const DEAD_CONN_TIMEOUT: c_int = 8;
+const DEVICE_LIST: c_int = 9;
+const BACKEND_IDENTIFIER: c_int = 10;
 
 static POLICY: [Policy; 11] = [
     Policy::UNSPEC,
@@ -84,17 +85,17 @@ static POLICY: [Policy; 11] = [
 ];
 
 /// An item of [`SOCKETS`].
-const SOCK_ITEM: u16 = 1;
+const SOCK_ITEM: c_int = 1;
 /// An attribute of [`SOCK_ITEM`].
-const SOCK_FD: u16 = 1;
+const SOCK_FD: c_int = 1;
 static SOCK_POLICY: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
 
 /// An item of [`DEVICE_LIST`].
-const DEVICE_ITEM: u16 = 1;
+const DEVICE_ITEM: c_int = 1;
 /// An attribute of [`DEVICE_ITEM`].
-const DEVICE_INDEX: u16 = 1;
+const DEVICE_INDEX: c_int = 1;
 /// An attribute of [`DEVICE_ITEM`].
-const DEVICE_CONNECTED: u16 = 2;
+const DEVICE_CONNECTED: c_int = 2;
 
 static OPERATIONS: [Operation<Nbd>; 4] = [
     Operation::lenient(CONNECT),
@@ -104,33 +105,30 @@ static OPERATIONS: [Operation<Nbd>; 4] = [
 ];
 
 /// The group to which link errors are sent.
-const LISTENERS: u8 = 0;
+const LISTENERS: u32 = 0;
 static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"nbd_mc_group")];
 
-static FAMILY: Family<Nbd> = Family::new(
-    this_module::<NbdModule>(),
-    c"nbd",
-    VERSION,
-    &POLICY,
-    &OPERATIONS,
-    &GROUPS,
-);
+static FAMILY: CommandFamily<Nbd> =
+    Family::const_new(this_module::<NbdModule>(), b"nbd\0", VERSION, &GROUPS)
+        .with_commands(&POLICY, &OPERATIONS);
 
 /// The commands of the family `nbd`.
 pub(crate) struct Nbd;
 
 /// Registers the family. Context: may sleep.
-pub(crate) fn register(driver: Arc<Driver>) -> Result<Registration<Nbd>> {
+pub(crate) fn register(driver: Arc<Driver>) -> Result<CommandRegistration<Nbd>> {
     FAMILY.register(driver)
 }
 
 /// Tells the multicast group that a link of device `index` has failed. Context: may sleep.
 pub(crate) fn notify_link_dead(index: u32) {
     // Without memory the message is lost.
-    let _ = Message::new_multicast(&FAMILY, LINK_DEAD, attr_size(4)).and_then(|message| {
-        message.put_u32(INDEX, index)?;
-        message.multicast(&FAMILY, LISTENERS)
-    });
+    let _ = FAMILY
+        .new_msg(LINK_DEAD, attr_size(4))
+        .and_then(|mut message| {
+            message.put_u32(INDEX, index)?;
+            message.multicast_allns(&FAMILY, LISTENERS)
+        });
 }
 
 impl Commands for Nbd {
@@ -171,7 +169,7 @@ fn device(driver: &Driver, info: &Info<'_>) -> Result<ARef<Disk>> {
     })
 }
 
-fn number(info: &Info<'_>, attr: u16) -> Result<Option<u64>> {
+fn number(info: &Info<'_>, attr: c_int) -> Result<Option<u64>> {
     info.attr(attr).map(|attr| attr.u64()).transpose()
 }
 
@@ -304,9 +302,9 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
     }
 
     // The session runs even if the reply cannot be sent.
-    let _ = Message::reply(info, CONNECT, attr_size(4)).and_then(|reply| {
+    let _ = info.new_reply(CONNECT, attr_size(4)).and_then(|mut reply| {
         reply.put_u32(INDEX, disk.data().info().index())?;
-        reply.send_reply(info)
+        reply.reply(info)
     });
     Ok(())
 }
@@ -370,19 +368,20 @@ fn status(driver: &Driver, info: &Info<'_>) -> Result {
 /// Replies with the status of `count` devices.
 fn list(info: &Info<'_>, count: usize, disks: &mut dyn Iterator<Item = &Disk>) -> Result {
     let item = attr_size(attr_size(4) + attr_size(1));
-    let reply = Message::reply(info, STATUS, attr_size(count * item))?;
-    reply
-        .nest(DEVICE_LIST, |reply| {
-            for disk in disks {
-                reply.nest(DEVICE_ITEM, |reply| {
-                    reply.put_u32(DEVICE_INDEX, disk.data().info().index())?;
-                    reply.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())
-                })?;
-            }
-            Ok(())
-        })
-        .inspect_err(|_| {
-            info.refuse(None, fmt!("too many devices for one message: ask for one"));
-        })?;
-    reply.send_reply(info)
+    let mut reply = info.new_reply(STATUS, attr_size(count * item))?;
+    put_list(&mut reply, disks).inspect_err(|_| {
+        info.refuse(None, fmt!("too many devices for one message: ask for one"));
+    })?;
+    reply.reply(info)
+}
+
+fn put_list(reply: &mut GenlMsg, disks: &mut dyn Iterator<Item = &Disk>) -> Result {
+    let mut list = reply.nest(DEVICE_LIST)?;
+    for disk in disks {
+        let mut item = list.nest(DEVICE_ITEM)?;
+        item.put_u32(DEVICE_INDEX, disk.data().info().index())?;
+        item.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())?;
+        item.end()?;
+    }
+    list.end()
 }

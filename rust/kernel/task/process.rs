@@ -180,18 +180,18 @@ impl Drop for Thread {
 }
 
 impl CurrentTask {
-    /// Returns whether a signal is pending that the current task will act on when it returns to user
-    /// space: one that kills it or that it handles. Stops, ignored signals, the freezer and tracers
-    /// also wake a task, but do not count.
+    /// Returns whether a signal is pending that the current task will act on when it returns to
+    /// user space: one that kills it or that it handles. Stops, ignored signals, the freezer and
+    /// tracers also wake a task, but do not count.
     ///
     /// Context: process context; does not sleep.
     pub fn must_act_on_signal(&self) -> bool {
         let task = self.as_ptr();
-        // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits; only
-        // the task itself replaces its `sighand`. The words are read by volatile reads without
-        // `siglock`: other tasks may send signals or change handlers at the same time, and for such a
-        // signal either answer is right. `number - 1` is less than the number of bits in a signal set,
-        // which is that of the handlers.
+        // SAFETY: The current task is valid and keeps its `signal` and `sighand` until it exits;
+        // only the task itself replaces its `sighand`. The words are read by volatile reads without
+        // `siglock`: other tasks may send signals or change handlers at the same time, and for such
+        // a signal either answer is right. `number - 1` is less than the number of bits in a signal
+        // set, which is that of the handlers.
         unsafe {
             let signal = (*task).signal;
             let own = (&raw const (*task).pending.signal.sig).read_volatile();

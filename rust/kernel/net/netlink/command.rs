@@ -5,28 +5,38 @@
 //! C headers: [`include/net/genetlink.h`](srctree/include/net/genetlink.h),
 //! [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
-mod attr;
-mod message;
-
-pub use attr::{attr_size, Attr, Policy};
-pub use message::Message;
-
+use super::{
+    attr::{
+        Attr,
+        Policy, //
+    },
+    Family, //
+};
 use crate::{
     bindings,
-    error::{from_result, to_result},
+    error::{
+        from_result,
+        to_result, //
+    },
     ffi,
     fmt,
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Relaxed, Release},
-        Arc, ArcBorrow,
-    },
-    types::Opaque,
-    ThisModule, //
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        ArcBorrow, //
+    }, //
 };
-use core::{cell::UnsafeCell, marker::PhantomData, ptr};
-
-pub use crate::net::netlink::MulticastGroup;
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    ptr, //
+};
 
 /// The handler of a family's commands.
 pub trait Commands: Sized + 'static {
@@ -42,8 +52,8 @@ pub trait Commands: Sized + 'static {
     ///
     /// Context: may sleep, with genetlink's `cb_lock` held for reading. A task that registers or
     /// unregisters any family waits for the command, and all later commands wait for that task. The
-    /// command must therefore not drop a [`Registration`], nor load a module that has a family, nor
-    /// wait for a task that does one of these.
+    /// command must therefore not drop a [`CommandRegistration`], nor load a module that has a
+    /// family, nor wait for a task that does one of these.
     fn handle(context: ArcBorrow<'_, Self::Context>, command: u8, info: &Info<'_>) -> Result;
 }
 
@@ -61,7 +71,7 @@ impl<T: Commands> Operation<T> {
     pub const fn lenient(command: u8) -> Self {
         Self(
             bindings::genl_small_ops {
-                doit: Some(Family::<T>::doit),
+                doit: Some(CommandFamily::<T>::doit),
                 cmd: command,
                 validate: (bindings::genl_validate_flags_GENL_DONT_VALIDATE_STRICT
                     | bindings::genl_validate_flags_GENL_DONT_VALIDATE_DUMP)
@@ -80,69 +90,114 @@ const BUSY: u32 = 1;
 /// The family is registered.
 const REGISTERED: u32 = 2;
 
-/// A generic netlink family, for a `static`. Its commands run in parallel, and in all network
-/// namespaces.
-///
-/// C struct: `struct genl_family`.
+/// A generic netlink family with commands, for a `static`: a [`Family`], of which
+/// [`Family::with_commands`] makes it, and what its commands work on. The commands run in parallel,
+/// and in all network namespaces.
 ///
 /// # Invariants
 ///
-/// - `family` is complete but for two bits, which are set while `state` is `BUSY` and the family is
-///   not registered yet, and for the fields that are private to the C side. Only the C side writes
+/// - `family` is complete but for the fields that are private to the C side. Only the C side writes
 ///   those, in the calls of `genl_register_family`, of which no more than one succeeds, the last
 ///   one. All of its operations are those of `T`, and it has at least one attribute.
 /// - While a command can find `family` by its number, `context` is `Some` and not written.
 /// - If `state` is `REGISTERED`, `genl_register_family` has succeeded.
 #[repr(C)]
-pub struct Family<T: Commands> {
-    // This is the first field, since `doit` casts a pointer to it into one to the whole value.
-    family: Opaque<bindings::genl_family>,
+pub struct CommandFamily<T: Commands> {
+    // This is the first field, since `doit` casts a pointer to it into one to the whole value. It
+    // must not be given out: to register it without a context is safe.
+    family: Family,
     state: Atomic<u32>,
     context: UnsafeCell<Option<Arc<T::Context>>>,
 }
 
-// SAFETY: `family` is only written under the locks of the C side, or by the one function that has
-// changed `state` from `IDLE` to `BUSY`. `context` is only written by that function before the
-// family is registered, or by the drop of the only registration after it is unregistered.
-// `Arc<T::Context>` may be used by and sent to any thread, since the context is `Send` and `Sync`.
-unsafe impl<T: Commands> Sync for Family<T> {}
+// SAFETY: `family` is only written under the locks of the C side. `context` is only written by the
+// one function that has changed `state` from `IDLE` to `BUSY`, before the family is registered, or
+// by the drop of the only registration after it is unregistered. `Arc<T::Context>` may be used by
+// and sent to any thread, since the context is `Send` and `Sync`.
+unsafe impl<T: Commands> Sync for CommandFamily<T> {}
 
-impl<T: Commands> Family<T> {
-    /// Creates a family with the attributes that `policy` describes.
+impl Family {
+    /// Adds commands, and the attributes that `policy` describes.
     ///
-    /// This is for constants: it panics if the name is empty or has more than 15 bytes, an array is
-    /// empty or has more than 255 entries, there is no attribute past `policy[0]`, or a command is
-    /// 255.
+    /// This is for constants: it panics if an array is empty or has more than 255 entries, there is
+    /// no attribute past `policy[0]`, or a command is 255.
     ///
     /// Context: any.
-    pub const fn new(
-        module: &'static ThisModule,
-        name: &'static CStr,
-        version: u32,
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     net::netlink::{
+    ///         attr_size,
+    ///         CommandFamily,
+    ///         Commands,
+    ///         Family,
+    ///         Info,
+    ///         MulticastGroup,
+    ///         Operation,
+    ///         Policy, //
+    ///     },
+    ///     sync::{
+    ///         atomic::{
+    ///             Atomic,
+    ///             Relaxed, //
+    ///         },
+    ///         Arc,
+    ///         ArcBorrow, //
+    ///     }, //
+    /// };
+    ///
+    /// const ADD: u8 = 1;
+    /// const AMOUNT: c_int = 1;
+    /// static POLICY: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
+    /// static OPERATIONS: [Operation<Sum>; 1] = [Operation::lenient(ADD)];
+    /// static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"sums")];
+    ///
+    /// struct Sum;
+    ///
+    /// impl Commands for Sum {
+    ///     type Context = Atomic<u32>;
+    ///
+    ///     fn handle(sum: ArcBorrow<'_, Atomic<u32>>, command: u8, info: &Info<'_>) -> Result {
+    ///         let amount = info.require(AMOUNT)?.u32()?;
+    ///         let mut reply = info.new_reply(command, attr_size(4))?;
+    ///         reply.put_u32(AMOUNT, sum.fetch_add(amount, Relaxed).wrapping_add(amount))?;
+    ///         reply.reply(info)
+    ///     }
+    /// }
+    ///
+    /// # // A module gives its own instead.
+    /// # // SAFETY: The kernel itself has no module.
+    /// # static THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
+    /// static FAMILY: CommandFamily<Sum> =
+    ///     Family::const_new(&THIS_MODULE, b"example-sum\0", 1, &GROUPS)
+    ///         .with_commands(&POLICY, &OPERATIONS);
+    ///
+    /// let registration = FAMILY.register(Arc::new(Atomic::new(0), GFP_KERNEL)?)?;
+    /// // Users can send commands now.
+    /// drop(registration);
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub const fn with_commands<T: Commands>(
+        self,
         policy: &'static [Policy],
         operations: &'static [Operation<T>],
-        groups: &'static [MulticastGroup],
-    ) -> Self {
-        // The entries of all three arrays are transparent wrappers of the C structs.
-        let mut family = bindings::genl_family {
-            version,
-            maxattr: (Self::count(policy.len()) - 1) as u32,
-            n_small_ops: Self::count(operations.len()),
-            n_mcgrps: Self::count(groups.len()),
-            policy: policy.as_ptr().cast(),
-            small_ops: operations.as_ptr().cast(),
-            mcgrps: groups.as_ptr().cast(),
-            module: module.as_ptr(),
-            ..pin_init::zeroed()
-        };
-        assert!(policy.len() > 1, "a family without attributes");
+    ) -> CommandFamily<T> {
+        const fn count(len: usize) -> u8 {
+            assert!(len > 0 && len <= u8::MAX as usize);
+            len as u8
+        }
 
-        let bytes = name.to_bytes_with_nul();
-        assert!(bytes.len() > 1 && bytes.len() <= family.name.len());
-        let mut i = 0;
-        while i < bytes.len() {
-            family.name[i] = bytes[i];
-            i += 1;
+        assert!(policy.len() > 1, "a family without attributes");
+        let family = self.inner.get();
+        // SAFETY: The value is owned, and its C family is initialised. The entries of both arrays
+        // are transparent wrappers of the C structs.
+        unsafe {
+            (*family).maxattr = (count(policy.len()) - 1) as u32;
+            (*family).policy = policy.as_ptr().cast();
+            (*family).n_small_ops = count(operations.len());
+            (*family).small_ops = operations.as_ptr().cast();
         }
 
         // The C side forbids lenient commands from `resv_start_op` on.
@@ -150,28 +205,27 @@ impl<T: Commands> Family<T> {
         while i < operations.len() {
             let command = operations[i].0.cmd;
             assert!(command < u8::MAX);
-            if family.resv_start_op <= command {
-                family.resv_start_op = command + 1;
+            // SAFETY: As above.
+            unsafe {
+                if (*family).resv_start_op <= command {
+                    (*family).resv_start_op = command + 1;
+                }
             }
             i += 1;
         }
 
         // INVARIANT: The operations are those of `T` by their type, there is at least one
         // attribute, and the fields that are private to the C side are zero. The family is not
-        // registered.
-        Self {
-            family: Opaque::new(family),
+        // registered: that needs a reference for ever, and this function owns the value.
+        CommandFamily {
+            family: self,
             state: Atomic::new(IDLE),
             context: UnsafeCell::new(None),
         }
     }
+}
 
-    #[inline]
-    const fn count(len: usize) -> u8 {
-        assert!(len > 0 && len <= u8::MAX as usize);
-        len as u8
-    }
-
+impl<T: Commands> CommandFamily<T> {
     /// Returns a pointer to the C family that can be cast into one to the whole value.
     #[inline]
     fn as_raw(&'static self) -> *mut bindings::genl_family {
@@ -188,16 +242,11 @@ impl<T: Commands> Family<T> {
     ///
     /// Context: may sleep; takes `cb_lock` for writing, so that commands of all families are waited
     /// for. It must not be called by a command.
-    pub fn register(&'static self, context: Arc<T::Context>) -> Result<Registration<T>> {
+    pub fn register(&'static self, context: Arc<T::Context>) -> Result<CommandRegistration<T>> {
         self.state.cmpxchg(IDLE, BUSY, Acquire).map_err(|_| EBUSY)?;
         // SAFETY: This function has changed the state from `IDLE`, so that no other one writes
-        // `context` or `family`, and no command can find the family, since it is not registered.
-        // These bits cannot be set in a constant.
-        unsafe {
-            *self.context.get() = Some(context);
-            (*self.family.get()).set_netnsok(1);
-            (*self.family.get()).set_parallel_ops(1);
-        }
+        // `context`, and no command can find the family, since it is not registered.
+        unsafe { *self.context.get() = Some(context) };
 
         // INVARIANT: The context is `Some`. It is not written until the call has failed or the
         // registration is dropped.
@@ -220,14 +269,14 @@ impl<T: Commands> Family<T> {
         self.state.store(REGISTERED, Release);
         // INVARIANT: The call has succeeded, so that the family is registered. There is no other
         // registration, since the state never becomes `IDLE` again.
-        Ok(Registration { family: self })
+        Ok(CommandRegistration { family: self })
     }
 
     /// Returns the C family if it is registered. It is not written any more, since only the
     /// registration writes it.
     ///
     /// Fails with `ENOENT` if the family is not registered yet, or no longer.
-    fn as_registered(&'static self) -> Result<*mut bindings::genl_family> {
+    pub(super) fn as_registered(&'static self) -> Result<*mut bindings::genl_family> {
         if self.state.load(Acquire) != REGISTERED {
             return Err(ENOENT);
         }
@@ -238,18 +287,19 @@ impl<T: Commands> Family<T> {
     ///
     /// # Safety
     ///
-    /// Only genetlink may call this, as the `doit` of an operation of a registered `Family<T>`.
+    /// Only genetlink may call this, as the `doit` of an operation of a registered
+    /// `CommandFamily<T>`.
     unsafe extern "C" fn doit(
         skb: *mut bindings::sk_buff,
         info: *mut bindings::genl_info,
     ) -> ffi::c_int {
         // SAFETY: By the safety requirements the info is valid, its header is in the message, of
-        // which genetlink has checked the length, and its family is a `Family<T>`. The pointer to
-        // that is the one given to `genl_register_family`, which is one to the whole value, a
-        // static.
+        // which genetlink has checked the length, and its family is a `CommandFamily<T>`. The
+        // pointer to that is the one given to `genl_register_family`, which is one to the whole
+        // value, a static.
         let (family, command) = unsafe {
             (
-                &*(*info).family.cast::<Family<T>>(),
+                &*(*info).family.cast::<CommandFamily<T>>(),
                 (*(*info).genlhdr).cmd, //
             )
         };
@@ -287,11 +337,11 @@ impl<T: Commands> Family<T> {
 /// # Invariants
 ///
 /// `family` is registered, and this is the only registration of it.
-pub struct Registration<T: Commands> {
-    family: &'static Family<T>,
+pub struct CommandRegistration<T: Commands> {
+    family: &'static CommandFamily<T>,
 }
 
-impl<T: Commands> Drop for Registration<T> {
+impl<T: Commands> Drop for CommandRegistration<T> {
     #[inline]
     fn drop(&mut self) {
         self.family.state.store(BUSY, Relaxed);
@@ -318,7 +368,7 @@ impl<T: Commands> Drop for Registration<T> {
 /// current task runs the call.
 pub struct Info<'a> {
     skb: *mut bindings::sk_buff,
-    info: *mut bindings::genl_info,
+    pub(super) info: *mut bindings::genl_info,
     _call: PhantomData<&'a ()>,
 }
 
@@ -327,24 +377,22 @@ impl<'a> Info<'a> {
     ///
     /// Context: any.
     #[inline]
-    pub fn attr(&self, n: u16) -> Option<Attr<'a>> {
+    pub fn attr(&self, n: c_int) -> Option<Attr<'a>> {
         // SAFETY: By the type invariant the info is valid, and so is its registered family, of
         // which the number of attributes never changes.
         let last = unsafe { (*(*self.info).family).maxattr };
-        if u32::from(n) > last {
-            return None;
-        }
+        let n = u32::try_from(n).ok().filter(|n| *n <= last)?;
         // SAFETY: By the type invariant the array has the entries from 0 to `last`, and each is
         // null or points to an attribute that is valid for `'a` and not written. genetlink has
         // checked that the attributes are whole.
-        unsafe { Attr::from_raw(*(*self.info).attrs.add(usize::from(n))) }
+        unsafe { Attr::from_raw(*(*self.info).attrs.add(n as usize)) }
     }
 
     /// Returns the attribute of number `n`. Without one, fails with `EINVAL` and names the missing
     /// attribute in the answer.
     ///
     /// Context: any.
-    pub fn require(&self, n: u16) -> Result<Attr<'a>> {
+    pub fn require(&self, n: c_int) -> Result<Attr<'a>> {
         self.attr(n).ok_or_else(|| {
             // SAFETY: By the type invariant the info is valid. Its report is null, or is on the
             // stack of the task that runs the command, which is the current one, since this type is
@@ -353,7 +401,7 @@ impl<'a> Info<'a> {
                 let extack = (*self.info).extack;
                 if !extack.is_null() {
                     (*extack).miss_nest = ptr::null();
-                    (*extack).miss_type = n;
+                    (*extack).miss_type = n as u16;
                 }
             }
             EINVAL

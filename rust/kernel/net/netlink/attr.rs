@@ -4,12 +4,20 @@
 //!
 //! C header: [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
-use super::Info;
-use crate::{bindings, error::to_result, ffi, prelude::*};
-use core::{marker::PhantomData, ptr};
+use super::command::Info;
+use crate::{
+    bindings,
+    error::to_result,
+    ffi,
+    prelude::*, //
+};
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
 
 /// The header of an attribute: its length and its type, 16 bits each.
-pub(super) const ATTR_HEADER: usize = size_of::<bindings::nlattr>();
+const ATTR_HEADER: usize = size_of::<bindings::nlattr>();
 
 /// Rounds `size`, in bytes, up to the alignment of attributes.
 #[inline]
@@ -103,8 +111,9 @@ impl<'a> Attr<'a> {
     ///
     /// Context: any.
     #[inline]
-    pub fn kind(&self) -> u16 {
-        u16::from_ne_bytes([self.0[2], self.0[3]]) & bindings::NLA_TYPE_MASK as u16
+    pub fn kind(&self) -> c_int {
+        let kind = u16::from_ne_bytes([self.0[2], self.0[3]]);
+        c_int::from(kind & bindings::NLA_TYPE_MASK as u16)
     }
 
     /// Returns the payload.
@@ -236,8 +245,8 @@ impl<'a, const N: usize> Parsed<'a, N> {
     ///
     /// Context: any.
     #[inline]
-    pub fn attr(&self, n: u16) -> Option<Attr<'a>> {
-        let attr = self.attrs.get(usize::from(n))?;
+    pub fn attr(&self, n: c_int) -> Option<Attr<'a>> {
+        let attr = self.attrs.get(usize::try_from(n).ok()?)?;
         // SAFETY: By the type invariant the entry is null or points to an attribute that is valid
         // and not written for `'a`, of which `__nla_parse` has checked that it is whole.
         unsafe { Attr::from_raw(*attr) }
