@@ -3,13 +3,13 @@
 //! The kernel crate with what it lacks for this driver, for builds outside of the kernel tree.
 //!
 //! Every file below is one of the kernel tree's `rust/kernel`. Where that has a file for the
-//! module, too, the module's items here stand for those that the file would have in addition. A
-//! crate can add methods to its own types only: where one of the kernel's types gets methods, a
-//! type of the same name stands for it here, and refers to it for the methods that it has already.
+//! module, too, the module's items here stand for those that the file would have in addition.
 
 extern crate self as kernel;
 
 pub use upstream::*;
+
+mod stock;
 
 /// The kernel's bindings, and the prototypes of the C helpers under `rust/helpers`.
 #[allow(
@@ -107,7 +107,9 @@ pub mod module_param {
 
     pub use upstream::module_param::*;
 
-    pub mod int_param;
+    mod int_param;
+
+    pub use int_param::IntParam;
 }
 
 pub mod net {
@@ -161,7 +163,10 @@ pub mod net {
 pub mod prelude {
     //! What most files need.
 
-    pub use crate::current;
+    pub use crate::{
+        current,
+        module_with_params as module, //
+    };
     pub use upstream::prelude::*;
 }
 
@@ -180,15 +185,6 @@ pub mod task {
 
     pub use upstream::task::*;
 
-    use crate::{
-        sync::aref::AlwaysRefCounted,
-        types::NotThreadSafe, //
-    };
-    use core::{
-        ops::Deref,
-        ptr::NonNull, //
-    };
-
     mod process;
 
     pub use process::{
@@ -196,73 +192,10 @@ pub mod task {
         Thread, //
     };
 
-    /// A task.
-    #[repr(transparent)]
-    pub struct Task(upstream::task::Task);
-
-    impl Task {
-        /// Returns a reference to the current task.
-        ///
-        /// # Safety
-        ///
-        /// The task must not leave the context in which this is called while there is the
-        /// reference.
-        #[inline]
-        pub unsafe fn current() -> impl Deref<Target = CurrentTask> {
-            struct Current;
-
-            impl Deref for Current {
-                type Target = CurrentTask;
-
-                #[inline]
-                fn deref(&self) -> &CurrentTask {
-                    // SAFETY: The pointer is to the current task, which is valid, and both types
-                    // are transparent wrappers of it. The caller of `current` has promised that the
-                    // task stays in the context.
-                    unsafe { &*upstream::task::Task::current_raw().cast() }
-                }
-            }
-
-            Current
-        }
-    }
-
-    impl Deref for Task {
-        type Target = upstream::task::Task;
-
-        #[inline]
-        fn deref(&self) -> &Self::Target {
-            &self.0
-        }
-    }
-
-    // SAFETY: These are the functions of the kernel's type, of which this one is a transparent
-    // wrapper.
-    unsafe impl AlwaysRefCounted for Task {
-        #[inline]
-        fn inc_ref(&self) {
-            self.0.inc_ref();
-        }
-
-        #[inline]
-        unsafe fn dec_ref(task: NonNull<Self>) {
-            // SAFETY: The requirements are the same.
-            unsafe { upstream::task::Task::dec_ref(task.cast()) };
-        }
-    }
-
-    /// The current task.
-    #[repr(transparent)]
-    pub struct CurrentTask(Task, NotThreadSafe);
-
-    impl Deref for CurrentTask {
-        type Target = Task;
-
-        #[inline]
-        fn deref(&self) -> &Task {
-            &self.0
-        }
-    }
+    pub use crate::stock::{
+        CurrentTask,
+        Task, //
+    };
 }
 
 pub mod time {
@@ -291,9 +224,6 @@ pub mod workqueue {
 
     pub use upstream::workqueue::*;
 
-    use crate::bindings;
-    use core::ops::Deref;
-
     mod builder;
 
     pub use builder::{
@@ -301,40 +231,5 @@ pub mod workqueue {
         OwnedQueue, //
     };
 
-    /// A kernel work queue.
-    #[repr(transparent)]
-    pub struct Queue(upstream::workqueue::Queue);
-
-    impl Queue {
-        /// Creates a reference to a C workqueue.
-        ///
-        /// # Safety
-        ///
-        /// The pointer must be to a workqueue that is valid for `'a`.
-        #[inline]
-        pub unsafe fn from_raw<'a>(queue: *const bindings::workqueue_struct) -> &'a Self {
-            // SAFETY: By the safety requirements the workqueue is valid for `'a`. Both types are
-            // transparent wrappers of it.
-            unsafe { &*queue.cast() }
-        }
-    }
-
-    impl Deref for Queue {
-        type Target = upstream::workqueue::Queue;
-
-        #[inline]
-        fn deref(&self) -> &Self::Target {
-            &self.0
-        }
-    }
-}
-
-/// Returns the current task.
-#[macro_export]
-macro_rules! current {
-    () => {
-        // SAFETY: The reference to the current task does not outlive the caller's scope, which the
-        // task leaves before it leaves its context.
-        unsafe { &*$crate::task::Task::current() }
-    };
+    pub use crate::stock::Queue;
 }

@@ -43,40 +43,33 @@ module! {
     description: "Network Block Device",
     license: "GPL",
     alias: ["block-major-43-*", "net-pf-16-proto-16-family-nbd"],
+    params: {
+        nbds_max: c_int {
+            default: 16,
+            permissions: 0o444,
+            description: "number of network block devices to initialize (default: 16)",
+        },
+        max_part: c_int {
+            default: 16,
+            permissions: 0o444,
+            description: "number of partitions per device (default: 16)",
+        },
+        pre_defined_connections: c_int {
+            default: 1,
+            permissions: 0o444,
+            description: "number of connections that devices are prepared for (default: 1)",
+        },
+    },
 }
 
 kernel::module_version!("0.9.0");
-
-kernel::int_param!(
-    /// The number of devices that are added when the module is loaded.
-    NBDS_MAX,
-    c"nbds_max",
-    16,
-    b"parm=nbds_max:number of network block devices to initialize (default: 16)\0\
-      parmtype=nbds_max:int\0"
-);
-kernel::int_param!(
-    /// Partitions per device, rounded up to one less than a power of two.
-    MAX_PART,
-    c"max_part",
-    16,
-    b"parm=max_part:number of partitions per device (default: 16)\0parmtype=max_part:int\0"
-);
-kernel::int_param!(
-    /// Hardware queues of the devices that are added when the module is loaded.
-    PRE_DEFINED_CONNECTIONS,
-    c"pre_defined_connections",
-    1,
-    b"parm=pre_defined_connections:number of connections that devices are prepared for \
-      (default: 1)\0parmtype=pre_defined_connections:int\0"
-);
 
 /// Log2 of the largest number of minors of a disk.
 const MAX_PART_SHIFT: u32 = 8;
 
 /// Whether devices have partitions.
 fn partitions() -> bool {
-    MAX_PART.get() > 0
+    module_parameters::max_part.value() > 0
 }
 
 /// All devices. Dropping this removes them.
@@ -99,17 +92,17 @@ struct NbdModule {
 impl kernel::Module for NbdModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let driver = Driver::new(minors()?)?;
-        let count = u32::try_from(NBDS_MAX.get()).map_err(|_| EINVAL)?;
+        let count = u32::try_from(module_parameters::nbds_max.value()).map_err(|_| EINVAL)?;
         if count > driver.minors().devices() {
             pr_err!(
                 "nbds_max={} is too large: there are minors for {} devices with max_part={}\n",
                 count,
                 driver.minors().devices(),
-                MAX_PART.get()
+                module_parameters::max_part.value()
             );
             return Err(EINVAL);
         }
-        let hw_queues = match u32::try_from(PRE_DEFINED_CONNECTIONS.get()) {
+        let hw_queues = match u32::try_from(module_parameters::pre_defined_connections.value()) {
             Ok(queues) if queues >= 1 => queues,
             _ => {
                 pr_err!("pre_defined_connections must be at least 1\n");
@@ -153,7 +146,7 @@ impl Drop for NbdModule {
 
 /// Checks `max_part`, and sets the module parameter to the rounded value.
 fn minors() -> Result<Minors> {
-    let Ok(max_part) = u32::try_from(MAX_PART.get()) else {
+    let Ok(max_part) = u32::try_from(module_parameters::max_part.value()) else {
         pr_err!("max_part must not be negative\n");
         return Err(EINVAL);
     };
@@ -166,6 +159,6 @@ fn minors() -> Result<Minors> {
         );
         return Err(EINVAL);
     }
-    MAX_PART.adjust((1 << shift) - 1);
+    module_parameters::max_part.set_value((1 << shift) - 1);
     Ok(Minors::new(shift))
 }

@@ -4,13 +4,22 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-/// Declares the constant `VERSION` of a module and adds it to the section `.modinfo`, for `modinfo`
-/// and `/sys/module/*/version`.
+/// Declares the constant `VERSION` of a module. For a module that is loaded it also goes into the
+/// section `.modinfo`, for `modinfo` and `/sys/module/*/version`.
+///
+/// # Examples
+///
+/// ```
+/// kernel::module_version!("1.2");
+///
+/// assert_eq!(VERSION, "1.2");
+/// ```
 #[macro_export]
 macro_rules! module_version {
     ($version:literal) => {
         const VERSION: &str = $version;
 
+        #[cfg(MODULE)]
         const _: () = {
             const TEXT: &[u8] = concat!("version=", $version, "\0").as_bytes();
 
