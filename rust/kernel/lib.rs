@@ -214,9 +214,7 @@ pub mod time {
 pub mod tracepoint {
     //! Tracepoints.
 
-    pub use upstream::tracepoint::*;
-
-    mod do_trace;
+    pub use crate::declare_trace;
 }
 
 pub mod workqueue {

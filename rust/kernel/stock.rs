@@ -193,3 +193,46 @@ macro_rules! module_with_params {
         $crate::module_with_params!(@split $type, $name, [] $($rest)*);
     };
 }
+
+/// Declares a function for each tracepoint that a C file defines, and one that says whether the
+/// tracepoint is on. The kernel's macro knows the kernel's tracepoints only.
+#[macro_export]
+macro_rules! declare_trace {
+    ($(
+        $(#[$attr:meta])*
+        $pub:vis unsafe fn $name:ident($($argname:ident: $argtyp:ty),* $(,)?);
+    )*) => {$($crate::macros::paste! {
+        /// Returns whether the tracepoint is on, so that its arguments are of use.
+        #[cfg_attr(not(CONFIG_TRACEPOINTS), allow(dead_code))]
+        #[inline(always)]
+        $pub fn [<$name _enabled>]() -> bool {
+            #[cfg(CONFIG_TRACEPOINTS)]
+            // SAFETY: The key of a tracepoint can be read at any time.
+            return unsafe {
+                $crate::jump_label::static_branch_unlikely!(
+                    $crate::bindings::[<__tracepoint_ $name>],
+                    $crate::bindings::tracepoint,
+                    key
+                )
+            };
+
+            #[cfg(not(CONFIG_TRACEPOINTS))]
+            false
+        }
+
+        $(#[$attr])*
+        #[inline(always)]
+        $pub unsafe fn $name($($argname: $argtyp),*) {
+            #[cfg(CONFIG_TRACEPOINTS)]
+            if [<$name _enabled>]() {
+                // SAFETY: The caller gives arguments that the tracepoint may have.
+                unsafe { $crate::bindings::[<rust_do_trace_ $name>]($($argname),*) };
+            }
+
+            #[cfg(not(CONFIG_TRACEPOINTS))]
+            {
+                $(let _unused = $argname;)*
+            }
+        }
+    })*};
+}

@@ -7,10 +7,47 @@
 use core::mem::size_of;
 use kernel::{
     bindings,
-    block::mq::{Operations, StartedRequest},
-    do_trace,
+    block::mq::{
+        Operations,
+        StartedRequest, //
+    },
     ffi, //
 };
+
+/// What C defines.
+mod events {
+    use kernel::{
+        bindings,
+        ffi, //
+    };
+
+    kernel::declare_trace! {
+        /// # Safety
+        ///
+        /// `header` must be valid for reads and writes, and `rq` must be a valid request.
+        pub(super) unsafe fn nbd_send_request(
+            header: *mut bindings::nbd_request,
+            index: ffi::c_int,
+            rq: *mut bindings::request,
+        );
+        /// # Safety
+        ///
+        /// `rq` must be a valid request.
+        pub(super) unsafe fn nbd_header_sent(rq: *mut bindings::request, handle: u64);
+        /// # Safety
+        ///
+        /// `rq` must be a valid request.
+        pub(super) unsafe fn nbd_payload_sent(rq: *mut bindings::request, handle: u64);
+        /// # Safety
+        ///
+        /// `rq` must be a valid request.
+        pub(super) unsafe fn nbd_header_received(rq: *mut bindings::request, handle: u64);
+        /// # Safety
+        ///
+        /// `rq` must be a valid request.
+        pub(super) unsafe fn nbd_payload_received(rq: *mut bindings::request, handle: u64);
+    }
+}
 
 /// `nbd_send_request`: the header of `rq` is about to be sent on device `index`. A BPF program may
 /// change the header.
@@ -20,39 +57,40 @@ pub(crate) fn nbd_send_request<T: Operations>(
     index: impl FnOnce() -> u32,
     rq: &StartedRequest<T>,
 ) {
-    // SAFETY: The header has the size of the C type, which is any bytes of alignment 1. The request
-    // is valid.
-    unsafe {
-        do_trace!(nbd_send_request(
-            header.as_mut_ptr().cast(),
-            index() as ffi::c_int,
-            rq.as_raw()
-        ))
-    };
+    if events::nbd_send_request_enabled() {
+        let header = header.as_mut_ptr().cast();
+        // SAFETY: The header has the size of the C type, which is any bytes of alignment 1. The
+        // request is valid.
+        unsafe { events::nbd_send_request(header, index() as ffi::c_int, rq.as_raw()) };
+    }
 }
 
-/// Declares functions for the events that have a request and its handle on the wire.
+/// Declares functions for the events that have a request and its handle on the wire, which is only
+/// asked for when the event is on.
 macro_rules! transport_events {
-    ($($(#[$attr:meta])* fn $name:ident;)*) => {$(
+    ($($(#[$attr:meta])* fn $name:ident if $enabled:ident;)*) => {$(
         $(#[$attr])*
         #[inline(always)]
         pub(crate) fn $name<T: Operations>(
             rq: &StartedRequest<T>,
             handle: impl FnOnce() -> u64,
         ) {
-            // SAFETY: The request is valid; the event stores its address and nothing else of it.
-            unsafe { do_trace!($name(rq.as_raw(), handle())) };
+            if events::$enabled() {
+                // SAFETY: The request is valid; the event stores its address and nothing else of
+                // it.
+                unsafe { events::$name(rq.as_raw(), handle()) };
+            }
         }
     )*};
 }
 
 transport_events! {
     /// `nbd_header_sent`: the socket has taken the whole header of `rq`.
-    fn nbd_header_sent;
+    fn nbd_header_sent if nbd_header_sent_enabled;
     /// `nbd_payload_sent`: the socket has taken the whole payload of `rq`, which may be empty.
-    fn nbd_payload_sent;
+    fn nbd_payload_sent if nbd_payload_sent_enabled;
     /// `nbd_header_received`: the header of the reply to `rq` has arrived.
-    fn nbd_header_received;
+    fn nbd_header_received if nbd_header_received_enabled;
     /// `nbd_payload_received`: the payload of the reply to `rq`, which may be empty, has arrived.
-    fn nbd_payload_received;
+    fn nbd_payload_received if nbd_payload_received_enabled;
 }
