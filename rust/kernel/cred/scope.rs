@@ -10,6 +10,15 @@ use crate::bindings;
 /// work to the user whose task does it. Returns the result of `f`.
 ///
 /// Context: that of `f`, in process context.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::cred::with_kernel_creds;
+///
+/// assert_eq!(with_kernel_creds(|| 2 + 3), 5);
+/// ```
+#[doc(alias = "override_creds")]
 #[inline]
 pub fn with_kernel_creds<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: The kernel's credentials are static, so that they are valid until they are replaced

@@ -12,13 +12,19 @@ use crate::{
     bindings,
     ffi,
     fmt,
-    module::{this_module, ModuleMetadata},
+    module::{
+        this_module,
+        ModuleMetadata, //
+    },
     prelude::*,
     seq_file::SeqFile,
     seq_print,
     sync::Arc, //
 };
-use core::{marker::PhantomData, ptr};
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
 
 /// A function that prints the content of a file.
 ///

@@ -4,12 +4,29 @@
 //!
 //! C header: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h)
 
-use crate::{bindings, ffi, types::NotThreadSafe};
+use crate::{
+    bindings,
+    ffi,
+    types::NotThreadSafe, //
+};
 
 /// A scope in which allocations of the current task do not reclaim memory and may use the memory
 /// reserves. It ends when the value is dropped. Scopes of both kinds must nest.
 ///
 /// Context: process context.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::NoReclaim;
+///
+/// let scope = NoReclaim::enter();
+/// // Takes memory that is kept for work that frees memory, if there is no other.
+/// let buffer = KBox::new([0u8; 64], GFP_KERNEL)?;
+/// drop(scope);
+/// # drop(buffer);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -47,6 +64,19 @@ impl Drop for NoReclaim {
 /// value is dropped. Scopes of both kinds must nest.
 ///
 /// Context: process context.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::NoIo;
+///
+/// let scope = NoIo::enter();
+/// // Does not wait for block I/O to free memory.
+/// let buffer = KBox::new([0u8; 64], GFP_KERNEL)?;
+/// drop(scope);
+/// # drop(buffer);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    module::{this_module, ModuleMetadata}, //
+    module::{
+        this_module,
+        ModuleMetadata, //
+    }, //
 };
 use core::marker::PhantomData;
 
@@ -16,6 +19,25 @@ use core::marker::PhantomData;
 /// to finish, since it runs on after the drop.
 ///
 /// Context: any, when it is dropped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     module::ModuleRef,
+///     ModuleMetadata, //
+/// };
+///
+/// /// What outlives the last close of a device.
+/// struct Work<M: ModuleMetadata> {
+///     _module: ModuleRef<M>,
+/// }
+///
+/// fn start<M: ModuleMetadata>() -> Result<Work<M>> {
+///     let _module = ModuleRef::try_get().ok_or(ENODEV)?;
+///     Ok(Work { _module })
+/// }
+/// ```
 ///
 /// # Invariants
 ///

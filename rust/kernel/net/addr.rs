@@ -4,8 +4,16 @@
 //!
 //! C header: [`include/linux/socket.h`](srctree/include/linux/socket.h)
 
-use crate::{bindings, fmt, prelude::*, str::BStr};
-use core::net::{Ipv4Addr, Ipv6Addr};
+use crate::{
+    bindings,
+    fmt,
+    prelude::*,
+    str::BStr, //
+};
+use core::net::{
+    Ipv4Addr,
+    Ipv6Addr, //
+};
 
 /// The offset of the address in a `struct sockaddr_storage`, behind the family.
 const FAMILY_LEN: usize = 2;
@@ -13,6 +21,16 @@ const FAMILY_LEN: usize = 2;
 /// The address of one end of a socket.
 ///
 /// C struct: `struct sockaddr_storage`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::net::addr::SocketAddr;
+///
+/// fn log(peer: &SocketAddr) {
+///     pr_info!("connected to {}\n", peer);
+/// }
+/// ```
 #[repr(C, align(8))]
 pub struct SocketAddr {
     bytes: [u8; 128],

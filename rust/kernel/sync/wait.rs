@@ -13,10 +13,17 @@ use crate::{
     ffi,
     prelude::*,
     sync::LockClassKey,
-    time::{jiffies, jiffies_since, Jiffies},
+    time::{
+        jiffies,
+        jiffies_since,
+        Jiffies, //
+    },
     types::Opaque, //
 };
-use core::{marker::PhantomPinned, ptr};
+use core::{
+    marker::PhantomPinned,
+    ptr, //
+};
 
 /// The time limit of a wait that has none.
 pub const FOR_EVER: Jiffies = ffi::c_long::MAX as Jiffies;
@@ -63,6 +70,38 @@ macro_rules! new_wait_queue {
 ///
 /// C struct: `struct wait_queue_head`.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     new_wait_queue,
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         wait::{
+///             WaitMode,
+///             WaitQueue,
+///             Waited, //
+///         }, //
+///     }, //
+/// };
+///
+/// let queue = KBox::pin_init(new_wait_queue!("example"), GFP_KERNEL)?;
+/// let done = Atomic::new(0u32);
+///
+/// // This is for another task to do.
+/// done.store(1, Relaxed);
+/// queue.wake_all();
+///
+/// let waited = queue.wait_until(WaitMode::Killable, 100, || done.load(Relaxed) == 1);
+/// assert!(waited == Waited::Done);
+/// let waited = queue.wait_until(WaitMode::Uninterruptible, 1, || false);
+/// assert!(waited == Waited::TimedOut);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// The queue is initialised.
@@ -85,6 +124,7 @@ impl WaitQueue {
     /// Creates an empty queue, whose lock has the lock class `key`.
     ///
     /// Context: any.
+    #[inline]
     pub fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: `slot` is valid for writes, and the function initialises all of it. `name`

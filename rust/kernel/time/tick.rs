@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)
 
-use crate::{bindings, time::Jiffies};
+use crate::{
+    bindings,
+    time::Jiffies, //
+};
 
 /// Returns the time in jiffies, which wraps around.
 ///
@@ -20,6 +23,19 @@ pub fn jiffies() -> Jiffies {
 /// this CPU sees.
 ///
 /// Context: any.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::time::{
+///     jiffies,
+///     jiffies_since, //
+/// };
+///
+/// let start = jiffies();
+/// assert_eq!(jiffies_since(start.wrapping_add(1_000_000)), 0);
+/// pr_info!("{} jiffies have passed\n", jiffies_since(start));
+/// ```
 #[inline]
 pub fn jiffies_since(then: Jiffies) -> Jiffies {
     let ago = jiffies().wrapping_sub(then);

@@ -28,13 +28,22 @@ const fn attr_align(size: usize) -> usize {
 /// Returns how many bytes an attribute with `payload` bytes takes in a message.
 ///
 /// Context: any.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::net::netlink::attr_size;
+///
+/// // The header has four bytes, and the next attribute is aligned.
+/// assert_eq!(attr_size(1), 8);
+/// ```
 #[inline]
 pub const fn attr_size(payload: usize) -> usize {
     attr_align(ATTR_HEADER + payload)
 }
 
 /// The type that an attribute must have. The index in an array of these is the number of the
-/// attribute.
+/// attribute. [`Family::with_commands`](super::Family::with_commands) has an example.
 ///
 /// C struct: `struct nla_policy`.
 ///
@@ -74,6 +83,30 @@ impl Policy {
 /// An attribute of a command.
 ///
 /// C struct: `struct nlattr`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::net::netlink::{
+///     Attr,
+///     Info,
+///     Policy, //
+/// };
+///
+/// const VALUE: c_int = 1;
+/// static ITEM: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
+///
+/// /// Returns the sum of the values that the items of `list` have.
+/// fn sum(list: Attr<'_>, info: &Info<'_>) -> Result<u32> {
+///     let mut sum = 0u32;
+///     for item in list.items() {
+///         if let Some(value) = item.parse(&ITEM, info)?.attr(VALUE) {
+///             sum = sum.checked_add(value.u32()?).ok_or(EOVERFLOW)?;
+///         }
+///     }
+///     Ok(sum)
+/// }
+/// ```
 ///
 /// # Invariants
 ///
@@ -138,6 +171,7 @@ impl<'a> Attr<'a> {
     /// if the payload is too short.
     ///
     /// Context: any.
+    #[inline]
     pub fn u32(&self) -> Result<u32> {
         let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
         Ok(u32::from_ne_bytes(*bytes))
@@ -147,6 +181,7 @@ impl<'a> Attr<'a> {
     /// if the payload is too short.
     ///
     /// Context: any.
+    #[inline]
     pub fn u64(&self) -> Result<u64> {
         let bytes = self.bytes().first_chunk().ok_or(EINVAL)?;
         Ok(u64::from_ne_bytes(*bytes))

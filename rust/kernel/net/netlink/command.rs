@@ -38,7 +38,7 @@ use core::{
     ptr, //
 };
 
-/// The handler of a family's commands.
+/// The handler of a family's commands. [`Family::with_commands`] has an example.
 pub trait Commands: Sized + 'static {
     /// The data that all commands work on. The registration keeps a reference to it.
     type Context: Send + Sync + 'static;
