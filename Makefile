@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test lint check-installs deb check-deb install uninstall series series-check setup clean help
+.PHONY: all modules demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check setup clean help
 
 all: modules
 
@@ -27,6 +27,11 @@ test:
 	@[ -n "$(T)$(GROUP)" ] || { echo "error: say which: make test T=<program> or GROUP=<group>" >&2; exit 2; }
 	@scripts/check --driver $(DRIVER) --kernel $(KERNEL) $(if $(GROUP),--group $(GROUP)) \
 		$(if $(APPEND),--append '$(APPEND)') $(T)
+
+# Other builds to compare are NAME=FILE.ko on the command line, of which make has the last one first.
+bench:
+	@scripts/bench $(if $(WALL),--wall) $(if $(SHORT),--short) $(if $(ROWS),--rows '$(ROWS)') \
+		$(if $(DRIVERS),--drivers '$(DRIVERS)') $(if $(ROUNDS),--rounds $(ROUNDS)) $$(printf '%s\n' $(filter %.ko,$(MAKEOVERRIDES)) | tac)
 
 lint:
 	@scripts/lint
@@ -69,6 +74,9 @@ help:
 	@echo 'make check KERNEL=kcsan   on one with a detector of data races, built when first asked for'
 	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above;'
 	@echo '                   APPEND="numa=fake=16": more parameters for the kernel'
+	@echo 'make bench         measure C, ours, nvme-tcp and no driver in one boot; NAME=FILE.ko: another build as well;'
+	@echo '                   WALL=1: time on two processors, not instructions; SHORT=1: four jobs against what is'
+	@echo '                   recorded; ROWS=REGEX, DRIVERS="c rust", ROUNDS=5: only these'
 	@echo 'make lint          format, lints and style of all sources'
 	@echo 'make check-installs another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
 	@echo 'make deb           build the Debian package nbd-rust-dkms in build/'
