@@ -74,6 +74,7 @@
 //! ```
 
 mod attribute;
+mod cursor;
 pub mod gen_disk;
 mod limits;
 mod operations;
@@ -88,6 +89,7 @@ pub use attribute::{
     Attribute,
     AttributeFile, //
 };
+pub use cursor::RequestCursor;
 pub use gen_disk::{
     DiskOperations,
     GenDisk,

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{
+    cursor::DataPosition,
     gen_disk::GenDisk,
     Operations, //
 };
@@ -232,34 +233,10 @@ impl<T: Operations> StartedRequest<T> {
     /// reads and writes have data.
     ///
     /// Context: that of `f`.
-    pub fn for_each_segment(&self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
-        if !matches!(self.op(), Op::Read | Op::Write) {
-            return;
-        }
-        // SAFETY: By the type invariant the request is started, so that it is valid and its list of
-        // bios constant.
-        let mut next = unsafe { (*self.0.as_ptr()).bio };
-        while let Some(bio) = NonNull::new(next) {
-            // SAFETY: By the type invariant the request is started, so that its bios stay
-            // allocated, and so do their vectors.
-            let (vecs, mut iter) = unsafe {
-                next = (*bio.as_ptr()).bi_next;
-                ((*bio.as_ptr()).bi_io_vec, (*bio.as_ptr()).bi_iter)
-            };
-            while iter.bi_size > 0 {
-                // SAFETY: `iter` is a copy of the iterator of the bio that `vecs` belong to, which
-                // reads and writes have, and has bytes left.
-                let segment = unsafe { bindings::mp_bvec_iter_bvec(vecs, iter) };
-                if !f(segment) {
-                    return;
-                }
-                // SAFETY: `iter` is a copy of the iterator of the bio that `vecs` belong to, and
-                // `segment`, which starts at `iter`, ends within the current vector.
-                unsafe {
-                    bindings::bvec_iter_advance_single(vecs, &mut iter, segment.bv_len);
-                }
-            }
-        }
+    #[inline]
+    pub fn for_each_segment(&self, f: impl FnMut(bindings::bio_vec) -> bool) {
+        // SAFETY: By the type invariant the request is started while the value lives.
+        unsafe { DataPosition::start_of(self).for_each_segment(f) };
     }
 }
 
