@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/lockdep.h>
-#include <linux/mm.h>
 #include <linux/net.h>
 #include <net/inet_connection_sock.h>
 #include <net/sock.h>
@@ -71,19 +70,18 @@ __rust_helper bool rust_helper_sock_owned_by_user_nocheck(struct socket *sock)
 	return sock_owned_by_user_nocheck(sock->sk);
 }
 
-__rust_helper bool rust_helper_sendpage_ok(struct page *page)
+/*
+ * How many bytes the socket may be sent without waiting, or -1 if it copies what
+ * is spliced into it: for an upper layer protocol, or a device that cannot gather.
+ */
+__rust_helper int rust_helper_sock_splice_room(struct socket *sock)
 {
-	return sendpage_ok(page);
-}
+	struct sock *sk = sock->sk;
 
-__rust_helper bool rust_helper_page_is_large_kmalloc(struct page *page)
-{
-	return folio_test_large_kmalloc(page_folio(page));
-}
-
-__rust_helper void *rust_helper_page_address(struct page *page)
-{
-	return page_address(page);
+	if (sk_is_tcp(sk))
+		return inet_csk_has_ulp(sk) || !(sk->sk_route_caps & NETIF_F_SG) ? -1 :
+			max(sk_stream_wspace(sk), 0);
+	return max(READ_ONCE(sk->sk_sndbuf) - sk_wmem_alloc_get(sk), 0);
 }
 
 /*

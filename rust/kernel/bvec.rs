@@ -4,6 +4,13 @@
 //!
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
+mod page_ring;
+
+pub use page_ring::{
+    PageRing,
+    RingSource, //
+};
+
 use crate::{
     bindings,
     block::mq::{
@@ -11,6 +18,7 @@ use crate::{
         Op,
         Operations,
         Publish,
+        RequestCursor,
         StartedRequest, //
     },
     ffi,
@@ -250,15 +258,39 @@ impl<'a, const N: usize> BvecSource<'a, N> {
         }
     }
 
-    /// Adds the data of `rq` from byte `skip` on, if it is a write. Returns whether all of it was
-    /// added.
+    /// Adds the data of `rq` if it is a write. Returns whether all of it was added.
     ///
     /// Context: any.
     #[inline]
-    pub fn push_request<T: Operations>(&mut self, rq: &'a StartedRequest<T>, skip: usize) -> bool {
+    pub fn push_request<T: Operations>(&mut self, rq: &'a StartedRequest<T>) -> bool {
         // INVARIANT: The data of a write is valid for reads while the request is started, and it is
         // borrowed for `'a`.
-        rq.op() != Op::Write || self.pieces.push_request(rq, skip)
+        rq.op() != Op::Write || self.pieces.push_request(rq, 0)
+    }
+
+    /// Adds the data that follows the position of `cursor`, if its request is a write. Returns
+    /// whether all of it was added.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn push_rest<T: Publish>(&mut self, cursor: &'a RequestCursor<T>) -> bool {
+        if cursor.op() != Op::Write {
+            return true;
+        }
+        let mut whole = true;
+        // INVARIANT: The data of a write is valid for reads while the request is started, and it is
+        // borrowed for `'a`.
+        cursor.for_each_segment(|piece| {
+            whole = self.pieces.push(piece);
+            whole
+        });
+        whole
+    }
+
+    /// Returns the number of bytes. Context: any.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.pieces.len
     }
 
     /// Returns an iterator over the pieces. Context: any.

@@ -6,7 +6,7 @@
 
 use crate::{
     bindings,
-    bvec::{BvecDest, BvecSource},
+    bvec::{BvecDest, BvecSource, RingSource},
     error::to_result,
     ffi,
     fs::file::{File, LocalFile},
@@ -190,7 +190,31 @@ impl Socket {
         }
         // SAFETY: `source`, and by its invariant its data, is borrowed during the call, and is not
         // moved.
-        unsafe { self.send_iter(source.iter(), wait) }
+        unsafe { self.send_iter(source.iter(), wait, 0) }
+    }
+
+    /// Returns how many bytes [`Self::send_pages`] can send without waiting, or [`None`] if it
+    /// would copy them. The answer may be out of date at once.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn splice_room(&self) -> Option<usize> {
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        // The function reads words of that, for which it needs no lock.
+        usize::try_from(unsafe { bindings::sock_splice_room(self.as_raw()) }).ok()
+    }
+
+    /// As [`Self::send`], but does not copy the data: the socket keeps references to the pages.
+    ///
+    /// Context: that of [`Self::send`].
+    pub fn send_pages<const N: usize>(
+        &self,
+        source: &RingSource<'_, N>,
+        wait: Wait,
+    ) -> Result<usize> {
+        // SAFETY: `source`, and by its invariant its data, is borrowed during the call, and is not
+        // moved. By its type invariant the references to its pages are counted.
+        unsafe { self.send_iter(source.iter(), wait, bindings::MSG_SPLICE_PAGES) }
     }
 
     /// Sends the first pieces of `source` that are all in pages with counted references, which the
@@ -207,7 +231,7 @@ impl Socket {
         let mut copied = [const { MaybeUninit::uninit() }; N];
         // SAFETY: `source`, and by its invariant its data, and `copied` are borrowed during the
         // call, and are not moved.
-        unsafe { self.send_iter(source.refcounted_iter(&mut copied), wait) }
+        unsafe { self.send_iter(source.refcounted_iter(&mut copied), wait, 0) }
     }
 
     /// Sends from `bytes`, which must not be empty and may be in any memory, and returns the number
@@ -224,18 +248,23 @@ impl Socket {
         // iterator says. It is a source, so that the bytes are only read.
         unsafe {
             bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &vec, 1, bytes.len());
-            self.send_iter(iter, wait)
+            self.send_iter(iter, wait, 0)
         }
     }
 
     /// # Safety
     ///
     /// The memory that `msg_iter` goes through, and its vectors, must be valid for reads during the
-    /// call.
-    unsafe fn send_iter(&self, msg_iter: bindings::iov_iter, wait: Wait) -> Result<usize> {
+    /// call. If `flags` has `MSG_SPLICE_PAGES`, the references to its pages must be counted.
+    unsafe fn send_iter(
+        &self,
+        msg_iter: bindings::iov_iter,
+        wait: Wait,
+        flags: u32,
+    ) -> Result<usize> {
         let mut msg = bindings::msghdr {
             msg_iter,
-            msg_flags: bindings::MSG_NOSIGNAL | Self::flags(wait),
+            msg_flags: bindings::MSG_NOSIGNAL | Self::flags(wait) | flags,
             ..bindings::msghdr::default()
         };
         // SAFETY: The socket is valid, since it lives as long as its file. The message is
