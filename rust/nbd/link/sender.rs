@@ -9,8 +9,8 @@ use crate::{
     trace, //
 };
 use kernel::{
-    block::mq::RequestList,
-    bvec::{BvecSource, HeaderSlots, Headers},
+    block::mq::{RequestCursor, RequestList},
+    bvec::{BvecSource, HeaderSlots, Headers, PageRing},
     net::socket::Wait,
     prelude::*, //
 };
@@ -22,6 +22,10 @@ const MAX_PIECES: usize = 40;
 /// The bytes of one send that may wait for room. Only when the call returns is it known that bytes
 /// have moved, and some kinds of sockets wait again for every few bytes.
 const MAX_WAITING: usize = 64 << 10;
+
+/// The pages of a link that may hold data which the server has not read, and for how many bytes
+/// that is.
+const MAX_RING_PAGES: usize = 256;
 
 /// The result of a send.
 #[derive(PartialEq, Eq)]
@@ -92,9 +96,14 @@ impl Position {
 pub(crate) struct Sender {
     /// Allocated by the first send that finds memory. Without it the headers are sent one by one.
     headers: Option<Headers>,
+    ring: PageRing,
+    /// The first request, which may have been sent in part. Its cursor is behind the data that was
+    /// sent.
+    first: Option<RequestCursor<Queue>>,
+    /// The requests behind the first one.
     batch: RequestList<Queue>,
-    /// How much of the first request of the batch was sent. Without a batch, how much of the
-    /// message that ends the connection.
+    /// How much of the first request was sent. Without one, how much of the message that ends the
+    /// connection.
     sent: Position,
 }
 
@@ -102,6 +111,8 @@ impl Sender {
     pub(super) fn new() -> Self {
         Self {
             headers: None,
+            ring: PageRing::new(MAX_RING_PAGES),
+            first: None,
             batch: RequestList::new(),
             sent: Position::default(),
         }
@@ -109,13 +120,19 @@ impl Sender {
 
     /// Whether everything that was loaded was sent.
     pub(super) fn is_empty(&self) -> bool {
-        self.batch.is_empty()
+        self.first.is_none()
     }
 
     /// Loads the next batch. The sender must be [empty](Self::is_empty).
     pub(super) fn load(&mut self, batch: RequestList<Queue>) {
         self.batch = batch;
+        self.next_request();
         self.sent = Position::default();
+    }
+
+    /// Goes to the next request of the batch.
+    fn next_request(&mut self) {
+        self.first = self.batch.pop_front().map(RequestCursor::new);
     }
 
     /// Sends what was loaded. Several requests are sent in one call of the socket, each with its
@@ -128,7 +145,7 @@ impl Sender {
         wait: Wait,
     ) -> Result<Progress> {
         let mut calls = 0;
-        while !self.batch.is_empty() {
+        while let Some(first) = &self.first {
             Self::check_open(out, &mut calls)?;
             let limit = match wait {
                 Wait::No => usize::MAX,
@@ -139,9 +156,11 @@ impl Sender {
             }
             let result = match &mut self.headers {
                 Some(headers) => {
-                    Self::send_batch(headers.slots(), &self.batch, self.sent, out, limit, wait)
+                    let slots = headers.slots();
+                    let source = Self::pieces(slots, first, &self.batch, self.sent, limit);
+                    out.socket.send(&source, &mut self.ring, wait)
                 }
-                None => self.send_part(out, limit, wait),
+                None => Self::send_part(&mut self.ring, first, self.sent, out, limit, wait),
             };
             match Self::call(result, wait)? {
                 Call::Sent(bytes) => self.advance(out, bytes),
@@ -152,44 +171,42 @@ impl Sender {
         Ok(Progress::Done)
     }
 
-    /// Sends as much of `batch` from the position `from` as one call of the socket takes.
-    fn send_batch<'a>(
+    /// Returns `first` from the position `sent` on and `batch`, or as much as has room.
+    fn pieces<'a>(
         mut slots: HeaderSlots<'a>,
+        first: &'a RequestCursor<Queue>,
         batch: &'a RequestList<Queue>,
-        mut from: Position,
-        out: &Output<'_, impl Fn() -> bool>,
+        sent: Position,
         limit: usize,
-        wait: Wait,
-    ) -> Result<usize> {
-        let mut source = BvecSource::<MAX_PIECES>::new(limit);
+    ) -> BvecSource<'a, MAX_PIECES> {
+        let mut source = BvecSource::new(limit);
+        let mut room = source.push_header(&mut slots, first.header(), sent.in_header())
+            && source.push_rest(first);
         for rq in batch.iter() {
-            if !source.push_header(&mut slots, rq.header(), from.in_header())
-                || !source.push_request(rq, from.in_payload())
-            {
+            if !room {
                 break;
             }
-            from = Position::default();
+            room = source.push_header(&mut slots, rq.header(), 0) && source.push_request(rq);
         }
-        out.socket.send(&source, wait)
+        source
     }
 
-    /// Sends the rest of the first request's header, or of its payload. Without memory for headers
-    /// the two cannot be sent in one call.
+    /// Sends the rest of the header of `first`, or of its payload. Without memory for headers the
+    /// two cannot be sent in one call.
     fn send_part(
-        &self,
+        ring: &mut PageRing,
+        first: &RequestCursor<Queue>,
+        sent: Position,
         out: &Output<'_, impl Fn() -> bool>,
         limit: usize,
         wait: Wait,
     ) -> Result<usize> {
-        let Some(rq) = self.batch.front() else {
-            return Ok(0);
-        };
-        if let Some(rest @ [_, ..]) = rq.header().as_bytes().get(self.sent.in_header()..) {
+        if let Some(rest @ [_, ..]) = first.header().as_bytes().get(sent.in_header()..) {
             return out.socket.send_bytes(rest, wait);
         }
         let mut source = BvecSource::<MAX_PIECES>::new(limit);
-        source.push_request(rq, self.sent.in_payload());
-        out.socket.send(&source, wait)
+        source.push_rest(first);
+        out.socket.send(&source, ring, wait)
     }
 
     /// Sends the message that ends the connection, and ends the stream, since some servers close
@@ -243,18 +260,18 @@ impl Sender {
         let mut before = self.sent;
         self.sent.advance(bytes);
         let mut whole = 0;
-        while let Some(rq) = self.batch.front() {
+        while let Some(first) = &mut self.first {
             if !before.has_header() && self.sent.has_header() {
-                trace::nbd_header_sent(rq, || Cookie::of(rq).into_wire());
+                trace::nbd_header_sent(first, || Cookie::of(first).into_wire());
             }
-            let len = wire_len(rq);
-            if !self.sent.pass(len) {
+            if !self.sent.pass(wire_len(first)) {
+                first.advance(self.sent.in_payload() - before.in_payload());
                 break;
             }
-            trace::nbd_payload_sent(rq, || Cookie::of(rq).into_wire());
+            trace::nbd_payload_sent(first, || Cookie::of(first).into_wire());
             before = Position::default();
-            rq.data().set_sent();
-            self.batch.pop_front();
+            first.data().set_sent();
+            self.next_request();
             whole += 1;
         }
         out.stats.add_sent(bytes);

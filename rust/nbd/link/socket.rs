@@ -4,7 +4,7 @@
 
 use core::ops::Deref;
 use kernel::{
-    bvec::{BvecDest, BvecSource},
+    bvec::{BvecDest, BvecSource, PageRing, RingSource},
     cred::with_kernel_creds,
     ffi,
     mm::NoReclaim,
@@ -19,6 +19,9 @@ const CALL_WAIT_MS: u32 = 250;
 
 /// How long a call waits for the next reply of a busy server, in milliseconds.
 const REPLY_WAIT_MS: u32 = 10;
+
+/// The bytes of a send that are worth a page of the ring.
+const MIN_RING_BYTES: usize = 16 << 10;
 
 /// The socket of a link. Calls use the credentials of the kernel rather than those of the task that
 /// does I/O, and do not reclaim memory, which may need that I/O.
@@ -55,9 +58,31 @@ impl LinkSocket {
     pub(super) fn send<const N: usize>(
         &self,
         source: &BvecSource<'_, N>,
+        ring: &mut PageRing,
         wait: Wait,
     ) -> Result<usize> {
+        if source.bytes() >= MIN_RING_BYTES {
+            if let Some(pages) = self.copy(source, ring, wait) {
+                return self.sending(wait, || self.socket.send_pages(&pages, wait));
+            }
+        }
         self.sending(wait, || self.socket.send(source, wait))
+    }
+
+    /// Copies to pages of `ring` what the socket has room for.
+    fn copy<'a, const N: usize>(
+        &self,
+        source: &BvecSource<'_, N>,
+        ring: &'a mut PageRing,
+        wait: Wait,
+    ) -> Option<RingSource<'a, N>> {
+        let room = self.socket.splice_room()?;
+        let limit = match wait {
+            // What the socket does not take is copied again. It may take more than it has room for.
+            Wait::No => room.max(MIN_RING_BYTES),
+            Wait::Some | Wait::All => source.bytes(),
+        };
+        ring.copy(source, limit)
     }
 
     /// As [`Self::send`], but copies from `bytes`.
