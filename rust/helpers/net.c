@@ -2,8 +2,11 @@
 
 #include <linux/lockdep.h>
 #include <linux/net.h>
+#include <linux/uio.h>
+#include <net/af_unix.h>
 #include <net/inet_connection_sock.h>
 #include <net/sock.h>
+#include <net/tcp.h>
 
 __rust_helper bool rust_helper_sock_is_stream(struct socket *sock)
 {
@@ -136,4 +139,158 @@ __rust_helper void rust_helper_sock_clear_block_io(struct socket *sock, gfp_t al
 	release_sock(sk);
 	if (memalloc)
 		static_branch_dec(&memalloc_socks_key);
+}
+
+/*
+ * Hands the events of a socket to @ready and @error, which find @user in
+ * sk_user_data, and returns the functions before them. A clone of the socket
+ * does not get @user. Fails if sk_user_data is in use.
+ */
+__rust_helper bool
+rust_helper_sock_set_callbacks(struct socket *sock, void *user,
+			       void (*ready)(struct sock *sk), void (*error)(struct sock *sk),
+			       void (**old_ready)(struct sock *sk),
+			       void (**old_error)(struct sock *sk))
+{
+	struct sock *sk = sock->sk;
+	bool unused;
+
+	write_lock_bh(&sk->sk_callback_lock);
+	unused = !sk->sk_user_data;
+	if (unused) {
+		*old_ready = sk->sk_data_ready;
+		*old_error = sk->sk_error_report;
+		__rcu_assign_sk_user_data_with_flags(sk, user, SK_USER_DATA_NOCOPY);
+		WRITE_ONCE(sk->sk_error_report, error);
+		WRITE_ONCE(sk->sk_data_ready, ready);
+	}
+	write_unlock_bh(&sk->sk_callback_lock);
+	return unused;
+}
+
+/*
+ * Takes that back. Returns whether @user was still there, and in @saved whether
+ * somebody may have saved one of the functions to call it later.
+ */
+__rust_helper bool
+rust_helper_sock_restore_callbacks(struct sock *sk, void *user,
+				   void (*ready)(struct sock *sk),
+				   void (*error)(struct sock *sk),
+				   void (*old_ready)(struct sock *sk),
+				   void (*old_error)(struct sock *sk), bool *saved)
+{
+	bool ours;
+
+	*saved = false;
+	write_lock_bh(&sk->sk_callback_lock);
+	ours = __locked_read_sk_user_data_with_flags(sk, SK_USER_DATA_NOCOPY) == user;
+	if (ours)
+		rcu_assign_sk_user_data(sk, NULL);
+	if (sk->sk_data_ready == ready)
+		WRITE_ONCE(sk->sk_data_ready, old_ready);
+	else
+		*saved = true;
+	if (sk->sk_error_report == error)
+		WRITE_ONCE(sk->sk_error_report, old_error);
+	else
+		*saved = true;
+	write_unlock_bh(&sk->sk_callback_lock);
+	return ours;
+}
+
+/* What sock_set_callbacks() has set, in a read-side critical section of RCU. */
+__rust_helper void *rust_helper_sock_callback_data(struct sock *sk)
+{
+	uintptr_t data = (uintptr_t)rcu_dereference(__sk_user_data(sk));
+
+	if ((data & ~SK_USER_DATA_PTRMASK) != SK_USER_DATA_NOCOPY)
+		return NULL;
+	return (void *)(data & SK_USER_DATA_PTRMASK);
+}
+
+/* What a socket does without a callback when bytes arrive. */
+__rust_helper void rust_helper_sock_wake_readers(struct sock *sk)
+{
+	struct socket_wq *wq;
+
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_sync_poll(&wq->wait, EPOLLIN | EPOLLPRI |
+						EPOLLRDNORM | EPOLLRDBAND);
+	sk_wake_async_rcu(sk, SOCK_WAKE_WAITD, POLL_IN);
+	rcu_read_unlock();
+}
+
+/* What a socket does without a callback when it has an error. */
+__rust_helper void rust_helper_sock_wake_all(struct sock *sk)
+{
+	struct socket_wq *wq;
+
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_poll(&wq->wait, EPOLLERR);
+	sk_wake_async_rcu(sk, SOCK_WAKE_IO, POLL_ERR);
+	rcu_read_unlock();
+}
+
+__rust_helper bool rust_helper_sk_is_tcp(const struct sock *sk)
+{
+	return sk_is_tcp(sk);
+}
+
+__rust_helper bool rust_helper_sk_has_ulp(const struct sock *sk)
+{
+	return sk_is_inet(sk) && inet_csk_has_ulp(sk);
+}
+
+/*
+ * Whether the owner of a socket's lock has just disconnected it. What a network
+ * card reports from an interrupt is not that.
+ */
+__rust_helper bool rust_helper_sk_is_disconnected(const struct sock *sk)
+{
+	return READ_ONCE(sk->sk_state) == TCP_CLOSE && !in_hardirq() && !irqs_disabled();
+}
+
+__rust_helper struct sock *rust_helper_sock_sk(struct socket *sock)
+{
+	return sock->sk;
+}
+
+/*
+ * Has @actor read what has arrived, with the lock of the socket held. Returns
+ * whether it has read all.
+ */
+__rust_helper bool rust_helper_tcp_read_sock(struct sock *sk, void *data,
+					     sk_read_actor_t actor)
+{
+	read_descriptor_t desc = { .arg.data = data, .count = 1 };
+
+	tcp_read_sock(sk, &desc, actor);
+	return skb_queue_empty(&sk->sk_receive_queue);
+}
+
+__rust_helper size_t rust_helper_iov_iter_count(const struct iov_iter *i)
+{
+	return iov_iter_count(i);
+}
+
+/* Waits for everybody that holds the lock of the socket now. */
+__rust_helper void rust_helper_sock_wait_unlocked(struct socket *sock)
+{
+	lock_sock(sock->sk);
+	release_sock(sock->sk);
+}
+
+__rust_helper bool rust_helper_sk_has_data(const struct sock *sk)
+{
+	return !skb_queue_empty_lockless(&sk->sk_receive_queue);
+}
+
+/* Whether another task has the lock under which an AF_UNIX socket is read. */
+__rust_helper bool rust_helper_sk_unix_is_receiving(struct sock *sk)
+{
+	return sk->sk_family == AF_UNIX && mutex_is_locked(&unix_sk(sk)->iolock);
 }

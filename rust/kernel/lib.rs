@@ -116,6 +116,7 @@ pub mod net {
     //! Networking.
 
     pub mod addr;
+    pub mod data_ready;
     pub mod netlink {
         //! Generic netlink: the kernel's file, since what it keeps private gets methods here.
 

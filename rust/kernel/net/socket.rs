@@ -70,7 +70,7 @@ impl Socket {
     }
 
     #[inline]
-    fn as_raw(&self) -> *mut bindings::socket {
+    pub(crate) fn as_raw(&self) -> *mut bindings::socket {
         // SAFETY: The file is valid, since `self.file` owns a reference to it. By the type
         // invariant it is a socket's, so that the result is not null.
         unsafe { bindings::sock_from_file(self.file.as_ptr()) }
@@ -85,6 +85,36 @@ impl Socket {
         // SAFETY: The socket is valid, since it lives as long as its file. The queue is a part of
         // it, of which only the address is taken.
         unsafe { &raw mut (*self.as_raw()).wq.wait }
+    }
+
+    /// Returns the `struct sock`, which lives as long as the socket.
+    ///
+    /// Context: any.
+    #[inline]
+    pub(crate) fn sk(&self) -> *mut bindings::sock {
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        unsafe { bindings::sock_sk(self.as_raw()) }
+    }
+
+    /// Returns whether there are bytes to receive. The answer may be out of date at once.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn has_data(&self) -> bool {
+        // SAFETY: The `struct sock` is valid, since it lives as long as the socket. The function
+        // reads words of it, for which it needs no lock.
+        unsafe { bindings::sk_has_data(self.sk()) }
+    }
+
+    /// Returns whether another task receives from an `AF_UNIX` socket, so that [`Self::receive`]
+    /// would wait for it. The answer may be out of date at once.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn is_receiving(&self) -> bool {
+        // SAFETY: The `struct sock` is valid, since it lives as long as the socket. The function
+        // reads words of it, for which it needs no lock.
+        unsafe { bindings::sk_unix_is_receiving(self.sk()) }
     }
 
     /// Returns whether an upper layer protocol, such as TLS, is attached to the socket. User space
