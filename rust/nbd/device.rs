@@ -19,15 +19,15 @@
 //! 8. `Link::send_side`, the sending side of a link; a spinlock
 //! 9. [`Device::session`], the installed session; a spinlock, held to clone the reference
 //!
-//! `Link::receiver` is outside of `Session::inner`. Only the receive work takes it, and holds it
-//! while it runs. No other lock is taken under these: the mutexes `Session::files`, for the
-//! sysfs files, and `WorkqueuePool::queues`; the spinlocks `Alive::count` and
-//! `Connection::last_error`.
+//! No other lock is taken under these: the mutexes `Session::files`, for the sysfs files, and
+//! `WorkqueuePool::queues`; the spinlocks `Alive::count`, `Connection::last_error` and
+//! `Link::receive_side`. The last is the only one that callbacks of sockets take, under the socket
+//! lock in a softirq, and so disables interrupts.
 //!
-//! The ready hook of a link has a mutex, which is taken inside of `Session::inner` and outside of
-//! the lock of the socket's wait queue. Under the lock of the wait queue a work item is queued, and
-//! nothing else. The previous settings of a socket are under a mutex that is taken outside of the
-//! socket lock.
+//! The two hooks of a link have mutexes, which are taken inside of `Session::inner` and outside of
+//! the lock of the socket's wait queue and of its `sk_callback_lock`. Under the lock of the wait
+//! queue a work item is queued, and nothing else. The previous settings of a socket are under a
+//! mutex that is taken outside of the socket lock.
 //!
 //! The socket lock is never taken under a spinlock. Requests have no lock; their state is one
 //! atomic word.

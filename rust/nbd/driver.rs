@@ -20,6 +20,7 @@ use crate::{
 use kernel::{
     block::mq::RegisteredDisk,
     debugfs::owned::Root,
+    net::data_ready::CallbackBarrier,
     new_condvar,
     new_mutex,
     new_spinlock,
@@ -92,6 +93,7 @@ pub(crate) struct Driver {
     #[pin]
     table: Mutex<Table>,
     alive: Arc<Alive>,
+    callbacks: Arc<CallbackBarrier>,
 }
 
 /// Counts the devices that are not freed, whether or not they are in the table.
@@ -143,6 +145,7 @@ impl Driver {
         let pool = WorkqueuePool::new()?;
         let alive = Alive::new()?;
         let debug = Root::new(c"nbd")?;
+        let callbacks = CallbackBarrier::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 minors,
@@ -152,9 +155,15 @@ impl Driver {
                 debug,
                 table <- new_mutex!(RBTree::new()),
                 alive,
+                callbacks,
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Returns what the callbacks of sockets need.
+    pub(crate) fn callbacks(&self) -> &Arc<CallbackBarrier> {
+        &self.callbacks
     }
 
     pub(crate) fn minors(&self) -> Minors {

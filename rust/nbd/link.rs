@@ -2,8 +2,11 @@
 
 //! A link: the current socket of a connection, with its sender and its receiver.
 
+mod direct;
+mod feed;
 mod read_ahead;
 mod receive;
+mod receive_side;
 mod send;
 mod send_side;
 mod sender;
@@ -21,21 +24,21 @@ use crate::{
 use core::cell::Cell;
 use kernel::{
     block::mq::Claim,
-    net::{ready::ReadyHook, socket::Socket},
-    new_mutex,
+    net::{data_ready::DataReadyHook, ready::ReadyHook, socket::Socket},
     new_spinlock,
     new_work,
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{Atomic, Full, Relaxed},
-        Arc, Mutex, SpinLock,
+        new_spinlock_irq, Arc, SpinLock, SpinLockIrq,
     },
     task::Task,
     time::{Instant, Monotonic},
     workqueue::{impl_has_work, Work}, //
 };
 use read_ahead::ReadAhead;
+use receive_side::ReceiveSide;
 use send_side::SendSide;
 use socket::LinkSocket;
 use stats::LinkStats;
@@ -92,9 +95,12 @@ pub(crate) struct Link {
     workqueues: Arc<Workqueues>,
     #[pin]
     send_side: SpinLock<SendSide>,
-    /// Only the receive work takes this, and holds it while it runs. `None` after an error.
+    /// A lock for any context, as callbacks of the socket take it.
     #[pin]
-    receiver: Mutex<Option<Receiver>>,
+    receive_side: SpinLockIrq<ReceiveSide<KBox<Receiver>>>,
+    /// Receives where the bytes arrive, if the socket can have that.
+    #[pin]
+    direct: DataReadyHook<Link>,
     /// Queues the receive work when the socket has something to receive.
     #[pin]
     ready: ReadyHook<Link>,
@@ -123,6 +129,7 @@ impl Link {
         workqueues: &Arc<Workqueues>,
         socket: Socket,
     ) -> Result<Arc<Self>> {
+        let receiver = KBox::new(Receiver::new(), GFP_KERNEL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 generation: info.new_generation(),
@@ -135,7 +142,8 @@ impl Link {
                 watchers: Atomic::new(0),
                 workqueues: workqueues.clone(),
                 send_side <- new_spinlock!(SendSide::new()),
-                receiver <- new_mutex!(Some(Receiver::new())),
+                receive_side <- new_spinlock_irq!(ReceiveSide::new(receiver)),
+                direct <- DataReadyHook::new(info.driver().callbacks()),
                 ready <- ReadyHook::new(),
                 receive_work <- new_work!("nbd_receive"),
                 send_work <- new_work!("nbd_send"),
@@ -188,6 +196,7 @@ impl Link {
     /// Starts the receiver. Context: may sleep, under `Session::inner`.
     pub(crate) fn launch(self: &Arc<Self>) {
         self.ready.attach(&self.socket, self.clone());
+        self.direct.attach(&self.socket, self.clone());
         // A shutdown may have found no hook to detach.
         if self.is_shut() {
             self.ready.detach();
@@ -205,8 +214,15 @@ impl Link {
             .enqueue::<Arc<Self>, 0>(self.clone());
     }
 
-    /// Detaches the hook and queues the receive work once more. Context: may sleep.
+    /// Whether bytes that arrive can be received by callbacks of the socket. Context: may sleep.
+    fn is_direct(&self) -> bool {
+        self.direct.is_attached() && !self.socket.has_ulp()
+    }
+
+    /// Detaches the hooks and queues the receive work once more. Context: may sleep, also for the
+    /// socket lock.
     pub(crate) fn receive_last(self: &Arc<Self>) {
+        self.direct.detach();
         self.ready.detach();
         self.receive_later();
     }

@@ -30,7 +30,7 @@ type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 /// The bytes that one receive may wait for.
 const MAX_WAITING: usize = 128 << 10;
 
-/// A longer payload is received without reading ahead, in bytes.
+/// What is left of a longer payload is received by the work, without reading ahead, in bytes.
 const LONG_PAYLOAD: usize = 32 << 10;
 
 /// How long a receiver may occupy its worker before other work gets its turn, in milliseconds.
@@ -54,7 +54,11 @@ enum Parsed {
 
 /// The result of an attempt to receive a reply.
 enum Received {
-    Reply,
+    /// A whole reply.
+    Reply {
+        /// Whether its payload was so long that the next one may be, too.
+        long: bool,
+    },
     /// The request of a reply that says that the server is shutting down.
     Refused(Claim<Queue>),
     /// The reply is incomplete.
@@ -66,32 +70,58 @@ impl Link {
     /// Returns the error when nothing can be received any more, once.
     ///
     /// Context: may sleep, and waits a short time for the peer if more is likely to come.
-    pub(crate) fn receive(self: &Arc<Self>, report: impl FnMut(Report)) -> Option<LinkError> {
-        let mut place = self.receiver.lock();
-        // There is no receiver after an error.
-        let receiver = (*place).as_mut()?;
-        match receiver.run(self, report) {
-            Stop::Idle => None,
+    pub(crate) fn receive(self: &Arc<Self>, mut report: impl FnMut(Report)) -> Option<LinkError> {
+        // There is no receiver after an error, or a callback queues the work again.
+        let mut receiver = self.receive_side.lock().take_for_work()?;
+        // A callback does not report what it has finished.
+        if self.is_watched() {
+            report(Report::Finished);
+        }
+        let direct = self.is_direct();
+        match receiver.run(self, direct, report) {
+            Stop::Idle => {
+                let direct = direct && !receiver.is_long();
+                self.receive_side.lock().put_from_work(receiver, direct);
+                None
+            }
             Stop::Turn => {
+                self.receive_side.lock().put_from_work(receiver, false);
                 self.receive_later();
                 None
             }
             Stop::Broken(error) => {
-                *place = None;
+                self.receive_side.lock().close();
                 Some(error)
             }
         }
     }
 }
 
+impl Partial {
+    pub(super) fn left(&self) -> usize {
+        (self.claim.bytes() as usize).saturating_sub(self.done)
+    }
+
+    /// Whether so much is missing that it is left to the work.
+    pub(super) fn is_long(&self) -> bool {
+        self.left() > LONG_PAYLOAD
+    }
+}
+
 impl Receiver {
-    /// Receives replies until there is a reason to stop, and passes reports to `report`.
-    fn run(&mut self, link: &Link, mut report: impl FnMut(Report)) -> Stop {
+    /// Whether the rest of a long payload is missing.
+    fn is_long(&self) -> bool {
+        self.partial.as_ref().is_some_and(Partial::is_long)
+    }
+
+    /// Receives replies until there is a reason to stop, and passes reports to `report`. With
+    /// `direct`, callbacks take what arrives later, unless it is long.
+    fn run(&mut self, link: &Link, direct: bool, mut report: impl FnMut(Report)) -> Stop {
         let start = jiffies();
         let limit = msecs_to_jiffies(MAX_RUN_MS);
         let mut wait = Wait::No;
         let error = loop {
-            let next = match self.serve(link, wait) {
+            let next = match self.serve(link, direct, wait) {
                 Ok(Received::Refused(claim)) => {
                     report(Report::Refused(claim));
                     Wait::No
@@ -100,9 +130,11 @@ impl Receiver {
                     Some(error) => break error,
                     None => return Stop::Idle,
                 },
-                Ok(Received::Reply) => {
+                Ok(Received::Reply { long }) => {
                     if link.is_watched() {
                         report(Report::Finished);
+                        Wait::No
+                    } else if direct && !long {
                         Wait::No
                     } else {
                         // The server has just replied and may do so again.
@@ -133,7 +165,7 @@ impl Receiver {
     }
 
     /// Receives the next reply or a part of it. Finishes the request if the reply is complete.
-    fn serve(&mut self, link: &Link, wait: Wait) -> Result<Received, ReceiveError> {
+    fn serve(&mut self, link: &Link, direct: bool, wait: Wait) -> Result<Received, ReceiveError> {
         let mut partial = match self.partial.take() {
             Some(partial) => partial,
             None => {
@@ -146,10 +178,11 @@ impl Receiver {
                 }
             }
         };
-        match self.payload(link, &mut partial) {
+        match self.payload(link, direct, &mut partial) {
             Ok(true) => {
+                let long = partial.claim.bytes() as usize > LONG_PAYLOAD;
                 Self::finish(partial.claim, partial.cookie, BlkStatus::OK);
-                Ok(Received::Reply)
+                Ok(Received::Reply { long })
             }
             other => {
                 self.partial = Some(partial);
@@ -158,25 +191,29 @@ impl Receiver {
         }
     }
 
+    /// Claims the request of a reply whose header was received. [`None`] if it waits for none.
+    /// Context: does not sleep.
+    pub(super) fn claim(link: &Link, cookie: Cookie) -> Option<Claim<Queue>> {
+        let requests = link.disk().hold_requests()?;
+        let request = requests.request(cookie.tag)?;
+        let claim = request.claim(Some(cookie.attempt), |data| link.has(data))?;
+        link.stats().add_reply();
+        trace::nbd_header_received(&claim, || cookie.into_wire());
+        Some(claim)
+    }
+
     /// Claims the request of a reply, and finishes it unless a payload follows.
     fn parse(link: &Link, header: &[u8; REPLY_LEN]) -> Result<Parsed, ReceiveError> {
         let reply = Reply::decode(header).map_err(|_| ReceiveError::NoReply)?;
         let cookie = reply.cookie;
-        let claim = link.disk().hold_requests().and_then(|requests| {
-            requests
-                .request(cookie.tag)?
-                .claim(Some(cookie.attempt), |data| link.has(data))
-        });
-        let Some(claim) = claim else {
+        let Some(claim) = Self::claim(link, cookie) else {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
-        link.stats().add_reply();
-        trace::nbd_header_received(&claim, || cookie.into_wire());
         let status = match reply.result {
             // Another server may succeed where one that is shutting down has failed.
             Err(_) if link.is_draining() => {
                 claim.requeue();
-                return Ok(Parsed::Whole(Received::Reply));
+                return Ok(Parsed::Whole(Received::Reply { long: false }));
             }
             Err(Failure::ShuttingDown) => return Ok(Parsed::Whole(Received::Refused(claim))),
             // The block layer takes a flush that is not supported for a successful one.
@@ -192,10 +229,11 @@ impl Receiver {
             Ok(()) => BlkStatus::OK,
         };
         Self::finish(claim, cookie, status);
-        Ok(Parsed::Whole(Received::Reply))
+        Ok(Parsed::Whole(Received::Reply { long: false }))
     }
 
-    fn finish(claim: Claim<Queue>, cookie: Cookie, status: BlkStatus) {
+    /// Finishes a request whose reply is complete. Context: does not sleep.
+    pub(super) fn finish(claim: Claim<Queue>, cookie: Cookie, status: BlkStatus) {
         trace::nbd_payload_received(&claim, || cookie.into_wire());
         if claim.should_fake_timeout() {
             claim.release();
@@ -225,7 +263,12 @@ impl Receiver {
 
     /// Fills the pages of a request: first from the read-ahead buffer, then from the socket.
     /// Returns whether the payload is complete.
-    fn payload(&mut self, link: &Link, partial: &mut Partial) -> Result<bool, ReceiveError> {
+    fn payload(
+        &mut self,
+        link: &Link,
+        direct: bool,
+        partial: &mut Partial,
+    ) -> Result<bool, ReceiveError> {
         let Partial { claim, done, .. } = partial;
         let len = claim.bytes() as usize;
         if !self.ahead.bytes().is_empty() {
@@ -241,7 +284,11 @@ impl Receiver {
             // The read-ahead buffer is empty, or the payload would be complete.
             let wait = if whole && len - *done <= LONG_PAYLOAD {
                 dest.push_bytes(self.ahead.room());
-                Wait::Some
+                if direct {
+                    Wait::No
+                } else {
+                    Wait::Some
+                }
             } else {
                 Wait::All
             };
