@@ -143,6 +143,10 @@ TEST_F_TIMEOUT(lies, in_all_sessions, 60)
 		  .end = END_SERVERS },
 		{ .name = "over TCP", .conns = 2, .dead = 10, .lies = 3, .sndbuf = 8192,
 		  .tcp = true, .end = END_CLEAR },
+		{ .name = "to a work item", .conns = 2, .dead = 10, .lies = 3, .sndbuf = 8192,
+		  .work = true, .end = END_NETLINK },
+		{ .name = "to a work item over TCP", .conns = 2, .dead = 10, .lies = 3,
+		  .sndbuf = 8192, .tcp = true, .work = true, .end = END_CLEAR },
 		{ .name = "to an ioctl session", .ioctl = true, .conns = 2, .lies = 1,
 		  .sndbuf = 8192, .end = END_SERVERS },
 		/* The session is ended while the lie is looked at. */
@@ -239,6 +243,7 @@ static struct lies_plan random_plan(struct liar *l)
 		.ioctl = !pick(l, 4), .tcp = !pick(l, 6), .conns = 1 + pick(l, CONN_MAX),
 		.dead = pick(l, 4) ? 10 : 0, .timeout = pick(l, 12) ? 0 : 1,
 		.sndbuf = sndbuf[pick(l, ARRAY_SIZE(sndbuf))], .fine = !pick(l, 4),
+		.work = !pick(l, 4),
 		.abrupt = pick(l, 2), .at_disconnect = !pick(l, 16), .end = pick(l, ENDINGS),
 	};
 

@@ -82,6 +82,7 @@ struct lies_plan {
 	int dead, timeout;		/* in seconds */
 	int sndbuf;			/* of the driver's sockets, or 0 */
 	bool fine;			/* requests are read header by header */
+	bool work;			/* no reply is received in a callback of the socket */
 	const struct lie *only;		/* no other */
 	long lies;			/* to be told; then nothing but the truth */
 	bool at_disconnect;		/* only once the driver has sent NBD_CMD_DISC */
@@ -94,6 +95,7 @@ struct liar {
 	struct nbd_dev *dev;
 	struct fuzz_random rng;
 	struct genl genl, genl2;
+	int sockmap;
 	int log, wake;			/* an event for whatever the server thread waits for */
 	unsigned char *image, *junk;
 	struct conn conn[CONNS];

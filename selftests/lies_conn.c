@@ -133,6 +133,11 @@ int conn_new(struct liar *l)
 	c->nheld = 0;
 	c->fd = pair[1];
 	c->state = CONN_OPEN;
+	/* The driver's callback needs what the map has of a socket. */
+	if (l->plan.work && l->sockmap >= 0 && sockmap_add(l->sockmap, i, pair[0])) {
+		fuzz_fail("no place in the sockmap: %s", strerror(errno));
+		return -1;
+	}
 	if (l->plan.sndbuf)
 		setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &l->plan.sndbuf,
 			   sizeof(l->plan.sndbuf));

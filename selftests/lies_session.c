@@ -279,9 +279,9 @@ static void lies_explain(struct liar *l)
 	struct sockaddr_in in;
 	int i;
 
-	fuzz_say("session %s: %s, %d connections%s, %d lies", l->plan.name ?: "",
+	fuzz_say("session %s: %s, %d connections%s%s, %d lies", l->plan.name ?: "",
 		 l->plan.ioctl ? "ioctl" : "netlink", l->plan.conns, l->plan.tcp ? ", TCP" : "",
-		 l->told);
+		 l->plan.work ? ", work item" : "", l->told);
 	fuzz_say("dead_conn_timeout %d, timeout %d, sndbuf %d, end %d", l->plan.dead,
 		 l->plan.timeout, l->plan.sndbuf, l->plan.end);
 	for (i = 0; i < CONNS; i++) {
@@ -330,6 +330,8 @@ bool lies_init(struct liar *l, struct nbd_dev *dev)
 	l->dev = dev;
 	l->last = "(none)";
 	sigaction(SIGUSR1, &sa, NULL);
+	/* Without it the plans that need it are as the others. */
+	l->sockmap = sockmap_new(CONNS);
 	l->log = log_open();
 	l->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	l->image = aligned_alloc(4096, LIES_SIZE);

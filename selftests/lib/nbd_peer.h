@@ -108,6 +108,10 @@ struct peer_session {
 	int lowat;			/* SO_RCVLOWAT of the client's sockets, 0: not set */
 	bool hasty;			/* its sockets have timeouts, of nothing */
 	bool keep;			/* the test has them open, too */
+	bool keep_peers;		/* and the servers' ends */
+	int *made;			/* the only connection, if the test has made it */
+	void (*serve)(struct peer_session *s, int fd);	/* instead of a server of a kind */
+	bool cut;			/* it sends its replies in small pieces */
 	bool tls;			/* the kernel encrypts what goes over TCP */
 	int sa_flags;			/* of the handler that the client has for SIGTERM */
 	bool no_handler;		/* it has none */
@@ -115,6 +119,7 @@ struct peer_session {
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */
+	int peer_fd[PEER_MAX];		/* the servers' */
 	int victim;			/* a connection to which a request was sent whole */
 	pid_t peer[PEER_MAX], client, holder;
 };
@@ -136,6 +141,7 @@ int holder_start(struct peer_session *s);
 /* The session */
 int peer_prepare(struct peer_session *s, int npeers, enum peer_kind kind);
 const char *peer_init(struct peer_session *s, int npeers, enum peer_kind kind);
+int peer_encrypt(int fd);
 int peer_pair(struct peer_session *s, int pair[2]);
 void peer_hasty(struct peer_session *s, int i);
 int peer_start(struct peer_session *s);

@@ -143,6 +143,8 @@ int make_pair(enum sock_kind kind, int fd[2]);
 bool saw_eof(int fd, int ms);
 bool no_eof(int fd);
 int send_msg(int ctl, const void *msg, size_t len, int fd);
+int sockmap_new(int n);
+int sockmap_add(int map, uint32_t place, int fd);
 
 /* Processes */
 

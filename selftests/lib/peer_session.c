@@ -92,7 +92,7 @@ const char *peer_init(struct peer_session *s, int npeers, enum peer_kind kind)
 }
 
 /* TLS without a handshake: both ends know the key. */
-static int peer_tls(int fd)
+int peer_encrypt(int fd)
 {
 	struct tls12_crypto_info_aes_gcm_128 key = {
 		.info = {
@@ -102,7 +102,7 @@ static int peer_tls(int fd)
 		.key = "selftest of nbd",
 	};
 
-	if (setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) ||
+	if ((setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) && errno != EEXIST) ||
 	    setsockopt(fd, SOL_TLS, TLS_TX, &key, sizeof(key)) ||
 	    setsockopt(fd, SOL_TLS, TLS_RX, &key, sizeof(key)))
 		return -1;
@@ -120,7 +120,7 @@ int peer_pair(struct peer_session *s, int pair[2])
 	setsockopt(pair[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 	if (s->tcp)
 		setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (s->tls && (peer_tls(pair[0]) || peer_tls(pair[1])))
+	if (s->tls && (peer_encrypt(pair[0]) || peer_encrypt(pair[1])))
 		return -1;
 	return 0;
 }
@@ -141,7 +141,9 @@ int peer_start(struct peer_session *s)
 	int i, j;
 
 	for (i = 0; i < s->npeers; i++) {
-		if (peer_pair(s, pair[i]))
+		if (s->made)
+			memcpy(pair[i], s->made, sizeof(pair[i]));
+		else if (peer_pair(s, pair[i]))
 			return -1;
 		s->fd[i] = pair[i][0];
 		if (s->lowat)
@@ -157,11 +159,16 @@ int peer_start(struct peer_session *s)
 				if (j != i)
 					close(pair[j][1]);
 			}
+			if (s->serve)
+				s->serve(s, pair[i][1]);
 			peer_main(s->sh, i, pair[i][1]);
 		}
 	}
-	for (i = 0; i < s->npeers; i++)
-		close(pair[i][1]);
+	for (i = 0; i < s->npeers; i++) {
+		s->peer_fd[i] = pair[i][1];
+		if (!s->keep_peers)
+			close(pair[i][1]);
+	}
 	s->client = fork_quiet();
 	if (!s->client)
 		client_main(s);
