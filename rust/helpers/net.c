@@ -20,7 +20,7 @@ __rust_helper bool rust_helper_sock_is_stream(struct socket *sock)
  * (page faults in copies): give them classes of their own.
  */
 #ifdef CONFIG_DEBUG_LOCK_ALLOC
-static void sock_reclassify_block_io(struct sock *sk)
+static inline void sock_reclassify_block_io(struct sock *sk)
 {
 	static struct lock_class_key sk_key[3], slock_key[3];
 
@@ -47,7 +47,7 @@ static void sock_reclassify_block_io(struct sock *sk)
 	}
 }
 #else
-static void sock_reclassify_block_io(struct sock *sk)
+static inline void sock_reclassify_block_io(struct sock *sk)
 {
 }
 #endif
