@@ -48,7 +48,7 @@ nbd_require() {
 nbd_begin() {
 	ktap_print_header
 	[ "$(id -u)" = 0 ] || nbd_skip_all "must be run as root"
-	[ "$NBD_DRIVER" = c ] || [ -r "$NBD_KO" ] || nbd_skip_all "no Rust module at NBD_KO=$NBD_KO"
+	[ "$NBD_DRIVER" = c ] || nbd_built_in || [ -r "$NBD_KO" ] || nbd_skip_all "no Rust module at NBD_KO=$NBD_KO"
 	ktap_set_plan "$1"
 	NBD_TMP=$(mktemp -d)
 	NBD_DEFERRED=()
@@ -130,6 +130,7 @@ nbd_settle() {
 }
 
 nbd_loaded() { [ -d /sys/module/nbd ]; }
+nbd_built_in() { nbd_loaded && [ ! -e /sys/module/nbd/initstate ]; }
 
 # nbd_load [PARAM=VALUE...]: load the driver under test, with no other parameters; it must not
 # be loaded.
@@ -141,10 +142,11 @@ nbd_load() {
 	# The C driver is known to leave tasks stuck; that the kernel says so later is no news.
 	[ "$NBD_DRIVER" != c ] || echo 0 2>/dev/null >/proc/sys/kernel/hung_task_timeout_secs
 	nbd_settle
-	# Which one it is, for nbd_ensure: two modules of the same name look alike.
-	mkdir -p "$NBD_MARKS"
-	echo "$NBD_DRIVER" >"$NBD_MARKS/driver"
+	nbd_mark
 }
+
+# nbd_mark: which driver it is, for nbd_ensure: two modules of the same name look alike.
+nbd_mark() { mkdir -p "$NBD_MARKS" && echo "$NBD_DRIVER" >"$NBD_MARKS/driver"; }
 
 # nbd_plain FILE: a module's file as it was before it was compressed, on the standard output.
 nbd_plain() {
@@ -183,8 +185,13 @@ nbd_reload() { nbd_unload && nbd_load "$@"; }
 
 # nbd_ensure: have the right driver loaded with NBD_DEVICES devices, whatever was loaded before.
 nbd_ensure() {
-	[ -d "/sys/block/nbd$((NBD_DEVICES - 1))" ] &&
+	if [ -d "/sys/block/nbd$((NBD_DEVICES - 1))" ]; then
+		! nbd_built_in || nbd_mark
 		[ "$(cat "$NBD_MARKS/driver" 2>/dev/null)" = "$NBD_DRIVER" ] && return
+	elif nbd_built_in; then
+		echo "the driver is built in: boot with nbd.nbds_max=$NBD_DEVICES"
+		return 1
+	fi
 	nbd_reload nbds_max=$NBD_DEVICES
 }
 
