@@ -224,7 +224,7 @@ static bool is_connected(void)
 static int persist(void)
 {
 	struct genl events;
-	int dead = 0, ret, index;
+	int dead = 0, ret, index, cmd;
 
 	/* First, so that no death is missed. */
 	ret = genl_listen(&events);
@@ -241,8 +241,8 @@ static int persist(void)
 	opt.dead = -1;
 	opt.cflags = -1;
 	for (;;) {
-		while (genl_event(&events, dead ? 20 : 200, &index) >= 0) {
-			if (index != opt.index)
+		while ((cmd = genl_event(&events, dead ? 20 : 200, &index)) >= 0) {
+			if (cmd != NBD_CMD_LINK_DEAD || index != opt.index)
 				continue;
 			printf("dead\n");
 			dead++;

@@ -61,10 +61,36 @@ pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i6
     left > 0
 }
 
+/// The state of a connection for users.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionState {
+    /// There is no link.
+    Vacant,
+    /// The link gets requests.
+    Open,
+    /// There is no link, and an earlier one may still answer.
+    Draining,
+    /// The link gets no requests.
+    Closing,
+}
+
+/// A connection as users see it.
+pub(crate) struct ConnectionStatus {
+    pub(crate) state: ConnectionState,
+    /// The current link.
+    pub(crate) link: Option<Arc<Link>>,
+    /// An earlier link that drains.
+    pub(crate) draining: Option<Arc<Link>>,
+    /// When the last link was lost, if any was.
+    pub(crate) lost: Option<Instant<Monotonic>>,
+}
+
 /// The links of a connection.
 struct Links {
     /// The link that gets requests.
     current: Option<Arc<Link>>,
+    /// When the last link was lost.
+    lost: Option<Instant<Monotonic>>,
     draining: Option<Draining>,
     /// The link that was current when the session began to end.
     last: Option<Arc<Link>>,
@@ -88,6 +114,8 @@ pub(crate) struct Connection {
     index: u32,
     /// The number of requests that were sent again on another connection.
     replayed: Atomic<u64>,
+    /// Links for which no `NBD_CMD_LINK_UP` was sent yet.
+    pending_up: Atomic<u32>,
     /// The error of the last link that has failed.
     #[pin]
     last_error: SpinLock<Option<LinkError>>,
@@ -102,9 +130,11 @@ impl Connection {
             pin_init!(Self {
                 index,
                 replayed: Atomic::new(0),
+                pending_up: Atomic::new(0),
                 last_error <- new_spinlock!(None),
                 links <- new_spinlock!(Links {
                     current: Some(link),
+                    lost: None,
                     draining: None,
                     last: None,
                 }),
@@ -175,6 +205,29 @@ impl Connection {
         }
     }
 
+    /// Returns what users see.
+    pub(crate) fn status(&self) -> ConnectionStatus {
+        let links = self.links.lock();
+        let draining = links.draining.as_ref().and_then(|one| one.link.clone());
+        let state = match (&links.current, &draining) {
+            (Some(link), _) if link.is_open() => ConnectionState::Open,
+            (Some(_), _) => ConnectionState::Closing,
+            (None, Some(_)) => ConnectionState::Draining,
+            (None, None) => ConnectionState::Vacant,
+        };
+        ConnectionStatus {
+            state,
+            link: links.current.clone(),
+            draining,
+            lost: links.lost,
+        }
+    }
+
+    /// Takes the number of new links that the caller has to report. Context: does not sleep.
+    pub(crate) fn take_link_up(&self) -> u32 {
+        self.pending_up.xchg(0, Relaxed)
+    }
+
     /// Installs a link. Hands it back if there is one already.
     pub(crate) fn open(&self, link: Arc<Link>) -> Result<(), Arc<Link>> {
         let mut links = self.links.lock();
@@ -182,6 +235,7 @@ impl Connection {
             return Err(link);
         }
         links.current = Some(link);
+        self.pending_up.fetch_add(1, Relaxed);
         Ok(())
     }
 
@@ -234,7 +288,10 @@ impl Connection {
         let taken = {
             let mut links = self.links.lock();
             match &links.current {
-                Some(current) if current.is(link) => links.current.take(),
+                Some(current) if current.is(link) => {
+                    links.lost = Some(Instant::now());
+                    links.current.take()
+                }
                 _ => None,
             }
         };
@@ -257,6 +314,7 @@ impl Connection {
                 _ => return None,
             }
             let link = links.current.take();
+            links.lost = Some(Instant::now());
             let created = link.as_ref().map(|link| link.created());
             let young = created.filter(|created| created.elapsed().as_millis() < MIN_REPORT_AGE_MS);
             let previous = links.draining.replace(Draining {

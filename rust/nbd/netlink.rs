@@ -4,6 +4,8 @@
 //!
 //! C header: [`include/uapi/linux/nbd-netlink.h`](srctree/include/uapi/linux/nbd-netlink.h)
 
+mod status;
+
 use crate::{
     changes::Changes,
     device::{
@@ -11,6 +13,7 @@ use crate::{
         Setup, //
     },
     driver::Driver,
+    error::Reason,
     params::Params,
     protocol::{
         ClientFlags,
@@ -35,7 +38,6 @@ use kernel::{
             CommandRegistration,
             Commands,
             Family,
-            GenlMsg,
             Info,
             MulticastGroup,
             Operation,
@@ -58,6 +60,8 @@ const DISCONNECT: u8 = 2;
 const RECONFIGURE: u8 = 3;
 const LINK_DEAD: u8 = 4;
 const STATUS: u8 = 5;
+const LINK_UP: u8 = 6;
+const SESSION_END: u8 = 7;
 
 const INDEX: c_int = 1;
 const SIZE_BYTES: c_int = 2;
@@ -69,8 +73,12 @@ const SOCKETS: c_int = 7;
 const DEAD_CONN_TIMEOUT: c_int = 8;
 const DEVICE_LIST: c_int = 9;
 const BACKEND_IDENTIFIER: c_int = 10;
+const FIRST_CONNECTION: c_int = 11;
+const SESSION: c_int = 12;
+const CONNECTION_INDEX: c_int = 13;
+const END_REASON: c_int = 14;
 
-static POLICY: [Policy; 11] = [
+static POLICY: [Policy; 15] = [
     Policy::UNSPEC,
     Policy::U32,
     Policy::U64,
@@ -82,6 +90,10 @@ static POLICY: [Policy; 11] = [
     Policy::U64,
     Policy::NESTED,
     Policy::STRING,
+    Policy::U32,
+    Policy::NESTED,
+    Policy::U32,
+    Policy::U32,
 ];
 
 /// An item of [`SOCKETS`].
@@ -89,13 +101,6 @@ const SOCK_ITEM: c_int = 1;
 /// An attribute of [`SOCK_ITEM`].
 const SOCK_FD: c_int = 1;
 static SOCK_POLICY: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
-
-/// An item of [`DEVICE_LIST`].
-const DEVICE_ITEM: c_int = 1;
-/// An attribute of [`DEVICE_ITEM`].
-const DEVICE_INDEX: c_int = 1;
-/// An attribute of [`DEVICE_ITEM`].
-const DEVICE_CONNECTED: c_int = 2;
 
 static OPERATIONS: [Operation<Nbd>; 4] = [
     Operation::lenient(CONNECT),
@@ -120,15 +125,41 @@ pub(crate) fn register(driver: Arc<Driver>) -> Result<CommandRegistration<Nbd>> 
     FAMILY.register(driver)
 }
 
+/// Sends `event` of device `index`, with one more attribute, to the multicast group. Context: may
+/// sleep.
+fn notify(event: u8, index: u32, detail: Option<(c_int, u32)>) {
+    let size = attr_size(4) * (1 + usize::from(detail.is_some()));
+    // Without memory the message is lost.
+    let _ = FAMILY.new_msg(event, size).and_then(|mut message| {
+        message.put_u32(INDEX, index)?;
+        if let Some((attr, value)) = detail {
+            message.put_u32(attr, value)?;
+        }
+        message.multicast_allns(&FAMILY, LISTENERS)
+    });
+}
+
 /// Tells the multicast group that a link of device `index` has failed. Context: may sleep.
 pub(crate) fn notify_link_dead(index: u32) {
-    // Without memory the message is lost.
-    let _ = FAMILY
-        .new_msg(LINK_DEAD, attr_size(4))
-        .and_then(|mut message| {
-            message.put_u32(INDEX, index)?;
-            message.multicast_allns(&FAMILY, LISTENERS)
-        });
+    notify(LINK_DEAD, index, None);
+}
+
+/// Tells the multicast group that a connection of device `index` has a new link. Context: may
+/// sleep.
+pub(crate) fn notify_link_up(index: u32, connection: u32) {
+    notify(LINK_UP, index, Some((CONNECTION_INDEX, connection)));
+}
+
+/// Tells the multicast group that the session of device `index` has ended. Context: may sleep.
+pub(crate) fn notify_session_end(index: u32, reason: Reason) {
+    let reason = match reason {
+        Reason::LinksFailed => 0,
+        Reason::TimedOut => 1,
+        Reason::ShuttingDown => 2,
+        Reason::Requested => 3,
+        Reason::Interrupted => 4,
+    };
+    notify(SESSION_END, index, Some((END_REASON, reason)));
 }
 
 impl Commands for Nbd {
@@ -139,7 +170,7 @@ impl Commands for Nbd {
         // the same lock.
         let _noio = NoIo::enter();
         if command == STATUS {
-            return status(&driver, info);
+            return status::reply(&driver, info);
         }
         if !info.is_admin() {
             info.refuse(None, fmt!("only CAP_SYS_ADMIN may do that"));
@@ -353,35 +384,4 @@ fn reconfigure(driver: &Driver, info: &Info<'_>) -> Result {
     disk.data()
         .reconfigure(&disk, backend(info), changes(info)?)
         .map_err(|refusal| refuse(info, &disk, "NBD_CMD_RECONFIGURE", &refusal))
-}
-
-fn status(driver: &Driver, info: &Info<'_>) -> Result {
-    match info.attr(INDEX).map(|attr| attr.u32()).transpose()? {
-        None => driver.with_all(|count, disks| list(info, count, disks)),
-        Some(index) => match driver.find(index) {
-            Some(disk) => list(info, 1, &mut [&*disk].into_iter()),
-            None => list(info, 0, &mut [].into_iter()),
-        },
-    }
-}
-
-/// Replies with the status of `count` devices.
-fn list(info: &Info<'_>, count: usize, disks: &mut dyn Iterator<Item = &Disk>) -> Result {
-    let item = attr_size(attr_size(4) + attr_size(1));
-    let mut reply = info.new_reply(STATUS, attr_size(count * item))?;
-    put_list(&mut reply, disks).inspect_err(|_| {
-        info.refuse(None, fmt!("too many devices for one message: ask for one"));
-    })?;
-    reply.reply(info)
-}
-
-fn put_list(reply: &mut GenlMsg, disks: &mut dyn Iterator<Item = &Disk>) -> Result {
-    let mut list = reply.nest(DEVICE_LIST)?;
-    for disk in disks {
-        let mut item = list.nest(DEVICE_ITEM)?;
-        item.put_u32(DEVICE_INDEX, disk.data().info().index())?;
-        item.put_u8(DEVICE_CONNECTED, disk.data().is_connected().into())?;
-        item.end()?;
-    }
-    list.end()
 }

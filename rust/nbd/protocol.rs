@@ -101,6 +101,10 @@ impl ClientFlags {
         Self(raw)
     }
 
+    pub(crate) const fn raw(self) -> u64 {
+        self.0
+    }
+
     /// Whether the device is removed when its session ends.
     pub(crate) fn destroy_on_disconnect(self) -> bool {
         self.0 & (1 << 0) != 0

@@ -44,10 +44,15 @@ use kernel::{
         Task,
         Thread, //
     },
+    time::{
+        Instant,
+        Monotonic, //
+    },
     workqueue::{impl_has_work, Work}, //
 };
+pub(crate) use state::Phase;
 use state::{DoIt, SessionState};
-use sysfs::{Backend, Pid as PidAttribute};
+use sysfs::{Backend, Connections, Pid as PidAttribute, Shown, State};
 
 /// What has started a session.
 pub(crate) enum Origin {
@@ -64,6 +69,8 @@ pub(crate) enum Origin {
 struct Files {
     _pid: AttributeFile<DiskOps, PidAttribute>,
     _backend: Option<AttributeFile<DiskOps, Backend>>,
+    state: AttributeFile<DiskOps, State<Session>>,
+    connections: AttributeFile<DiskOps, Connections<Session>>,
 }
 
 /// What the lock of a session's state guards.
@@ -78,6 +85,7 @@ pub(crate) struct Session {
     /// The thread that has started the session.
     pid: Pid,
     origin: Origin,
+    created: Instant<Monotonic>,
     flags: Flags,
     /// In seconds; 0 means that a slow server is never disconnected.
     timeout: Atomic<u32>,
@@ -107,12 +115,15 @@ pub(crate) struct Session {
     /// Runs while any time limit is pending.
     #[pin]
     clock_work: Work<Session, 1>,
-    /// Sends the `NBD_CMD_LINK_DEAD` messages.
+    /// Tells users what has changed.
     #[pin]
     notify_work: Work<Session, 2>,
     /// Runs while the task has left `NBD_DO_IT`.
     #[pin]
     do_it_exit_work: Work<Session, 3>,
+    /// Sends the `NBD_CMD_SESSION_END` message.
+    #[pin]
+    notify_end_work: Work<Session, 4>,
     /// Must be dropped last: the module may be unloaded once the device is gone.
     disk: ARef<Disk>,
 }
@@ -122,6 +133,7 @@ impl_has_work! {
     impl HasWork<Session, 1> for Session { self.clock_work }
     impl HasWork<Session, 2> for Session { self.notify_work }
     impl HasWork<Session, 3> for Session { self.do_it_exit_work }
+    impl HasWork<Session, 4> for Session { self.notify_end_work }
 }
 
 /// The owner of a session, which is the configuration of a device.
@@ -187,6 +199,7 @@ impl Session {
                 disk: disk.into(),
                 pid: current!().pid(),
                 origin,
+                created: Instant::now(),
                 flags: params.flags(),
                 timeout: Atomic::new(params.timeout()),
                 dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
@@ -207,6 +220,7 @@ impl Session {
                 clock_work <- new_work!("nbd_clock"),
                 notify_work <- new_work!("nbd_notify"),
                 do_it_exit_work <- new_work!("nbd_do_it_exit"),
+                notify_end_work <- new_work!("nbd_notify_end"),
             }),
             GFP_KERNEL,
         )?;
@@ -216,7 +230,7 @@ impl Session {
     /// Creates the sysfs files, after the session was installed in the device, and takes a
     /// reference to the module. Fails with `ENODEV` if the module is being unloaded. Context: may
     /// sleep.
-    pub(crate) fn create_files(&self) -> Result {
+    pub(crate) fn create_files(self: &Arc<Self>) -> Result {
         let module = ModuleRef::try_get().ok_or(ENODEV)?;
         let pid = AttributeFile::create(&self.disk, PidAttribute::new(self.pid))?;
         let backend = match &self.origin {
@@ -229,6 +243,8 @@ impl Session {
         let files = Files {
             _pid: pid,
             _backend: backend,
+            state: AttributeFile::create(&self.disk, State::new(self.clone()))?,
+            connections: AttributeFile::create(&self.disk, Connections::new(self.clone()))?,
         };
         *self.files.lock() = Some((files, module));
         Ok(())
@@ -286,6 +302,14 @@ impl Session {
         drop(files);
     }
 
+    /// Wakes the tasks that poll the sysfs files. Context: may sleep.
+    pub(crate) fn notify_files(&self) {
+        if let Some((files, _)) = &*self.files.lock() {
+            files.state.notify();
+            files.connections.notify();
+        }
+    }
+
     /// Wakes tasks that wait for a change of the session. Context: does not sleep.
     pub(crate) fn wake_all(&self) {
         self.changed.wake_all();
@@ -293,6 +317,22 @@ impl Session {
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// When the session was created.
+    pub(crate) fn created(&self) -> Instant<Monotonic> {
+        self.created
+    }
+
+    /// Returns the state for users.
+    pub(crate) fn phase(&self) -> Phase {
+        self.inner.lock().state.phase()
+    }
+
+    /// Returns how many connections are open, and how many there are.
+    pub(crate) fn count_connections(&self) -> (u32, usize) {
+        let open = self.inner.lock().state.open_connections();
+        (open, self.connections.len())
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -379,5 +419,15 @@ impl Session {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Shown for Session {
+    fn state(&self) -> &'static str {
+        self.phase().name()
+    }
+
+    fn connections(&self) -> (u32, usize) {
+        self.count_connections()
     }
 }

@@ -5,7 +5,8 @@
 use crate::{
     device::Device,
     link::{Link, Report, Sent},
-    session::Session, //
+    netlink,
+    session::{Phase, Session}, //
 };
 use kernel::{
     net::ready::ReadReady,
@@ -117,10 +118,29 @@ impl WorkItem<1> for Session {
 impl WorkItem<2> for Session {
     type Pointer = Arc<Self>;
 
-    /// Sends one `NBD_CMD_LINK_DEAD` message for each link error.
+    /// Sends one message for each link error and for each new link, wakes the tasks that poll the
+    /// files in sysfs, and sends a uevent.
     fn run(this: Arc<Self>) {
-        for _ in 0..this.take_link_dead() {
-            crate::netlink::notify_link_dead(this.info().index());
+        let index = this.info().index();
+        let dead = this.take_link_dead();
+        for _ in 0..dead {
+            netlink::notify_link_dead(index);
+        }
+        let mut up = 0;
+        for connection in this.connections() {
+            let count = connection.take_link_up();
+            for _ in 0..count {
+                netlink::notify_link_up(index, connection.index());
+            }
+            up += count;
+        }
+        this.notify_files();
+        // A uevent has udev read from the device, which must therefore answer.
+        if this.phase() == Phase::Live && (dead > 0 || up > 0) {
+            this.disk().notify_change_with(match up {
+                0 => c"NBD_EVENT=link-dead",
+                _ => c"NBD_EVENT=link-up",
+            });
         }
     }
 }
@@ -131,6 +151,21 @@ impl WorkItem<3> for Session {
     /// Waits until the task that has left `NBD_DO_IT` comes back or exits.
     fn run(this: Arc<Self>) {
         this.watch_do_it_exit();
+    }
+}
+
+impl WorkItem<4> for Session {
+    type Pointer = Arc<Self>;
+
+    /// Sends the last messages of a session that has ended.
+    fn run(this: Arc<Self>) {
+        let index = this.info().index();
+        for _ in 0..this.take_link_dead() {
+            netlink::notify_link_dead(index);
+        }
+        if let Some(reason) = this.end_reason() {
+            netlink::notify_session_end(index, reason);
+        }
     }
 }
 

@@ -126,6 +126,63 @@ static uint32_t nl_get_u32(const struct nlattr *a)
 	return v;
 }
 
+static long long nl_get_u64(const struct nlattr *a)
+{
+	long long v = -1;
+
+	if (a->nla_len >= NLA_HDRLEN + sizeof(v))
+		memcpy(&v, (const char *)a + NLA_HDRLEN, sizeof(v));
+	return v;
+}
+
+/* A number of 4 or of 8 bytes. */
+static long long nl_number(const struct nlattr *a)
+{
+	return a->nla_len == NLA_HDRLEN + sizeof(uint32_t) ? nl_get_u32(a) : nl_get_u64(a);
+}
+
+static void nl_take_conn(struct nl_answer *r, struct nlattr *conn)
+{
+	struct nl_conn *c = &r->conn[r->nconns];
+	struct nlattr *a;
+	int i;
+
+	if (r->nconns == NL_MAX_CONNS)
+		return;
+	r->nconns++;
+	for (i = 0; i < NL_CONN_END; i++)
+		c->value[i] = -1;
+	for (a = nl_at(NL_DATA(conn), nl_end(conn)); a; a = nl_at(nl_after(a), nl_end(conn))) {
+		if (NL_TYPE(a) == NL_CONN_LOCAL_ADDRESS)
+			snprintf(c->local, sizeof(c->local), "%s", (char *)NL_DATA(a));
+		else if (NL_TYPE(a) == NL_CONN_PEER_ADDRESS)
+			snprintf(c->peer, sizeof(c->peer), "%s", (char *)NL_DATA(a));
+		else if (NL_TYPE(a) == NL_CONN_ADDED_BY_COMM)
+			snprintf(c->comm, sizeof(c->comm), "%s", (char *)NL_DATA(a));
+		else if (NL_TYPE(a) == NL_CONN_LAST_ERROR)
+			snprintf(c->error, sizeof(c->error), "%s", (char *)NL_DATA(a));
+		else if (NL_TYPE(a) < NL_CONN_END)
+			c->value[NL_TYPE(a)] = nl_number(a);
+	}
+}
+
+void nl_take_session(struct nl_answer *r, struct nlattr *session)
+{
+	struct nlattr *a;
+	int i;
+
+	r->has_session = true;
+	for (i = 0; i < NL_SESSION_CONNECTION; i++)
+		r->session[i] = -1;
+	for (a = nl_at(NL_DATA(session), nl_end(session)); a;
+	     a = nl_at(nl_after(a), nl_end(session))) {
+		if (NL_TYPE(a) == NL_SESSION_CONNECTION)
+			nl_take_conn(r, a);
+		else if (NL_TYPE(a) < NL_SESSION_CONNECTION)
+			r->session[NL_TYPE(a)] = nl_number(a);
+	}
+}
+
 static void nl_take_devices(struct nl_answer *r, struct nlattr *list)
 {
 	struct nlattr *item, *a;
@@ -189,7 +246,14 @@ bool nl_take(struct nl_answer *r, void *buf, ssize_t n)
 				r->index = nl_get_u32(a);
 			else if (NL_TYPE(a) == NBD_ATTR_DEVICE_LIST)
 				nl_take_devices(r, a);
+			else if (NL_TYPE(a) == NBD_ATTR_SESSION)
+				nl_take_session(r, a);
+			else if (NL_TYPE(a) == NBD_ATTR_BACKEND_IDENTIFIER)
+				snprintf(r->backend, sizeof(r->backend), "%s", (char *)NL_DATA(a));
+			else if (NL_TYPE(a) < NBD_ATTR_END_REASON)
+				r->param[NL_TYPE(a)] = nl_get_u64(a);
 		}
+		r->bytes = h->nlmsg_len;
 	}
 	return false;
 }
@@ -275,6 +339,14 @@ int genl_listen(struct genl *g)
 /* The next notification's command, with its index, or -1 if there is none within this time. */
 int genl_event(struct genl *g, int ms, int *index)
 {
+	int value;
+
+	return genl_event_of(g, ms, index, 0, &value);
+}
+
+/* The same with one more attribute, or -1 if it is absent. */
+int genl_event_of(struct genl *g, int ms, int *index, int attr, int *value)
+{
 	struct pollfd p = { .fd = g->fd, .events = POLLIN };
 	char buf[4096] __aligned(8);
 	struct nlmsghdr *h = (void *)buf;
@@ -282,6 +354,7 @@ int genl_event(struct genl *g, int ms, int *index)
 	ssize_t n;
 
 	*index = -1;
+	*value = -1;
 	if (poll(&p, 1, ms) != 1)
 		return -1;
 	n = recv(g->fd, buf, sizeof(buf), 0);
@@ -291,6 +364,8 @@ int genl_event(struct genl *g, int ms, int *index)
 	     a = nl_at(nl_after(a), buf + n)) {
 		if (NL_TYPE(a) == NBD_ATTR_INDEX)
 			*index = nl_get_u32(a);
+		else if (attr && NL_TYPE(a) == attr)
+			*value = nl_get_u32(a);
 	}
 	return ((struct genlmsghdr *)NLMSG_DATA(h))->cmd;
 }

@@ -111,6 +111,26 @@ int nl_connected(int index)
 	return r->dev[0].connected;
 }
 
+/* What STATUS says of one device and its session, with the connections from this one on. */
+struct nl_answer *nl_status(int index, int first)
+{
+	struct nl_msg m;
+
+	nl_begin(&m, NBD_CMD_STATUS, index);
+	nl_u32(&m, NBD_ATTR_FIRST_CONNECTION, first);
+	return nl_do(&m);
+}
+
+/* One number of a connection, or -1. */
+long long nl_conn(int index, int connection, int attr)
+{
+	struct nl_answer *r = nl_status(index, connection);
+
+	if (r->ret || !r->nconns || r->conn[0].value[NL_CONN_INDEX] != connection)
+		return -1;
+	return r->conn[0].value[attr];
+}
+
 /* How many NBD_CMD_LINK_DEAD of this device come within this time, or are there if ms is 0. */
 int nl_link_dead(struct genl *g, int index, int ms)
 {

@@ -43,5 +43,6 @@ int nl_stuck(const int *before, int nbefore, int ms);
 int uevents(void);
 int uevent(int fd, const char *action);
 bool uevent_of(int fd, const char *action, struct nbd_dev *d);
+bool uevent_with(int fd, const char *action, struct nbd_dev *d, const char *variable);
 
 #endif /* NBD_NLPEER_H */

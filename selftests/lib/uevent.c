@@ -15,8 +15,22 @@ int uevents(void)
 	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? -1 : fd;
 }
 
-/* The index of the next device of which there is such a uevent; -1 if none comes soon. */
-int uevent(int fd, const char *action)
+/* Whether a uevent has this variable. */
+static bool has_variable(const char *buf, ssize_t n, const char *variable)
+{
+	const char *at;
+
+	for (at = buf; at < buf + n; at += strlen(at) + 1)
+		if (!strcmp(at, variable))
+			return true;
+	return false;
+}
+
+/*
+ * The index of the next device of which there is such a uevent, with this variable unless it is
+ * NULL; -1 if none comes soon.
+ */
+static int next_uevent(int fd, const char *action, const char *variable)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	char buf[16384], *name, more;
@@ -31,19 +45,32 @@ int uevent(int fd, const char *action)
 		buf[n] = 0;
 		name = strrchr(buf, '/');
 		if (!strncmp(buf, action, len) && buf[len] == '@' && name &&
-		    sscanf(name, "/nbd%d%c", &index, &more) == 1)
+		    sscanf(name, "/nbd%d%c", &index, &more) == 1 &&
+		    (!variable || has_variable(buf, n, variable)))
 			return index;
 	}
 	return -1;
 }
 
+/* The index of the next device of which there is such a uevent; -1 if none comes soon. */
+int uevent(int fd, const char *action)
+{
+	return next_uevent(fd, action, NULL);
+}
+
 /* There is such a uevent of this device. */
 bool uevent_of(int fd, const char *action, struct nbd_dev *d)
+{
+	return uevent_with(fd, action, d, NULL);
+}
+
+/* There is one of this device that has this variable. */
+bool uevent_with(int fd, const char *action, struct nbd_dev *d, const char *variable)
 {
 	int index;
 
 	do
-		index = uevent(fd, action);
+		index = next_uevent(fd, action, variable);
 	while (index >= 0 && index != d->index);
 	return index >= 0;
 }

@@ -58,6 +58,11 @@ impl Session {
         self.wait_for_end(msecs_to_jiffies(STOP_MS))
     }
 
+    /// Returns why the session has ended, if it has.
+    pub(crate) fn end_reason(&self) -> Option<Reason> {
+        self.inner.lock().state.ended()
+    }
+
     fn wait_for_end(&self, patience: Jiffies) -> Result<Reason, Refusal> {
         let mut ended = None;
         self.changed
@@ -93,6 +98,7 @@ impl Session {
             }
         }
         self.start_clock();
+        self.notify_later();
         for connection in self.connections() {
             if let Some(link) = connection.link() {
                 if let Err(broken) = link.disconnect() {
@@ -310,6 +316,12 @@ impl Session {
         }
         self.inner.lock().state.end();
         drop(applied);
+        // It cannot be queued already, as a session ends once.
+        let _ = self
+            .info()
+            .driver()
+            .event_wq()
+            .enqueue::<Arc<Self>, 4>(self.clone());
         self.changed.wake_all();
         // The module may be unloaded once its reference is dropped. Unloading waits for this
         // function.

@@ -51,6 +51,7 @@ impl Session {
         link.shut_down();
         match failure {
             Some((connection, failure)) => {
+                self.notify_later();
                 if let LinkFailure::Report(left) = failure {
                     self.link_dead(1);
                     self.log_link_error(connection.index(), error, left);
@@ -102,6 +103,7 @@ impl Session {
         // This counts the request that the server has refused.
         connection.count_replay();
         self.start_clock();
+        self.notify_later();
         self.link_dead(left.notify);
         if let LinkFailure::Report(left) = failure {
             self.log_link_error(connection.index(), error, left);
@@ -159,13 +161,18 @@ impl Session {
     pub(crate) fn link_dead(self: &Arc<Self>, count: u32) {
         if count > 0 {
             self.pending_link_dead.fetch_add(count, Relaxed);
-            // If the work is queued already, it reports these, too.
-            let _ = self
-                .info()
-                .driver()
-                .event_wq()
-                .enqueue::<Arc<Self>, 2>(self.clone());
+            self.notify_later();
         }
+    }
+
+    /// Has users told of link errors, new links and changes of the state. Context: does not sleep.
+    pub(super) fn notify_later(self: &Arc<Self>) {
+        // If the work is queued already, it reports these, too.
+        let _ = self
+            .info()
+            .driver()
+            .event_wq()
+            .enqueue::<Arc<Self>, 2>(self.clone());
     }
 
     /// Requeues the requests of a closed link, and calls `f` for each.
@@ -235,6 +242,7 @@ impl Session {
                 break;
             };
             used += 1;
+            self.notify_later();
             self.changed.wake_all();
             self.disk().kick_requeued();
             if self.info().may_log(Topic::Connection) {
@@ -313,6 +321,7 @@ impl Session {
                     "no new connection in time: requests fail until there is one\n"
                 );
             }
+            self.notify_later();
             self.disk().kick_requeued();
         }
         for connection in self.connections() {

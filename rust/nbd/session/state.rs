@@ -33,6 +33,29 @@ pub(crate) enum SessionState {
     Ended(Reason),
 }
 
+/// The state of a session for users.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Live,
+    Waiting,
+    Dead,
+    Disconnecting,
+    Ending,
+}
+
+impl Phase {
+    /// Returns the name that sysfs shows.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Waiting => "waiting",
+            Self::Dead => "dead",
+            Self::Disconnecting => "disconnecting",
+            Self::Ending => "ending",
+        }
+    }
+}
+
 /// What [`SessionState::link_failed`] has found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkFailure {
@@ -148,6 +171,25 @@ impl SessionState {
         match self {
             Self::Ended(reason) => Some(*reason),
             _ => None,
+        }
+    }
+
+    /// Returns the state for users.
+    pub(crate) fn phase(&self) -> Phase {
+        match self {
+            Self::Live(_) => Phase::Live,
+            Self::Waiting(_) => Phase::Waiting,
+            Self::Dead => Phase::Dead,
+            Self::Disconnecting(..) => Phase::Disconnecting,
+            Self::Ending(_) | Self::Ended(_) => Phase::Ending,
+        }
+    }
+
+    /// Returns how many connections are open.
+    pub(crate) fn open_connections(&self) -> u32 {
+        match self {
+            Self::Live(open) | Self::Disconnecting(open, _) => *open,
+            Self::Waiting(_) | Self::Dead | Self::Ending(_) | Self::Ended(_) => 0,
         }
     }
 
@@ -374,6 +416,27 @@ mod tests {
         for (name, state) in states() {
             assert_eq!(state.ended().is_some(), name == "ended");
             assert_eq!(state.ending().is_some(), name == "ending");
+        }
+    }
+
+    #[test]
+    fn is_shown() {
+        use Phase::{Dead, Disconnecting, Ending, Live, Waiting};
+
+        let shown = [
+            (Live, 1),
+            (Live, 2),
+            (Waiting, 0),
+            (Waiting, 0),
+            (Dead, 0),
+            (Disconnecting, 1),
+            (Disconnecting, 2),
+            (Ending, 0),
+            (Ending, 0),
+        ];
+        for ((_, state), (phase, open)) in states().into_iter().zip(shown) {
+            assert_eq!(state.phase(), phase);
+            assert_eq!(state.open_connections(), open);
         }
     }
 

@@ -43,3 +43,47 @@ impl Attribute for Backend {
         writeln!(to)
     }
 }
+
+/// A session, as files show it that can be polled.
+pub(crate) trait Shown: Send + Sync + 'static {
+    /// Returns the name of the state.
+    fn state(&self) -> &'static str;
+
+    /// Returns how many connections are open, and how many there are.
+    fn connections(&self) -> (u32, usize);
+}
+
+/// The file `state`.
+pub(crate) struct State<T>(Arc<T>);
+
+impl<T: Shown> State<T> {
+    pub(crate) fn new(session: Arc<T>) -> Self {
+        Self(session)
+    }
+}
+
+impl<T: Shown> Attribute for State<T> {
+    const NAME: &'static CStr = c"state";
+
+    fn show(&self, to: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(to, "{}", self.0.state())
+    }
+}
+
+/// The file `connections`: how many are open, and how many there are.
+pub(crate) struct Connections<T>(Arc<T>);
+
+impl<T: Shown> Connections<T> {
+    pub(crate) fn new(session: Arc<T>) -> Self {
+        Self(session)
+    }
+}
+
+impl<T: Shown> Attribute for Connections<T> {
+    const NAME: &'static CStr = c"connections";
+
+    fn show(&self, to: &mut dyn fmt::Write) -> fmt::Result {
+        let (open, all) = self.0.connections();
+        writeln!(to, "{open} {all}")
+    }
+}

@@ -158,6 +158,21 @@ impl<T: DiskOperations, A: Attribute> AttributeFile<T, A> {
             content,
         })
     }
+
+    /// Wakes the tasks that poll the file for a change of its content.
+    ///
+    /// Context: may sleep.
+    pub fn notify(&self) {
+        // SAFETY: By the type invariant the file exists, in the directory of the disk's device,
+        // which `disk` keeps referenced. The function only reads the name.
+        unsafe {
+            bindings::sysfs_notify(
+                &raw mut (*bindings::disk_to_dev(self.disk.as_raw())).kobj,
+                core::ptr::null(),
+                A::NAME.as_char_ptr(),
+            )
+        };
+    }
 }
 
 impl<T: DiskOperations, A: Attribute> Drop for AttributeFile<T, A> {

@@ -299,6 +299,23 @@ impl<T: DiskOperations> GenDisk<T> {
         };
     }
 
+    /// Sends a `change` uevent with one more variable, `NAME=value`.
+    ///
+    /// Context: may sleep.
+    pub fn notify_change_with(&self, variable: &CStr) {
+        let mut env = [variable.as_char_ptr().cast_mut(), ptr::null_mut()];
+        // SAFETY: The device is embedded in the disk, which is borrowed. The function returns an
+        // error if the device was not added. The array ends with a null pointer, and the function
+        // only reads the string.
+        unsafe {
+            bindings::kobject_uevent_env(
+                &raw mut (*bindings::disk_to_dev(self.as_raw())).kobj,
+                bindings::kobject_action_KOBJ_CHANGE,
+                env.as_mut_ptr(),
+            )
+        };
+    }
+
     /// Makes the next open scan for partitions.
     ///
     /// Context: any.

@@ -98,6 +98,14 @@ impl GenlMsg {
         self.put(attrtype, &value)
     }
 
+    /// Puts a `u64` attribute into the message.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn put_u64(&mut self, attrtype: c_int, value: u64) -> Result {
+        self.put(attrtype, &value)
+    }
+
     /// Puts an attribute into the message that contains those that are put into it. If it is
     /// dropped before [`Nest::end`], the message is as it was before.
     ///
@@ -217,6 +225,22 @@ impl Nest<'_> {
     #[inline]
     pub fn put_u32(&mut self, attrtype: c_int, value: u32) -> Result {
         self.msg.put_u32(attrtype, value)
+    }
+
+    /// Puts a `u64` attribute into this one.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn put_u64(&mut self, attrtype: c_int, value: u64) -> Result {
+        self.msg.put_u64(attrtype, value)
+    }
+
+    /// Puts a string attribute into this one, with a NUL at its end.
+    ///
+    /// Context: any.
+    #[inline]
+    pub fn put_string(&mut self, attrtype: c_int, value: &CStr) -> Result {
+        self.msg.put_string(attrtype, value)
     }
 
     /// Puts an attribute into this one that contains others.
