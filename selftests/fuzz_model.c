@@ -52,6 +52,7 @@ static const struct op ops[] = {
 	{ "nl_disconnect", 18, take_nl_disconnect },
 	{ "nl_reconfigure", 60, take_nl_reconfigure },
 	{ "nl_status", 30, take_nl_status },
+	{ "nl_place", 20, take_nl_place },
 };
 
 /* What a device can be like after a step. */

@@ -10,7 +10,9 @@
  *	helper_genl persist ...: the same, then prints "dead" for each connection that dies, and
  *		gives the device a new one, "again", as soon as the server on the socket answers;
  *		until the device is disconnected
- *	helper_genl reconfigure -i INDEX ...: the same options, with -u and -n for new sockets
+ *	helper_genl reconfigure -i INDEX ...: the same options, with -u and -n for new sockets; with
+ *		-k K for the connections from number K on, which are replaced or added
+ *	helper_genl remove INDEX K: remove the connection number K
  *	helper_genl disconnect INDEX...
  *	helper_genl status [INDEX]: prints "INDEX CONNECTED" lines
  *	helper_genl events: prints "ready", and "dead INDEX" for each connection that dies
@@ -35,10 +37,11 @@ static struct nl_msg msg;
 static struct nl_answer answer;
 
 static struct {
-	long long index, size, blksize, timeout, dead, cflags;
+	long long index, size, blksize, timeout, dead, cflags, first;
 	const char *sock, *backend;
 	int n;
-} opt = { .index = -1, .size = -1, .blksize = -1, .timeout = -1, .dead = -1, .cflags = -1, .n = 1 };
+} opt = { .index = -1, .size = -1, .blksize = -1, .timeout = -1, .dead = -1, .cflags = -1,
+	  .first = -1, .n = 1 };
 
 static int failed(int ret)
 {
@@ -207,12 +210,28 @@ static int do_reconfigure(void)
 	if (opt.size >= 0)
 		nl_u64(&msg, NBD_ATTR_SIZE_BYTES, opt.size);
 	put_options();
-	if (n)
+	if (n && opt.first >= 0) {
+		int index[64];
+
+		for (i = 0; i < n; i++)
+			index[i] = opt.first + i;
+		nl_conns(&msg, index, fd, n);
+	} else if (n) {
 		nl_socks(&msg, fd, n);
+	}
 	ret = talk();
 	for (i = 0; i < n; i++)
 		close(fd[i]);
 	return ret;
+}
+
+static int do_remove(int index, int connection)
+{
+	int none = -1;
+
+	nl_begin(&msg, NBD_CMD_RECONFIGURE, index);
+	nl_conns(&msg, &connection, &none, 1);
+	return talk();
 }
 
 static bool is_connected(void)
@@ -405,7 +424,7 @@ static int options(int argc, char **argv)
 {
 	int c;
 
-	while ((c = getopt(argc, argv, "i:u:n:s:b:t:D:c:B:")) != -1) {
+	while ((c = getopt(argc, argv, "i:u:n:s:b:t:D:c:B:k:")) != -1) {
 		long long v = optarg ? strtoll(optarg, NULL, 0) : 0;
 
 		switch (c) {
@@ -417,6 +436,9 @@ static int options(int argc, char **argv)
 			break;
 		case 'n':
 			opt.n = v;
+			break;
+		case 'k':
+			opt.first = v;
 			break;
 		case 's':
 			opt.size = v;
@@ -469,6 +491,10 @@ int main(int argc, char **argv)
 				return failed(ret);
 		}
 		return 0;
+	}
+	if (!strcmp(what, "remove") && argc == 3) {
+		ret = do_remove(atoi(argv[1]), atoi(argv[2]));
+		return ret ? failed(ret) : 0;
 	}
 	if (!strcmp(what, "status")) {
 		nl_begin(&msg, NBD_CMD_STATUS, argc > 1 ? atoi(argv[1]) : -1);

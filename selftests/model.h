@@ -222,5 +222,6 @@ int take_nl_connect_any(struct step *s);
 int take_nl_disconnect(struct step *s);
 int take_nl_reconfigure(struct step *s);
 int take_nl_status(struct step *s);
+int take_nl_place(struct step *s);
 
 #endif /* MODEL_H */

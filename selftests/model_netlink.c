@@ -228,3 +228,76 @@ int take_nl_status(struct step *s)
 	see_status(s->dev);
 	return TAKEN;
 }
+
+/* The one of these sockets that the driver has closed, or NULL. */
+static struct sock *closed_sock(struct sock **own, int n)
+{
+	int i;
+
+	for (i = 0; i < n * 1000; i++)
+		if (saw_eof(own[i % n]->fd, 1))
+			return own[i % n];
+	return NULL;
+}
+
+/* A connection is replaced, added or removed by its number. */
+int take_nl_place(struct step *s)
+{
+	enum { REPLACE, ADD, REMOVE } what = s->arg % 3;
+	struct mdev *m = &devs[s->dev];
+	int fd = -1, error = 0, index, next, n;
+	struct sock *own[SOCKS], *sock = NULL, *gone;
+	struct nl_answer r;
+	struct nl_msg msg;
+	bool open;
+
+	/* What is in flight would stay with the server that has it. */
+	if (m->state != RUNNING || !m->netlink || m->mute || (m->alive && is_pending(s->dev)))
+		return LEFT_OUT;
+	if (what == ADD && m->conns >= 6)
+		return LEFT_OUT;
+	nl_begin(&msg, NBD_CMD_STATUS, nl_index(s->dev));
+	nl_u32(&msg, NBD_ATTR_FIRST_CONNECTION, 0);
+	want(fuzz_ask(&genl, &msg, &r), 0, "STATUS");
+	want(r.nconns, m->conns, "connections");
+	if (!r.nconns)
+		return TAKEN;
+	index = s->arg / 3 % r.nconns;
+	open = r.conn[index].value[NL_CONN_STATE] == NL_OPEN;
+	index = r.conn[index].value[NL_CONN_INDEX];
+	for (next = 0; next < r.nconns && r.conn[next].value[NL_CONN_INDEX] == next; next++)
+		;
+	if (what == ADD) {
+		index = next;
+		open = false;
+		error = m->params.multi ? 0 : -EINVAL;
+	} else if (what == REMOVE && (m->conns == 1 || (open && m->alive == 1))) {
+		error = -EBUSY;
+	}
+	n = kept_socks(s->dev, own);
+	if (what != REMOVE && !new_socks(s->dev, 1, KIND_UNIX, &fd, &sock))
+		return LEFT_OUT;
+	if (fd >= 0)
+		sock->stamp = m->stamp;
+	nl_begin(&msg, NBD_CMD_RECONFIGURE, nl_index(s->dev));
+	nl_conns(&msg, &index, &fd, 1);
+	want(fuzz_ask(&genl, &msg, &r), error, "RECONFIGURE of a connection");
+	if (fd >= 0) {
+		close_fds(&fd, 1);
+		sock->state = error ? SOCK_DROPPED : SOCK_KEPT;
+	}
+	if (error)
+		return TAKEN;
+	if (open) {
+		gone = closed_sock(own, n);
+		if (gone)
+			gone->state = SOCK_DROPPED;
+		else
+			fuzz_fail("nbd%d: the previous socket is still held", m->dev.index);
+	}
+	m->conns += (what == ADD) - (what == REMOVE);
+	m->alive += (what != REMOVE) - open;
+	if (what != REMOVE)
+		m->given_up = false;
+	return TAKEN;
+}

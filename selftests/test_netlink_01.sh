@@ -28,13 +28,16 @@ TESTS=(
 	"the device works"
 	"the flags arrived"
 	"the backend identifier arrived"
+	"status with the session"
 	"reconfigure"
 	"a wrong backend is refused"
 	"a missing attribute has its name"
 	"link-dead is announced"
 	"reconfigure with a new socket"
 	"the device works again"
+	"a connection is replaced"
 	"disconnect"
+	"link-up and session-end are announced"
 	"disconnect of nothing"
 )
 nbd_begin $((${#TESTS[@]} + 2))
@@ -141,6 +144,22 @@ test("the device works", equal(read(), b"N" * 4096))
 test("the flags arrived", equal(sysfs("ro"), "1"), equal(sysfs("queue/write_cache"), "write back"),
      equal(sysfs("size"), str(SIZE // 512)), equal(sysfs("queue/logical_block_size"), "4096"))
 test("the backend identifier arrived", equal(sysfs("backend"), "the spec"))
+
+
+def session():
+    return ynl.do("status", {"index": index, "first-connection": 0}).get("session", {})
+
+
+def connection():
+    return session().get("connection", [{}])[0]
+
+
+seen = ynl.do("status", {"index": index, "first-connection": 0})
+test("status with the session", equal(seen.get("size-bytes"), SIZE),
+     equal(seen.get("dead-conn-timeout"), 10), equal(seen.get("backend-identifier"), "the spec"),
+     equal([session().get(a) for a in ("state", "origin", "connections")], ["live", "netlink", 1]),
+     equal([connection().get(a) for a in ("index", "state", "peer-address")],
+           [0, "open", "unnamed"]))
 ynl.do("reconfigure", {"index": index, "size-bytes": SIZE * 2, "backend-identifier": "the spec"})
 test("reconfigure", equal(sysfs("size"), str(SIZE * 2 // 512)))
 try:
@@ -164,8 +183,19 @@ ynl.do("reconfigure", {"index": index, "backend-identifier": "the spec",
 ours.close()
 test("reconfigure with a new socket", equal(connected(), [(index, 1)]))
 test("the device works again", equal(read(), b"N" * 4096))
+before = connection().get("generation", 0)
+ours, theirs = server()
+ynl.do("reconfigure", {"index": index, "backend-identifier": "the spec",
+                       "sockets": {"item": [{"fd": ours.fileno(), "index": 0}]}})
+ours.close()
+test("a connection is replaced", equal(connection().get("generation", 0) > before, True),
+     equal(read(), b"N" * 4096))
 ynl.do("disconnect", {"index": index})
 test("disconnect", equal(connected(), [(index, 0)]), equal(sysfs("size"), "0"))
+heard = [(n["name"], n["msg"]) for n, _ in zip(ynl.poll_ntf(duration=3), range(3))]
+up = ("link-up", {"index": index, "connection-index": 0})
+test("link-up and session-end are announced",
+     equal(heard, [up, up, ("session-end", {"index": index, "end-reason": "requested"})]))
 try:
     ynl.do("disconnect", {"index": 30000})
     test("disconnect of nothing", "no error")

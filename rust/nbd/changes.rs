@@ -5,9 +5,19 @@
 use crate::{params::Params, protocol::ClientFlags};
 use kernel::{block::mq::MAX_TIMEOUT, net::socket::Socket, prelude::*};
 
+/// A change of a connection of a running session.
+pub(crate) struct ConnectionChange {
+    pub(crate) index: u32,
+    /// The new socket. Without one the connection is removed.
+    pub(crate) socket: Option<Socket>,
+}
+
 /// The changes that a netlink message requests. `None` leaves a parameter as it is.
 pub(crate) struct Changes {
+    /// Sockets for connections that have none.
     pub(crate) sockets: KVec<Socket>,
+    /// Changes of connections by their numbers.
+    pub(crate) connections: KVec<ConnectionChange>,
     pub(crate) size: Option<u64>,
     pub(crate) block_size: Option<u64>,
     pub(crate) timeout: Option<u64>,
@@ -46,6 +56,7 @@ mod tests {
     fn no_changes() -> Changes {
         Changes {
             sockets: KVec::new(),
+            connections: KVec::new(),
             size: None,
             block_size: None,
             timeout: None,

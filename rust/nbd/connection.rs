@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A connection: a place in a session. It has a link, or none until a reconnect brings one.
+//! A connection: a place in a session. It has a link, or none until a reconnect brings one. Links
+//! that it had before may drain: they get no new requests, and their servers may still answer.
 
 use crate::{
     error::LinkError,
     link::{Broken, Link, Sent},
+    refusal::MAX_DRAINING,
     request::Queue, //
 };
+use core::mem;
 use kernel::{
     block::mq::OwnedRequest,
     net::socket::Wait,
@@ -27,28 +30,47 @@ const DRAIN_MS: i64 = 1000;
 /// in this time.
 const MIN_REPORT_AGE_MS: i64 = 1000;
 
-/// A link whose server is shutting down. It gets no new requests.
+/// Links that drain, or drained until now.
+pub(crate) type DrainingLinks = [Option<Arc<Link>>; MAX_DRAINING];
+
+/// A link that gets no new requests, and whose server may still answer.
 struct Draining {
     /// `None` once the link is closed.
     link: Option<Arc<Link>>,
-    since: Instant<Monotonic>,
+    /// When its last [`DRAIN_MS`] have begun. `None` while requests are in flight on a link that
+    /// was replaced: it may drain until one of them times out.
+    since: Option<Instant<Monotonic>>,
     /// When the link was created, if its link error was not reported yet.
     unreported: Option<Instant<Monotonic>>,
 }
 
 impl Draining {
+    fn has(&self, generation: u64) -> bool {
+        let link = self.link.as_ref();
+        link.is_some_and(|link| link.generation() == generation)
+    }
+
     fn is_over(&self) -> bool {
         self.link.is_none() && self.unreported.is_none()
+    }
+
+    /// Returns when the last [`DRAIN_MS`] have begun. They begin when no request is in flight.
+    fn last_part(&mut self) -> Option<Instant<Monotonic>> {
+        let link = self.link.as_ref()?;
+        if self.since.is_none() && !link.is_draining() {
+            self.since = Some(Instant::now());
+        }
+        self.since
     }
 }
 
 /// What is due on a connection.
 #[derive(Default)]
 pub(crate) struct Due {
-    /// The time of this link is over.
-    pub(crate) link: Option<Arc<Link>>,
-    /// A link error has to be reported.
-    pub(crate) notify: bool,
+    /// The time of these links is over.
+    pub(crate) links: DrainingLinks,
+    /// The number of link errors that have to be reported.
+    pub(crate) notify: u32,
 }
 
 /// Whether a time limit of `limit` milliseconds from `since` is still pending. If so, lowers `next`
@@ -79,21 +101,93 @@ pub(crate) struct ConnectionStatus {
     pub(crate) state: ConnectionState,
     /// The current link.
     pub(crate) link: Option<Arc<Link>>,
-    /// An earlier link that drains.
-    pub(crate) draining: Option<Arc<Link>>,
+    /// Earlier links that drain.
+    pub(crate) draining: DrainingLinks,
     /// When the last link was lost, if any was.
     pub(crate) lost: Option<Instant<Monotonic>>,
 }
 
+/// The current link of a connection.
+enum Current {
+    /// It gets requests.
+    Link(Arc<Link>),
+    /// There is none. A reconnect can bring one.
+    Vacant,
+    /// There is none. The connection was removed from the session.
+    Removed,
+}
+
+impl Current {
+    fn link(&self) -> Option<&Arc<Link>> {
+        match self {
+            Self::Link(link) => Some(link),
+            Self::Vacant | Self::Removed => None,
+        }
+    }
+
+    /// Takes the link out, if there is one.
+    fn take(&mut self) -> Option<Arc<Link>> {
+        match mem::replace(self, Self::Vacant) {
+            Self::Link(link) => Some(link),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
 /// The links of a connection.
 struct Links {
-    /// The link that gets requests.
-    current: Option<Arc<Link>>,
+    current: Current,
     /// When the last link was lost.
     lost: Option<Instant<Monotonic>>,
-    draining: Option<Draining>,
+    /// At most [`MAX_DRAINING`], for which there is room from the beginning.
+    draining: KVec<Draining>,
     /// The link that was current when the session began to end.
     last: Option<Arc<Link>>,
+}
+
+impl Links {
+    fn current(&self) -> Option<&Arc<Link>> {
+        self.current.link()
+    }
+
+    /// Whether this is the current link.
+    fn is_current(&self, link: &Link) -> bool {
+        self.current().is_some_and(|current| current.is(link))
+    }
+
+    fn has_room(&self) -> bool {
+        self.draining.len() < MAX_DRAINING
+    }
+
+    /// Removes what is over.
+    fn tidy(&mut self) {
+        self.draining.retain(|one| !one.is_over());
+    }
+
+    /// Returns the links that drain.
+    fn draining(&self) -> DrainingLinks {
+        let mut links = self.draining.iter().map(|one| one.link.clone());
+        core::array::from_fn(|_| links.next().flatten())
+    }
+
+    /// Has the current link drain, and leaves `current` in its place. Returns the link. The caller
+    /// has checked that there is [room](Self::has_room).
+    fn retire(&mut self, current: Current) -> Option<Arc<Link>> {
+        let link = match mem::replace(&mut self.current, current) {
+            Current::Link(link) => link,
+            Current::Vacant | Current::Removed => return None,
+        };
+        // There is room.
+        let _ = self.draining.push_within_capacity(Draining {
+            link: Some(link.clone()),
+            since: None,
+            unreported: None,
+        });
+        Some(link)
+    }
 }
 
 /// Why a push or a flush has failed.
@@ -126,6 +220,17 @@ pub(crate) struct Connection {
 impl Connection {
     /// Creates a connection with a link. Context: may sleep.
     pub(crate) fn new(index: u32, link: Arc<Link>) -> Result<Arc<Self>> {
+        Self::with(index, Current::Link(link))
+    }
+
+    /// Creates a connection that is not part of the session before [`Self::replace`]. Context: may
+    /// sleep.
+    pub(crate) fn new_removed(index: u32) -> Result<Arc<Self>> {
+        Self::with(index, Current::Removed)
+    }
+
+    fn with(index: u32, current: Current) -> Result<Arc<Self>> {
+        let draining = KVec::with_capacity(MAX_DRAINING, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 index,
@@ -133,9 +238,9 @@ impl Connection {
                 pending_up: Atomic::new(0),
                 last_error <- new_spinlock!(None),
                 links <- new_spinlock!(Links {
-                    current: Some(link),
+                    current,
                     lost: None,
-                    draining: None,
+                    draining,
                     last: None,
                 }),
             }),
@@ -149,33 +254,60 @@ impl Connection {
 
     /// Returns the link that gets requests, if there is one.
     pub(crate) fn link(&self) -> Option<Arc<Link>> {
-        self.links.lock().current.clone()
+        self.links.lock().current().cloned()
+    }
+
+    /// Returns the link of this generation, if the connection has it and its server may answer.
+    pub(crate) fn link_of(&self, generation: u64) -> Option<Arc<Link>> {
+        let links = self.links.lock();
+        let draining = links.draining.iter().filter_map(|one| one.link.as_ref());
+        Iterator::chain(links.current().into_iter(), draining)
+            .find(|link| link.generation() == generation)
+            .cloned()
     }
 
     /// Whether the connection takes requests now.
     pub(crate) fn is_open(&self) -> bool {
         let links = self.links.lock();
-        links.current.as_ref().is_some_and(|link| link.is_open())
+        links.current().is_some_and(|link| link.is_open())
     }
 
     /// Whether there is no link, so that a reconnect can bring one.
     pub(crate) fn is_vacant(&self) -> bool {
-        self.links.lock().current.is_none()
+        matches!(self.links.lock().current, Current::Vacant)
+    }
+
+    /// Whether there is a link that gets requests, or did until the server was told that none
+    /// follow.
+    pub(crate) fn has_link(&self) -> bool {
+        self.links.lock().current().is_some()
+    }
+
+    /// Whether the connection was removed from the session.
+    pub(crate) fn is_removed(&self) -> bool {
+        matches!(self.links.lock().current, Current::Removed)
+    }
+
+    /// Whether the current link can be replaced or removed, as not too many drain already.
+    pub(crate) fn can_drain(&self) -> bool {
+        self.links.lock().has_room()
     }
 
     /// Whether the connection is open and the server has answered everything. This is a hint.
     pub(crate) fn is_idle(&self) -> bool {
         let links = self.links.lock();
-        links.current.as_ref().is_some_and(|link| link.is_idle())
+        links.current().is_some_and(|link| link.is_idle())
     }
 
-    /// Whether no request is in flight and the server was told that no requests follow, or there is
+    /// Whether no request is in flight, and the server was told that no requests follow or there is
     /// no link. Context: may sleep.
     pub(crate) fn is_quiet(&self) -> bool {
-        match self.link() {
-            Some(link) => link.is_disconnected() && !link.has_requests(),
-            None => true,
-        }
+        let (current, draining) = {
+            let links = self.links.lock();
+            (links.current().cloned(), links.draining())
+        };
+        current.as_ref().is_none_or(|link| link.is_disconnected())
+            && !Iterator::chain(draining.iter().flatten(), &current).any(|link| link.has_requests())
     }
 
     pub(crate) fn count_replay(&self) {
@@ -194,30 +326,28 @@ impl Connection {
     /// Returns the name of the state for debugfs, and the link.
     pub(crate) fn describe(&self) -> (&'static str, Option<Arc<Link>>) {
         let links = self.links.lock();
-        if let Some(link) = &links.current {
+        if let Some(link) = links.current() {
             return (link.describe(), Some(link.clone()));
         }
-        match &links.draining {
-            Some(Draining {
-                link: Some(link), ..
-            }) => ("leaving", Some(link.clone())),
-            _ => ("closed", None),
+        match links.draining().into_iter().flatten().next() {
+            Some(link) => ("leaving", Some(link)),
+            None => ("closed", None),
         }
     }
 
     /// Returns what users see.
     pub(crate) fn status(&self) -> ConnectionStatus {
         let links = self.links.lock();
-        let draining = links.draining.as_ref().and_then(|one| one.link.clone());
-        let state = match (&links.current, &draining) {
-            (Some(link), _) if link.is_open() => ConnectionState::Open,
-            (Some(_), _) => ConnectionState::Closing,
-            (None, Some(_)) => ConnectionState::Draining,
-            (None, None) => ConnectionState::Vacant,
+        let draining = links.draining();
+        let state = match links.current() {
+            Some(link) if link.is_open() => ConnectionState::Open,
+            Some(_) => ConnectionState::Closing,
+            None if draining.iter().any(|one| one.is_some()) => ConnectionState::Draining,
+            None => ConnectionState::Vacant,
         };
         ConnectionStatus {
             state,
-            link: links.current.clone(),
+            link: links.current().cloned(),
             draining,
             lost: links.lost,
         }
@@ -228,15 +358,29 @@ impl Connection {
         self.pending_up.xchg(0, Relaxed)
     }
 
-    /// Installs a link. Hands it back if there is one already.
+    /// Installs a link. Hands it back unless the connection is vacant.
     pub(crate) fn open(&self, link: Arc<Link>) -> Result<(), Arc<Link>> {
         let mut links = self.links.lock();
-        if links.current.is_some() {
+        if !matches!(links.current, Current::Vacant) {
             return Err(link);
         }
-        links.current = Some(link);
+        links.current = Current::Link(link);
         self.pending_up.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    /// Installs a link, also in a connection that was removed. Returns the previous link, which
+    /// drains: the caller calls [`Link::drain`]. The caller has asked [`Self::can_drain`], under
+    /// `Session::inner`, with which this is called, too.
+    pub(crate) fn replace(&self, link: Arc<Link>) -> Option<Arc<Link>> {
+        let previous = self.links.lock().retire(Current::Link(link));
+        self.pending_up.fetch_add(1, Relaxed);
+        previous
+    }
+
+    /// Removes the connection from the session. Otherwise as [`Self::replace`].
+    pub(crate) fn remove(&self) -> Option<Arc<Link>> {
+        self.links.lock().retire(Current::Removed)
     }
 
     /// Queues a request. With `last`, everything that is queued is sent at once. Without it, the
@@ -251,7 +395,7 @@ impl Connection {
     ) -> Result<Sent, PushError> {
         let (link, sender) = {
             let links = self.links.lock();
-            let Some(link) = &links.current else {
+            let Some(link) = links.current() else {
                 return Err(PushError::Closed(rq));
             };
             // The lock is held, so that a task that takes the link out finds the request published.
@@ -270,7 +414,7 @@ impl Connection {
     pub(crate) fn flush(&self) -> Result<Sent, PushError> {
         let (link, sender) = {
             let links = self.links.lock();
-            let Some(link) = &links.current else {
+            let Some(link) = links.current() else {
                 return Ok(Sent::Requests);
             };
             match link.take_sender() {
@@ -287,12 +431,11 @@ impl Connection {
     pub(crate) fn take_failed(&self, link: &Link, error: LinkError) -> bool {
         let taken = {
             let mut links = self.links.lock();
-            match &links.current {
-                Some(current) if current.is(link) => {
-                    links.lost = Some(Instant::now());
-                    links.current.take()
-                }
-                _ => None,
+            if links.is_current(link) {
+                links.lost = Some(Instant::now());
+                links.current.take()
+            } else {
+                None
             }
         };
         if taken.is_some() {
@@ -304,22 +447,27 @@ impl Connection {
     /// As [`Self::take_failed`], but the link drains until [`Self::finish_drain`] is called or its
     /// time is over. The caller reports the link errors that are due.
     ///
-    /// Returns `None` if the link is not current. Otherwise hands back an earlier link that drains,
-    /// which the caller closes.
+    /// Returns `None` if the link is not current. Otherwise hands back an earlier link that drains
+    /// if there are too many, which the caller closes.
     pub(crate) fn start_drain(&self, link: &Link) -> Option<DrainStart> {
         let left = {
             let mut links = self.links.lock();
-            match &links.current {
-                Some(current) if current.is(link) => {}
-                _ => return None,
+            if !links.is_current(link) {
+                return None;
             }
             let link = links.current.take();
             links.lost = Some(Instant::now());
             let created = link.as_ref().map(|link| link.created());
             let young = created.filter(|created| created.elapsed().as_millis() < MIN_REPORT_AGE_MS);
-            let previous = links.draining.replace(Draining {
+            let previous = if links.has_room() {
+                None
+            } else {
+                links.draining.remove(0).ok()
+            };
+            // There is room.
+            let _ = links.draining.push_within_capacity(Draining {
                 link,
-                since: Instant::now(),
+                since: Some(Instant::now()),
                 unreported: young,
             });
             let unreported = previous.as_ref().is_some_and(|e| e.unreported.is_some());
@@ -336,26 +484,25 @@ impl Connection {
     pub(crate) fn finish_drain(&self, link: &Link) {
         let _link = {
             let mut links = self.links.lock();
-            let draining = links.draining.as_mut();
-            let gone = draining.and_then(|draining| match &draining.link {
-                Some(one) if one.is(link) => draining.link.take(),
-                _ => None,
-            });
-            if links.draining.as_ref().is_some_and(Draining::is_over) {
-                links.draining = None;
-            }
+            let mut draining = links.draining.iter_mut();
+            let one = draining.find(|one| one.has(link.generation()));
+            let gone = one.and_then(|one| one.link.take());
+            links.tidy();
             gone
         };
     }
 
     /// Whether the link of this generation is draining.
     pub(crate) fn is_draining(&self, generation: u64) -> bool {
-        match &self.links.lock().draining {
-            Some(Draining {
-                link: Some(link), ..
-            }) => link.generation() == generation,
-            _ => false,
-        }
+        let links = self.links.lock();
+        links.draining.iter().any(|one| one.has(generation))
+    }
+
+    /// Whether any earlier link has requests in flight.
+    pub(crate) fn drains(&self) -> bool {
+        let links = self.links.lock();
+        let mut draining = links.draining.iter().filter_map(|one| one.link.as_ref());
+        draining.any(|link| link.is_draining())
     }
 
     /// Returns what is due. Lowers `next` to the milliseconds until something is. Context: does not
@@ -363,46 +510,43 @@ impl Connection {
     pub(crate) fn due(&self, next: &mut Option<i64>) -> Due {
         let mut due = Due::default();
         let mut links = self.links.lock();
-        let Some(draining) = &mut links.draining else {
-            return due;
-        };
-        if draining.link.is_some() && !waits(next, draining.since, DRAIN_MS) {
-            due.link = draining.link.take();
-        }
-        if let Some(created) = draining.unreported {
-            if !waits(next, created, MIN_REPORT_AGE_MS) {
-                draining.unreported = None;
-                due.notify = true;
+        for (one, link) in links.draining.iter_mut().zip(&mut due.links) {
+            if let Some(since) = one.last_part() {
+                if !waits(next, since, DRAIN_MS) {
+                    *link = one.link.take();
+                }
+            }
+            if let Some(created) = one.unreported {
+                if !waits(next, created, MIN_REPORT_AGE_MS) {
+                    one.unreported = None;
+                    due.notify += 1;
+                }
             }
         }
-        if draining.is_over() {
-            links.draining = None;
-        }
+        links.tidy();
         due
     }
 
-    /// Closes the connection. The caller ensures that it is not opened again. A link that drains is
-    /// closed, too, unless it may use its `time`. Returns how many link errors were not reported
-    /// yet. Context: does not sleep.
+    /// Closes the connection. The caller ensures that it is not opened again. Links that drain are
+    /// closed, too, except for those in their last part if they may use that `time`. Returns how
+    /// many link errors were not reported yet. Context: does not sleep.
     pub(crate) fn close(&self, time: bool) -> u32 {
         let (current, draining, unreported) = {
             let mut links = self.links.lock();
             let current = links.current.take();
             links.last = current.clone();
-            let mut draining = None;
+            let mut draining = DrainingLinks::default();
             let mut unreported = 0;
-            if let Some(one) = &mut links.draining {
-                unreported = u32::from(one.unreported.take().is_some());
-                if !time {
-                    draining = one.link.take();
+            for (one, link) in links.draining.iter_mut().zip(&mut draining) {
+                unreported += u32::from(one.unreported.take().is_some());
+                if !time || one.since.is_none() {
+                    *link = one.link.take();
                 }
             }
-            if links.draining.as_ref().is_some_and(Draining::is_over) {
-                links.draining = None;
-            }
+            links.tidy();
             (current, draining, unreported)
         };
-        for link in [current, draining].into_iter().flatten() {
+        for link in Iterator::chain(draining.into_iter(), [current]).flatten() {
             drop(link.close());
             link.shut_down();
         }

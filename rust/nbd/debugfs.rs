@@ -79,7 +79,7 @@ fn connections(disk: &ARef<Disk>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Some(session) = disk.data().configured_session() else {
         return Ok(());
     };
-    for connection in session.connections() {
+    for connection in session.connections().filter(|one| !one.is_removed()) {
         let (state, link) = connection.describe();
         write!(f, "{}: {}", connection.index(), state)?;
         if let Some(link) = link {

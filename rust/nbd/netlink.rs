@@ -7,7 +7,10 @@
 mod status;
 
 use crate::{
-    changes::Changes,
+    changes::{
+        Changes,
+        ConnectionChange, //
+    },
     device::{
         ClaimedDevice,
         Setup, //
@@ -100,7 +103,9 @@ static POLICY: [Policy; 15] = [
 const SOCK_ITEM: c_int = 1;
 /// An attribute of [`SOCK_ITEM`].
 const SOCK_FD: c_int = 1;
-static SOCK_POLICY: [Policy; 2] = [Policy::UNSPEC, Policy::U32];
+/// An attribute of [`SOCK_ITEM`].
+const SOCK_INDEX: c_int = 2;
+static SOCK_POLICY: [Policy; 3] = [Policy::UNSPEC, Policy::U32, Policy::U32];
 
 static OPERATIONS: [Operation<Nbd>; 4] = [
     Operation::lenient(CONNECT),
@@ -204,31 +209,51 @@ fn number(info: &Info<'_>, attr: c_int) -> Result<Option<u64>> {
     info.attr(attr).map(|attr| attr.u64()).transpose()
 }
 
-/// Returns the sockets in the message.
-fn sockets(info: &Info<'_>) -> Result<KVec<Socket>> {
+/// Returns the sockets in the message without a number of a connection, and the changes of
+/// connections that have one.
+fn sockets(info: &Info<'_>) -> Result<(KVec<Socket>, KVec<ConnectionChange>)> {
     let Some(list) = info.attr(SOCKETS) else {
-        return Ok(KVec::new());
+        return Ok((KVec::new(), KVec::new()));
     };
     let count = list.items().count();
     let mut sockets = KVec::with_capacity(count.min(MAX_CONNECTIONS), GFP_KERNEL)?;
+    let mut connections: KVec<ConnectionChange> = KVec::new();
     for item in list.items() {
         if item.kind() != SOCK_ITEM {
             info.refuse(Some(item), fmt!("not a socket item"));
             return Err(EINVAL);
         }
         let item = item.parse(&SOCK_POLICY, info).map_err(|_| EINVAL)?;
-        let Some(fd) = item.attr(SOCK_FD) else {
-            continue;
+        let socket = match item.attr(SOCK_FD) {
+            Some(fd) => Some(socket(fd).inspect_err(|_| {
+                info.refuse(
+                    Some(fd),
+                    fmt!("the descriptor is no TCP or AF_UNIX stream socket"),
+                )
+            })?),
+            None => None,
         };
-        let socket = socket(fd).inspect_err(|_| {
-            info.refuse(
-                Some(fd),
-                fmt!("the descriptor is no TCP or AF_UNIX stream socket"),
-            )
-        })?;
-        sockets.push(socket, GFP_KERNEL)?;
+        match (item.attr(SOCK_INDEX), socket) {
+            (Some(attr), socket) => {
+                let index = attr.u32()?;
+                if connections.iter().any(|one| one.index == index) {
+                    info.refuse(Some(attr), fmt!("connection {index} is given twice"));
+                    return Err(EINVAL);
+                }
+                connections.push(ConnectionChange { index, socket }, GFP_KERNEL)?;
+            }
+            (None, Some(socket)) => sockets.push(socket, GFP_KERNEL)?,
+            (None, None) => {}
+        }
     }
-    Ok(sockets)
+    if !sockets.is_empty() && !connections.is_empty() {
+        info.refuse(
+            Some(list),
+            fmt!("give an index for all sockets or for none"),
+        );
+        return Err(EINVAL);
+    }
+    Ok((sockets, connections))
 }
 
 fn socket(fd: Attr<'_>) -> Result<Socket> {
@@ -239,13 +264,15 @@ fn socket(fd: Attr<'_>) -> Result<Socket> {
 
 /// Returns the changes that the message requests, with its sockets.
 fn changes(info: &Info<'_>) -> Result<Changes> {
+    let (sockets, connections) = sockets(info)?;
     Ok(Changes {
         size: number(info, SIZE_BYTES)?,
         block_size: number(info, BLOCK_SIZE_BYTES)?,
         timeout: number(info, TIMEOUT)?,
         dead_conn_timeout: number(info, DEAD_CONN_TIMEOUT)?,
         client: number(info, CLIENT_FLAGS)?.map(ClientFlags::new),
-        sockets: sockets(info)?,
+        sockets,
+        connections,
     })
 }
 
@@ -289,6 +316,13 @@ fn connect(driver: &Arc<Driver>, info: &Info<'_>) -> Result {
     let params = params.with_flags(flags);
     let backend = backend(info).map(copy).transpose()?;
 
+    if !changes.connections.is_empty() {
+        info.refuse(
+            info.attr(SOCKETS),
+            fmt!("connect numbers the connections itself: give no index"),
+        );
+        return Err(EINVAL);
+    }
     let sockets = core::mem::take(&mut changes.sockets);
     if sockets.is_empty() {
         info.refuse(info.attr(SOCKETS), fmt!("give at least one socket"));

@@ -8,6 +8,9 @@ use kernel::{fmt, prelude::*, task::Comm};
 /// machine with several memory nodes.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
+/// The number of earlier sockets of a connection whose servers may still answer.
+pub(crate) const MAX_DRAINING: usize = 4;
+
 /// Why an operation was refused.
 pub(crate) enum Refusal {
     /// Another process, which is alive, is setting the device up.
@@ -39,6 +42,26 @@ pub(crate) enum Refusal {
     Dead,
     /// Requests were in flight for too long.
     InFlight,
+    /// There is no connection of this number.
+    NoConnection {
+        index: u32,
+    },
+    /// A connection that is added must have this number.
+    NextConnection {
+        next: u32,
+    },
+    /// There are [`MAX_CONNECTIONS`] already.
+    TooManyConnections,
+    /// The server does not support multiple connections.
+    OneConnection,
+    /// No other connection is open.
+    LastConnection,
+    /// Too many replaced sockets of this connection have requests in flight.
+    Draining {
+        index: u32,
+    },
+    /// A message that changes connections cannot change the block size.
+    BlockSize,
     /// The session is ending, and waits for a call of the socket of this connection.
     Ending {
         connection: Option<u32>,
@@ -48,10 +71,15 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn errno(&self) -> Error {
         match self {
-            Self::NoSocket | Self::NotConnected | Self::NetlinkSession | Self::OtherBackend => {
-                EINVAL
-            }
-            Self::TooManySockets => ENOSPC,
+            Self::NoSocket
+            | Self::NotConnected
+            | Self::NetlinkSession
+            | Self::OtherBackend
+            | Self::NoConnection { .. }
+            | Self::NextConnection { .. }
+            | Self::OneConnection
+            | Self::BlockSize => EINVAL,
+            Self::TooManySockets | Self::TooManyConnections => ENOSPC,
             Self::NoMemory => ENOMEM,
             Self::BadParameter(error) => *error,
             Self::Owned { .. }
@@ -61,6 +89,8 @@ impl Refusal {
             | Self::Removing
             | Self::Dead
             | Self::InFlight
+            | Self::LastConnection
+            | Self::Draining { .. }
             | Self::Ending { .. } => EBUSY,
         }
     }
@@ -110,6 +140,27 @@ impl fmt::Display for Refusal {
                  process keeps locked; end that process"
             ),
             Self::Dead => f.write_str("no connection is open; give sockets first"),
+            Self::NoConnection { index } => {
+                write!(f, "there is no connection {index}; status lists them")
+            }
+            Self::NextConnection { next } => {
+                write!(f, "the next connection to add is number {next}; give that")
+            }
+            Self::TooManyConnections => write!(
+                f,
+                "a device can have {MAX_CONNECTIONS} connections; replace one"
+            ),
+            Self::OneConnection => {
+                f.write_str("the server does not support multiple connections; replace 0")
+            }
+            Self::LastConnection => f.write_str("no other connection is open; add one first"),
+            Self::Draining { index } => write!(
+                f,
+                "requests wait on {MAX_DRAINING} earlier sockets of connection {index}; try later"
+            ),
+            Self::BlockSize => {
+                f.write_str("sockets with an index are given; change the block size alone")
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 //! requests to connections, `recovery` handles link errors and reconnects, and `end` ends the
 //! session.
 
+mod change;
 mod connections;
 mod end;
 mod recovery;
@@ -20,11 +21,13 @@ use crate::{
     log::Topic,
     params::Params,
     protocol::Flags,
+    refusal::MAX_CONNECTIONS,
     request::{Disk, DiskOps},
     state::Setup,
     workqueues::Workqueues,
     NbdModule, //
 };
+use connections::Places;
 use kernel::{
     block::mq::AttributeFile,
     module::ModuleRef,
@@ -91,7 +94,7 @@ pub(crate) struct Session {
     timeout: Atomic<u32>,
     /// How long requests wait while no connection is open, in seconds.
     dead_conn_timeout: Atomic<u32>,
-    connections: KVec<Arc<Connection>>,
+    places: Places<Arc<Connection>>,
     workqueues: Arc<Workqueues>,
     info: Arc<DeviceInfo>,
     /// Counts the requests that their own connection did not take, so that the open ones take
@@ -181,13 +184,17 @@ impl Session {
             return Err(EINVAL);
         }
         let workqueues = info.driver().session_workqueues()?;
-        let mut connections = KVec::with_capacity(setup.socket_count(), GFP_KERNEL)?;
+        // Only a server that supports multiple connections can get more.
+        let places = Places::new(match params.flags().multi_conn() {
+            true => MAX_CONNECTIONS,
+            false => setup.socket_count(),
+        })?;
         for index in 0..count {
             let Some(socket) = setup.pop_socket() else {
                 break;
             };
             let link = Link::new(disk, info, &workqueues, socket)?;
-            connections.push(Connection::new(index, link)?, GFP_KERNEL)?;
+            places.add(index, Connection::new(index, link)?);
         }
 
         // If memory is short, the disk keeps the queues that it has.
@@ -203,7 +210,7 @@ impl Session {
                 flags: params.flags(),
                 timeout: Atomic::new(params.timeout()),
                 dead_conn_timeout: Atomic::new(params.dead_conn_timeout()),
-                connections,
+                places,
                 workqueues,
                 info: info.clone(),
                 fallback: Atomic::new(0),
@@ -270,7 +277,7 @@ impl Session {
             if !inner.state.takes_links() {
                 return;
             }
-            for link in self.connections.iter().filter_map(|one| one.link()) {
+            for link in self.connections().filter_map(|one| one.link()) {
                 link.launch();
             }
         }
@@ -290,7 +297,7 @@ impl Session {
                 self.disk.device(),
                 "session started by task {} with {} connection(s)\n",
                 self.pid,
-                self.connections.len()
+                self.count_connections().1
             );
         }
     }
@@ -310,11 +317,6 @@ impl Session {
         }
     }
 
-    /// Wakes tasks that wait for a change of the session. Context: does not sleep.
-    pub(crate) fn wake_all(&self) {
-        self.changed.wake_all();
-    }
-
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
@@ -332,7 +334,8 @@ impl Session {
     /// Returns how many connections are open, and how many there are.
     pub(crate) fn count_connections(&self) -> (u32, usize) {
         let open = self.inner.lock().state.open_connections();
-        (open, self.connections.len())
+        let all = self.connections().filter(|one| !one.is_removed());
+        (open, all.count())
     }
 
     pub(crate) fn disk(&self) -> &Disk {
@@ -347,8 +350,9 @@ impl Session {
         &self.workqueues
     }
 
-    pub(crate) fn connections(&self) -> &[Arc<Connection>] {
-        &self.connections
+    /// Returns the connections in their order, also those that were removed.
+    pub(crate) fn connections(&self) -> impl Iterator<Item = &Arc<Connection>> {
+        self.places.iter()
     }
 
     /// Whether a netlink message has started the session.

@@ -68,7 +68,7 @@ impl WorkItem<1> for Link {
             Ok(Sent::Requests) => {}
             Ok(Sent::Disconnect) => {
                 if let Some(session) = session_of(&this) {
-                    session.wake_all();
+                    session.start_clock();
                 }
             }
             Err(broken) => match session_of(&this) {

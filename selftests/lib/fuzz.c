@@ -104,6 +104,7 @@ int fuzz_ask(struct genl *g, struct nl_msg *m, struct nl_answer *r)
 	r->ret = 0;
 	r->index = -1;
 	r->ndevs = 0;
+	r->nconns = 0;
 	r->text[0] = 0;
 	if (send(g->fd, m->buf, m->h.nlmsg_len, 0) != (ssize_t)m->h.nlmsg_len)
 		return r->ret = -errno;

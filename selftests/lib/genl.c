@@ -60,6 +60,22 @@ void nl_socks(struct nl_msg *m, const int *fd, int n)
 	nl_nest_end(m, list);
 }
 
+/* Changes of connections: a socket for each number, or -1 to remove it. */
+void nl_conns(struct nl_msg *m, const int *index, const int *fd, int n)
+{
+	struct nlattr *list = nl_nest(m, NBD_ATTR_SOCKETS), *item;
+	int i;
+
+	for (i = 0; i < n; i++) {
+		item = nl_nest(m, NBD_SOCK_ITEM);
+		if (fd[i] >= 0)
+			nl_u32(m, NBD_SOCK_FD, fd[i]);
+		nl_u32(m, NBD_SOCK_INDEX, index[i]);
+		nl_nest_end(m, item);
+	}
+	nl_nest_end(m, list);
+}
+
 /* Begin a request; what it is about follows. index < 0: none. */
 void nl_begin(struct nl_msg *m, int cmd, int index)
 {

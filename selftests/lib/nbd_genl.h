@@ -110,6 +110,7 @@ void nl_str(struct nl_msg *m, int type, const char *s);
 struct nlattr *nl_nest(struct nl_msg *m, int type);
 void nl_nest_end(struct nl_msg *m, struct nlattr *nest);
 void nl_socks(struct nl_msg *m, const int *fd, int n);
+void nl_conns(struct nl_msg *m, const int *index, const int *fd, int n);
 void nl_begin(struct nl_msg *m, int cmd, int index);
 
 #define NL_TYPE(a)	((a)->nla_type & NLA_TYPE_MASK)

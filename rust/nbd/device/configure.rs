@@ -123,6 +123,14 @@ impl Device {
             }
         }
         let new = changes.apply(params).map_err(Refusal::BadParameter)?;
+        let connections = core::mem::take(&mut changes.connections);
+        if !connections.is_empty() {
+            // That can fail when the connections are changed already.
+            if new.block_size() != params.block_size() {
+                return Err(Refusal::BlockSize);
+            }
+            session.change_connections(connections)?;
+        }
         // New sockets come first, since requests in flight may need them.
         let sockets = core::mem::take(&mut changes.sockets);
         let given = sockets.len();

@@ -184,7 +184,7 @@ fn put_session(reply: &mut Nest<'_>, session: &Session, first: u32, admin: bool)
     }
     reply.put_u64(AGE_MS, session.created().elapsed().as_millis() as u64)?;
     reply.put_u32(CONNECTIONS, session.count_connections().1 as u32)?;
-    let connections = session.connections().iter();
+    let connections = session.connections().filter(|one| !one.is_removed());
     for connection in connections.filter(|one| one.index() >= first) {
         let mut nest = reply.nest(CONNECTION)?;
         match put_connection(&mut nest, connection, admin).and_then(|()| nest.end()) {
@@ -213,8 +213,9 @@ fn put_connection(reply: &mut Nest<'_>, connection: &Connection, admin: bool) ->
         put_text(reply, LAST_ERROR, fmt!("{error}"))?;
     }
     let mut in_flight = 0;
-    if let Some(link) = &status.draining {
-        in_flight = link.in_flight();
+    let draining = status.draining.iter().flatten();
+    if draining.clone().next().is_some() {
+        in_flight = draining.map(|link| link.in_flight()).sum();
         reply.put_u32(DRAINING, in_flight)?;
     }
     if let Some(link) = &status.link {

@@ -84,7 +84,7 @@ impl Session {
 
     /// Returns the connection whose socket call the end waits for.
     fn blocked_connection(&self) -> Option<u32> {
-        let blocked = self.connections().iter().find(|one| one.is_blocked());
+        let blocked = self.connections().find(|one| one.is_blocked());
         blocked.map(|one| one.index())
     }
 
@@ -138,12 +138,7 @@ impl Session {
         }
         // The end would cut off what an upper layer protocol holds back.
         let cut = |link: Arc<Link>| link.socket().has_ulp();
-        if !self
-            .connections()
-            .iter()
-            .filter_map(|one| one.link())
-            .any(cut)
-        {
+        if !self.connections().filter_map(|one| one.link()).any(cut) {
             self.begin_end(&mut self.inner.lock(), Reason::Requested);
         }
         Ok(())
@@ -174,7 +169,7 @@ impl Session {
 
     /// Starts or stops to watch for finished requests on all links.
     fn watch(&self, on: bool) {
-        for link in self.connections().iter().filter_map(|one| one.link()) {
+        for link in self.connections().filter_map(|one| one.link()) {
             if on {
                 link.watch();
             } else {
@@ -185,7 +180,7 @@ impl Session {
 
     /// Whether every server was told that no requests follow, and has answered all.
     fn is_quiet(&self) -> bool {
-        self.connections().iter().all(|one| one.is_quiet())
+        self.connections().all(|one| one.is_quiet())
     }
 
     /// Waits for `NBD_DO_IT` until the session has ended. Ends it if the current task gets a signal
@@ -280,11 +275,7 @@ impl Session {
         };
         // A server that is shutting down may still answer for a moment.
         let may_answer = reason == Reason::ShuttingDown;
-        let unreported = self
-            .connections()
-            .iter()
-            .map(|one| one.close(may_answer))
-            .sum();
+        let unreported = self.connections().map(|one| one.close(may_answer)).sum();
         self.link_dead(unreported);
         // These requests do not wait for workers that are held up.
         self.fail_requests(|generation| self.is_draining(generation));

@@ -9,10 +9,11 @@ use crate::{
     log::Topic,
     request::Queue,
     session::{
-        state::{LinkFailure, OnLastFailure, SessionState},
+        state::{LinkFailure, OnLastFailure, Phase, SessionState},
         Origin, Session, DISCONNECT_MS,
     }, //
 };
+use core::cell::Cell;
 use kernel::{
     block::mq::OwnedRequest,
     net::socket::Socket,
@@ -32,16 +33,15 @@ impl Session {
     pub(crate) fn link_failed(self: &Arc<Self>, link: &Arc<Link>, error: LinkError) {
         let failure = {
             let mut inner = self.inner.lock();
-            let connection = self
-                .connections()
-                .iter()
-                .find(|one| one.take_failed(link, error));
+            let connection = self.connections().find(|one| one.take_failed(link, error));
             // If no connection has this link, it was given up before, or belongs to an previous
             // session. The end of that session has handled everything but what the receiver has
             // released since.
             connection.map(|one| {
                 let (failure, end) = inner.state.link_failed(error, self.on_last_failure());
-                if let Some(reason) = end {
+                // A disconnect leaves time to servers that were replaced. The clock ends that time.
+                let leaves_time = inner.state.phase() == Phase::Disconnecting && self.drains();
+                if let (Some(reason), false) = (end, leaves_time) {
                     self.begin_end(&mut inner, reason);
                 }
                 (one, failure)
@@ -58,16 +58,37 @@ impl Session {
                 }
                 self.replay(link, || connection.count_replay());
             }
-            None => {
-                self.replay(link, || ());
-                for connection in self.connections() {
-                    connection.finish_drain(link);
-                }
-            }
+            None => self.drained_link_failed(link, error),
         }
         // The requests in it must stay published until here.
         drop(outbox);
         self.changed.wake_all();
+    }
+
+    /// Handles the end of a link that is not current, after it was closed.
+    fn drained_link_failed(&self, link: &Link, error: LinkError) {
+        let connection = self
+            .connections()
+            .find(|one| one.is_draining(link.generation()));
+        let Some(connection) = connection else {
+            self.replay(link, || ());
+            return;
+        };
+        let count = Cell::new(0u32);
+        self.replay(link, || {
+            connection.count_replay();
+            count.set(count.get() + 1);
+        });
+        connection.finish_drain(link);
+        if count.get() > 0 && self.info().may_log(Topic::Connection) {
+            dev_info!(
+                self.disk().device(),
+                "previous socket of connection {} lost: {}; {} request(s) sent again\n",
+                connection.index(),
+                error,
+                count.get()
+            );
+        }
     }
 
     /// Takes `link` out of its connection because its server is shutting down. The link gets no new
@@ -85,7 +106,6 @@ impl Session {
             };
             let left = self
                 .connections()
-                .iter()
                 .find_map(|one| Some((one, one.start_drain(link)?)));
             let Some((connection, left)) = left else {
                 return;
@@ -132,7 +152,12 @@ impl Session {
     /// Handles the end of a request of a watched link. Context: may sleep, but never for a peer.
     pub(crate) fn request_finished(self: &Arc<Self>, link: &Arc<Link>) {
         if link.is_draining() {
-            if let Err(broken) = link.disconnect_if_drained() {
+            let result = link.disconnect_if_drained();
+            if !link.is_draining() {
+                // The server has a limited time to close its end.
+                self.start_clock();
+            }
+            if let Err(broken) = result {
                 self.send_failed(link, broken);
             }
         }
@@ -152,7 +177,7 @@ impl Session {
                 connection,
                 error,
                 left,
-                self.connections().len()
+                self.count_connections().1
             );
         }
     }
@@ -198,9 +223,12 @@ impl Session {
 
     /// Whether the link of this generation is draining.
     pub(crate) fn is_draining(&self, generation: u64) -> bool {
-        self.connections()
-            .iter()
-            .any(|one| one.is_draining(generation))
+        self.connections().any(|one| one.is_draining(generation))
+    }
+
+    /// Whether any earlier link has requests in flight.
+    fn drains(&self) -> bool {
+        self.connections().any(|one| one.drains())
     }
 
     /// Opens connections that have no link with the sockets. Returns how many sockets were used.
@@ -212,7 +240,7 @@ impl Session {
     pub(crate) fn reconnect(self: &Arc<Self>, sockets: KVec<Socket>) -> Result<u32> {
         let mut used = 0;
         for socket in sockets {
-            if !self.connections().iter().any(|one| one.is_vacant()) {
+            if !self.connections().any(|one| one.is_vacant()) {
                 break;
             }
             let mut link = Link::new(self.disk(), self.info(), self.workqueues(), socket)?;
@@ -326,9 +354,9 @@ impl Session {
         }
         for connection in self.connections() {
             let due = connection.due(&mut next);
-            self.link_dead(due.notify.into());
+            self.link_dead(due.notify);
             // This also sends `NBD_CMD_DISC`, before the receiver finds the end of the stream.
-            if let Some(link) = due.link {
+            for link in due.links.into_iter().flatten() {
                 link.shut_down();
             }
         }

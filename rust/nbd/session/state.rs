@@ -112,6 +112,13 @@ impl SessionState {
         }
     }
 
+    /// Counts an open connection that was removed. Another one is open.
+    pub(crate) fn remove(&mut self) {
+        if let Self::Live(open) = self {
+            *open = open.saturating_sub(1).max(1);
+        }
+    }
+
     /// Starts a disconnect. Returns `true` if no connection is open, so that the caller has to
     /// begin the end at once.
     pub(crate) fn start_disconnect(&mut self, now: Instant<Monotonic>) -> bool {
@@ -386,6 +393,11 @@ mod tests {
             let takes = !name.starts_with("disconnecting") && !name.starts_with("end");
             assert_eq!(state.takes_links(), takes);
         }
+    }
+
+    #[test]
+    fn removes() {
+        assert!(goes(same_but([(1, "live 1")]), SessionState::remove));
     }
 
     #[test]

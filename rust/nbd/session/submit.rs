@@ -30,7 +30,7 @@ use kernel::{
 impl Session {
     /// The connections of a hardware queue.
     fn of_queue(&self, hctx: u32) -> impl Iterator<Item = &Arc<Connection>> {
-        connections::of_queue(&self.connections, hctx, self.hw_queues)
+        self.places.of_queue(hctx, self.hw_queues)
     }
 
     /// Hands a request to a connection of its hardware queue, or to another one that is open.
@@ -81,7 +81,7 @@ impl Session {
         match result {
             Ok(Sent::Requests) => Ok(()),
             Ok(Sent::Disconnect) => {
-                self.changed.wake_all();
+                Arc::from(self).start_clock();
                 Ok(())
             }
             Err(PushError::Closed(rq)) => Err(rq),
@@ -95,7 +95,7 @@ impl Session {
     /// Hands a request to the next open connection, or parks it.
     fn fall_back(self: ArcBorrow<'_, Self>, mut rq: OwnedRequest<Queue>) {
         let turn = self.fallback.fetch_add(1, Relaxed);
-        for connection in connections::in_turn(&self.connections, turn, |c| c.is_open()) {
+        for connection in self.places.in_turn(turn, &|c| c.is_open()) {
             // The end of a batch is announced only to the connections of the own queue.
             match self.pushed(connection.push(rq, self.info.new_cookie(), true)) {
                 Ok(()) => return,
@@ -132,8 +132,7 @@ impl Session {
         let Some(generation) = rq.published(|data| data.generation()) else {
             return TimerReturn::ResetTimer;
         };
-        let links = self.connections.iter().filter_map(|c| c.link());
-        let Some(link) = { links }.find(|link| link.generation() == generation) else {
+        let Some(link) = self.connections().find_map(|c| c.link_of(generation)) else {
             return TimerReturn::ResetTimer;
         };
         let timeout = self.timeout.load(Relaxed);
