@@ -262,7 +262,8 @@ FIXTURE_SETUP(later)
 	if (why)
 		SKIP(return, "%s", why);
 	self->s.tcp = variant->tcp;
-	self->s.keep = self->s.keep_peers = true;
+	self->s.keep = true;
+	self->s.keep_peers = true;
 	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
 	ASSERT_EQ(0, other_wait(other_run(&self->s, read_block), BOUNDED));
 }

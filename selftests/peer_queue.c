@@ -5,6 +5,7 @@
  * what the memory held then, and nothing of what the memory was used for since.
  */
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "kselftest_harness.h"
 #include "nbd_nlpeer.h"
@@ -18,8 +19,8 @@ struct writer {
 	int fd;
 	unsigned char *data;
 	pthread_t thread;
-	_Atomic int done;
-	_Atomic int error;
+	atomic_int done;
+	atomic_int error;
 };
 
 static void *writer_main(void *arg)

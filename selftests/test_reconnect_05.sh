@@ -39,7 +39,10 @@ load_ends() {
 	! grep -E "verify: bad|error=" "$NBD_TMP/fio.err" && ! grep -E '"error" : [1-9]' "$NBD_TMP/fio.log"
 }
 # The longest time of a request, in milliseconds.
-longest() { grep -A 2 '"lat_ns"' "$NBD_TMP/fio.log" | awk -F '[ :,]+' '/"max"/ && $3 > m { m = $3 } END { print int(m / 1000000) }'; }
+longest() {
+	grep -A 2 '"lat_ns"' "$NBD_TMP/fio.log" |
+		awk -F '[ :,]+' '/"max"/ && $3 > m { m = $3 } END { print int(m / 1000000) }'
+}
 # A request that waits for more than its turn waits for the timeout, 20 seconds. A second is the aim; a machine that
 # does other things takes longer for some requests, also without a move.
 no_stall() {

@@ -507,10 +507,8 @@ impl<T: DataReady> DataReadyHook<T> {
                 };
                 // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, for a
                 // reference that is dropped only after `detach` has waited for the guard.
-                T::data_ready(
-                    unsafe { ArcBorrow::from_raw(target.target.cast()) },
-                    arrived,
-                )
+                let target = unsafe { ArcBorrow::from_raw(target.target.cast()) };
+                T::data_ready(target, arrived)
             }
             _ => false,
         };
