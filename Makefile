@@ -12,7 +12,7 @@ export KDIR
 all: modules
 
 modules:
-	@scripts/build
+	@scripts/build $(filter-out stock,$(KERNEL))
 
 demo:
 	@scripts/demo
@@ -67,11 +67,13 @@ clean:
 		-o -name '.tmp_*' -o -name '*_generated.rs' \) -print0 | xargs -0 rm -rf
 
 help:
-	@echo 'make               build nbd.ko for the stock kernel; KDIR=<tree>: for that prepared kernel tree'
+	@echo 'make               build nbd.ko for the stock kernel; KDIR=<tree>: for that prepared kernel tree;'
+	@echo '                   KERNEL=debug, rt, ...: in build/KERNEL; KERNEL=rustc: with the newest rustc of backports'
 	@echo 'make demo          show the driver at work in a virtual machine'
 	@echo 'make check         run every selftest in a virtual machine; DRIVER=c: with the C driver'
 	@echo 'make check-debug   the same on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo 'make check KERNEL=kcsan   on one with a detector of data races, built when first asked for'
+	@echo 'make check KERNEL=rt, KERNEL=cloud   on those builds of the kernel that Debian has besides'
 	@echo 'make test T=<program> | GROUP=<group>   only these; KERNEL=debug, DRIVER=c as above;'
 	@echo '                   APPEND="numa=fake=16": more parameters for the kernel'
 	@echo 'make bench         measure C, ours, nvme-tcp and no driver in one boot; NAME=FILE.ko: another build as well;'

@@ -77,7 +77,7 @@ export ROOT
 stock_release() {
 	local best
 	best=$(cat "$ROOT"/usr/src/linux-headers-"$KERNEL_SERIES".*-amd64/include/config/kernel.release 2>/dev/null |
-		sort -V | tail -n 1) || true
+		grep -x '[^-]*-amd64' | sort -V | tail -n 1) || true
 	[ -n "$best" ] || die "no linux-headers-$KERNEL_SERIES.*-amd64 in $ROOT: run scripts/setup"
 	echo "$best"
 }
@@ -110,6 +110,28 @@ source_version() {
 }
 
 stock_kdir() { echo "$NBD_CACHE/kernel-$(stock_release)-$(source_version | sha256sum | cut -c 1-8)"; }
+# Debian's other builds of the same kernel, rt and cloud: its packages, unpacked, and Rust metadata made from them.
+flavour_release() {
+	local release
+	release=$(stock_release)
+	echo "${release%-amd64}-$1-amd64"
+}
+flavour_dir() { echo "$NBD_CACHE/kernel-$(flavour_release "$1")-$(source_version | sha256sum | cut -c 1-8)"; }
+flavour_kdir() { echo "$(flavour_dir "$1")/rust/$(flavour_release "$1")/build"; }
+rt_kdir() { flavour_kdir rt; }
+cloud_kdir() { flavour_kdir cloud; }
+# The stock kernel's tree again, for the newest rustc that there is, if that is another one.
+newest_rustc() { in_root apt-cache madison rustc | awk '{ print $3 }' | sort -V | tail -n 1; }
+rustc_kdir() {
+	local newest
+	newest=$(newest_rustc)
+	[ -n "$newest" ] || die "apt knows no rustc in $ROOT: run make setup"
+	if [ "$newest" = "$(dpkg-query --root="$ROOT" -W -f '${Version}' rustc)" ]; then
+		stock_kdir
+		return
+	fi
+	echo "$NBD_CACHE/kernel-rustc-$({ source_version; echo "$newest"; } | sha256sum | cut -c 1-12)"
+}
 debug_kdir() { own_kdir debug; }
 kcsan_kdir() { own_kdir kcsan; }
 own_kdir() {
@@ -117,6 +139,9 @@ own_kdir() {
 	key=$({ source_version; own_config "$1"; } | sha256sum | cut -c 1-12)
 	echo "$NBD_CACHE/kernel-$1-$key"
 }
+
+# prepared KERNEL: whether the cache has its tree, complete.
+prepared() { [ -e "$("${1}_kdir")/.nbd-make-args" ]; }
 
 # own_config debug|kcsan: what a kernel of our own has on top of tinyconfig.
 own_config() {
