@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check setup clean help
+.PHONY: all modules demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check series-boot setup clean help
 
 all: modules
 
@@ -51,6 +51,9 @@ series:
 series-check:
 	@scripts/series-check
 
+series-boot:
+	@scripts/series-boot $(STAGES)
+
 install:
 	@scripts/install
 
@@ -85,6 +88,8 @@ help:
 	@echo 'make check-deb     install it in a plain Debian 13, use it in a virtual machine, remove it'
 	@echo 'make series        export everything as patches for a kernel tree, in build/series'
 	@echo 'make series-check  do that, and check that the patches apply, compile and are in the style of the kernel'
+	@echo 'make series-boot   build the kernel tree that they make, with clang and with gcc, and boot it: unit tests, the'
+	@echo '                   driver built in and as a module, in-tree selftests; STAGES="docs lint": only these'
 	@echo 'make install       build nbd.ko for the running kernel and put it where modprobe finds it before its own'
 	@echo 'make uninstall     take it away again'
 	@echo 'make setup         only prepare what the other targets need, for the newest 7.3 kernel of Debian'
