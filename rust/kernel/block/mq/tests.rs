@@ -3,7 +3,7 @@
 //! Unit tests with a disk.
 
 #[crate::macros::kunit_tests(rust_block_mq)]
-mod tests {
+mod disk {
     use crate::{
         block::{
             mq::{
