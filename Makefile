@@ -7,12 +7,15 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check series-boot setup clean help
+.PHONY: all modules nbdctl demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check series-boot setup clean help
 
 all: modules
 
 modules:
 	@scripts/build $(filter-out stock,$(KERNEL))
+
+nbdctl:
+	@scripts/nbdctl build
 
 demo:
 	@scripts/demo
@@ -72,6 +75,7 @@ clean:
 help:
 	@echo 'make               build nbd.ko for the stock kernel; KDIR=<tree>: for that prepared kernel tree;'
 	@echo '                   KERNEL=debug, rt, ...: in build/KERNEL; KERNEL=rustc: with the newest rustc of backports'
+	@echo 'make nbdctl        build nbdctl, which connects devices and keeps them connected, in build/nbdctl'
 	@echo 'make demo          show the driver at work in a virtual machine'
 	@echo 'make check         run every selftest in a virtual machine; DRIVER=c: with the C driver'
 	@echo 'make check-debug   the same on a kernel with KASAN, lockdep, kmemleak and more'

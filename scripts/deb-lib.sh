@@ -5,6 +5,9 @@
 
 deb_version() { sed -n '1s/.*(\(.*\)).*/\1/p' "$TOP/packaging/debian/changelog"; }
 
+# What nbdctl and its package are made with.
+nbdctl_tools="cargo rustc rustfmt rust-clippy libnbd-dev pkgconf debhelper dpkg-dev lintian"
+
 deb_tools="debhelper dh-dkms dpkg-dev lintian"
 
 # make_deb_root DIRECTORY PACKAGES: a Debian root with lists of packages, made beside its place and moved there.
@@ -35,17 +38,27 @@ drop_root() {
 	rm -rf --one-file-system "$1" "$1.rw"
 }
 
-deb_tools_root=/
-deb_tools_are_here() {
+# are_here PACKAGES: this machine is a Debian 13 and has them.
+are_here() {
 	local p
 	[ "$ROOT" = / ] || return 1
-	for p in $deb_tools; do
+	for p in $1; do
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || return 1
 	done
 }
+
+deb_tools_root=/
 need_deb_tools() {
-	deb_tools_are_here && return
+	! are_here "$deb_tools" || return 0
 	deb_tools_root=$NBD_CACHE/deb-root-$(echo "$SUITE $deb_tools" | sha256sum | cut -c 1-12)
 	make_deb_root "$deb_tools_root" "$deb_tools"
 }
 with_deb_tools() { ROOT=$deb_tools_root in_root "$@"; }
+
+nbdctl_tools_root=/
+need_nbdctl_tools() {
+	! are_here "$nbdctl_tools" || return 0
+	nbdctl_tools_root=$NBD_CACHE/nbdctl-root-$(echo "$SUITE $nbdctl_tools" | sha256sum | cut -c 1-12)
+	make_deb_root "$nbdctl_tools_root" "$nbdctl_tools"
+}
+with_nbdctl_tools() { ROOT=$nbdctl_tools_root in_root "$@"; }
