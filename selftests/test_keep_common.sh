@@ -1,0 +1,94 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# What the tests of nbdctl share. A test sources test_common.sh and test_io_common.sh, then this, and calls keep_need
+# before nbd_begin. NBD_CTL is the program; without it, one that is installed is taken.
+
+# keep_need: skip everything without nbdctl.
+keep_need() {
+	[ -n "${NBD_CTL:-}" ] || NBD_CTL=$(command -v nbdctl)
+	[ -x "$NBD_CTL" ] || nbd_skip_all "nbdctl is not there: ${NBD_CTL_MISSING:-it is not installed}"
+}
+
+# ctl ARG...: nbdctl, within 30 s.
+ctl() { within 30 "$NBD_CTL" "$@"; }
+
+# keep_says CODE WORDS ARG...: nbdctl ends with this exit status and says something with these words.
+keep_says() {
+	local code=$1 words=$2 status=0
+	shift 2
+	ctl "$@" >"$NBD_TMP/said" 2>&1 || status=$?
+	[ $status = "$code" ] && grep -qF -- "$words" "$NBD_TMP/said" && return
+	echo "status $status, not $code, or no word of '$words' in:"
+	cat "$NBD_TMP/said"
+	return 1
+}
+
+# keep_json EXPRESSION ARG...: what an expression in Python makes of the JSON d, or of its only device v.
+keep_json() {
+	local expression=$1
+	shift
+	ctl "$@" --json | python3 -c '
+import json, sys
+d = json.load(sys.stdin)
+v = d["devices"][0] if d["devices"] else None
+print(eval(sys.argv[1]))' "$expression"
+}
+keep_status() { keep_json "$1" status "$NBD_DEV"; }
+
+# keep_begin ARG...: nbdctl keep in the background, with these options, a URI and the device. Sets KEEP_PID.
+keep_begin() {
+	# What is said is appended, for tests empty the file.
+	: >"$NBD_TMP/keep.log"
+	"$NBD_CTL" keep --retry-max 1 --connect-timeout 5 "$@" "$NBD_DEV" </dev/null >>"$NBD_TMP/keep.log" 2>&1 &
+	KEEP_PID=$!
+	nbd_defer kill -9 "$KEEP_PID"
+}
+# keep_start ARG...: the same, until it says that it is connected or has found a session.
+keep_start() {
+	keep_begin "$@"
+	wait_until 15 keep_ready || { cat "$NBD_TMP/keep.log"; return 1; }
+}
+keep_ready() { keep_logged "connected to"; }
+keep_logged() { grep -qF -- "$1" "$NBD_TMP/keep.log"; }
+# keep_log WORDS: it is said in time.
+keep_log() { wait_until 20 keep_logged "$1" || { cat "$NBD_TMP/keep.log"; return 1; }; }
+
+# keep_kill SIGNAL: end nbdctl keep.
+keep_kill() {
+	disown "$KEEP_PID"
+	kill -"$1" "$KEEP_PID"
+	wait_until 5 nbd_gone "$KEEP_PID" || return
+	! nbd_is_free "$NBD_INDEX" || { echo "the device is not connected any more"; return 1; }
+}
+# keep_ends: it ends by itself, without an error.
+keep_ends() {
+	wait_until 10 nbd_exited "$KEEP_PID" || { cat "$NBD_TMP/keep.log"; return 1; }
+	wait "$KEEP_PID"
+}
+
+# keep_load SEED: verified I/O in the background, until it is told to end, or an error.
+keep_load() {
+	fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k --size=8m \
+		--ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=$((300 * NBD_TIME_SCALE)) \
+		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --serialize_overlap=1 \
+		--randseed="$1" </dev/null &
+	KEEP_LOAD=$!
+	nbd_defer kill -9 $KEEP_LOAD
+	wait_until 10 io_busy 0
+}
+# keep_flows: requests are completed.
+keep_requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
+keep_more() { [ "$(keep_requests)" -gt $(($1 + 50)) ]; }
+keep_flows() {
+	! nbd_gone "$KEEP_LOAD" || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
+	wait_until 20 keep_more "$(keep_requests)" || { echo "no I/O"; cat "$NBD_TMP/keep.log"; return 1; }
+}
+# keep_load_ends: fio has seen neither an error nor a wrong byte, and ends when it is told to.
+keep_load_ends() {
+	! nbd_gone "$KEEP_LOAD" || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
+	kill -INT "$KEEP_LOAD"
+	wait_until 20 nbd_exited "$KEEP_LOAD" || return
+	wait "$KEEP_LOAD"
+	! grep -E "verify: bad|err= *[1-9]|error=" "$NBD_TMP/fio.log"
+}
