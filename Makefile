@@ -7,7 +7,7 @@ KERNEL ?= stock
 DRIVER ?= rust
 export KDIR
 
-.PHONY: all modules nbdctl demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check series-boot setup clean help
+.PHONY: all modules nbdctl nbdctl-deb demo check check-debug test bench lint check-installs deb check-deb install uninstall series series-check series-boot setup clean help
 
 all: modules
 
@@ -16,6 +16,9 @@ modules:
 
 nbdctl:
 	@scripts/nbdctl build
+
+nbdctl-deb:
+	@scripts/nbdctl deb
 
 demo:
 	@scripts/demo
@@ -89,6 +92,7 @@ help:
 	@echo 'make lint          format, lints and style of all sources'
 	@echo 'make check-installs another kernel tree, installing, run_kselftest, virtme-ng: each tried once'
 	@echo 'make deb           build the Debian package nbd-rust-dkms in build/'
+	@echo 'make nbdctl-deb    build the Debian package nbdctl in build/'
 	@echo 'make check-deb     install it in a plain Debian 13, use it in a virtual machine, remove it'
 	@echo 'make series        export everything as patches for a kernel tree, in build/series'
 	@echo 'make series-check  do that, and check that the patches apply, compile and are in the style of the kernel'
