@@ -77,13 +77,16 @@ static void locker_main(struct locker *l, int sock)
 	_exit(0);
 }
 
-/* There is I/O, which goes on until it is stuck, too, or until the socket is not. */
+/*
+ * There is I/O, which goes on until it is stuck, too, or until the socket is not. Short replies are
+ * received where they arrive, and are gone before a process could receive them.
+ */
 static int traffic(struct peer_session *s)
 {
-	static unsigned char buf[4096] __aligned(4096);
+	static unsigned char buf[256 << 10] __aligned(4096);
 	int fd = open(s->dev.path, O_RDONLY | O_DIRECT);
 
-	while (fd >= 0 && pread(fd, buf, 4096, 0) == 4096)
+	while (fd >= 0 && pread(fd, buf, sizeof(buf), 0) == (ssize_t)sizeof(buf))
 		;
 	return 0;
 }
