@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The few functions of libnbd's C API that a negotiation takes; see libnbd(3). All `unsafe` of
-//! this program is here.
+//! The few functions of libnbd's C API that a negotiation takes; see libnbd(3). All foreign
+//! functions of this program are here.
 
 use std::ffi::{c_char, c_int, CStr, CString};
 use std::marker::{PhantomData, PhantomPinned};
