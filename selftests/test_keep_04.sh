@@ -43,7 +43,12 @@ answers() {
 	esac
 }
 # Servers that serve each client in a process of its own are not gone with the first process.
-stop() { pkill -"$1" -g "$(ps -o pgid= -p "$server")" -x "$2"; }
+stop() {
+	local group
+	# ps pads it.
+	group=$(ps -o pgid= -p "$server") || return
+	pkill -"$1" -g $((group)) -x "$2"
+}
 restart() {
 	stop "$1" "$2"
 	wait_until 10 nbd_gone "$server" || { echo "the server does not end"; return 1; }
