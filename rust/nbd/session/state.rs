@@ -465,7 +465,8 @@ mod tests {
         use DoIt::{Ended, Interrupted, Waiting};
 
         type Event = fn(&mut DoIt) -> bool;
-        let table: [(DoIt, [(Event, bool, DoIt); 3]); 3] = [
+        type Row = (DoIt, [(Event, bool, DoIt); 3]);
+        let table: [Row; 3] = [
             (
                 Waiting,
                 [

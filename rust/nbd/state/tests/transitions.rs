@@ -5,7 +5,7 @@
 use super::*;
 
 #[kunit_tests(nbd_transitions)]
-mod transitions {
+mod states {
     use super::*;
 
     #[test]
