@@ -69,13 +69,16 @@ keep_ends() {
 
 # keep_load SEED: verified I/O in the background, until it is told to end, or an error.
 keep_load() {
+	local before
+	before=$(keep_requests)
 	fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k --size=8m \
 		--ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=$((300 * NBD_TIME_SCALE)) \
 		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --serialize_overlap=1 \
 		--randseed="$1" </dev/null &
 	KEEP_LOAD=$!
 	nbd_defer kill -9 $KEEP_LOAD
-	wait_until 10 io_busy 0
+	# fio takes its time to start.
+	wait_until 30 keep_more "$before"
 }
 # keep_flows: requests are completed.
 keep_requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
