@@ -62,12 +62,6 @@ __rust_helper void rust_helper_sock_set_sndtimeo(struct socket *sock, long timeo
 	WRITE_ONCE(sock->sk->sk_sndtimeo, timeo);
 }
 
-/* Whether what goes over the socket goes through an upper layer protocol, such as TLS. */
-__rust_helper bool rust_helper_inet_csk_has_ulp(struct socket *sock)
-{
-	return inet_csk_has_ulp(sock->sk);
-}
-
 __rust_helper bool rust_helper_sock_owned_by_user_nocheck(struct socket *sock)
 {
 	return sock_owned_by_user_nocheck(sock->sk);
@@ -240,6 +234,7 @@ __rust_helper bool rust_helper_sk_is_tcp(const struct sock *sk)
 	return sk_is_tcp(sk);
 }
 
+/* Whether what goes over the socket goes through an upper layer protocol, such as TLS. */
 __rust_helper bool rust_helper_sk_has_ulp(const struct sock *sk)
 {
 	return sk_is_inet(sk) && inet_csk_has_ulp(sk);

@@ -125,7 +125,7 @@ impl Socket {
     pub fn has_ulp(&self) -> bool {
         // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
         // The function reads a word of that, for which it needs no lock.
-        unsafe { bindings::inet_csk_has_ulp(self.as_raw()) }
+        unsafe { bindings::sk_has_ulp(self.sk()) }
     }
 
     /// Returns whether a task owns the socket's lock. The answer may be out of date at once.
