@@ -14,6 +14,7 @@ pub use page_ring::{
 use crate::{
     bindings,
     block::mq::{
+        ActiveRequest,
         Claim,
         Op,
         Operations,
@@ -73,24 +74,6 @@ impl<const N: usize> Pieces<N> {
         // limit.
         self.count += 1;
         self.len += piece.bv_len as usize;
-        whole
-    }
-
-    /// Adds the data of a request from byte `skip` on. Returns whether all of it was added.
-    fn push_request<T: Operations>(&mut self, rq: &StartedRequest<T>, mut skip: usize) -> bool {
-        let mut whole = true;
-        rq.for_each_segment(|mut piece| {
-            let len = piece.bv_len as usize;
-            if skip >= len {
-                skip -= len;
-                return true;
-            }
-            piece.bv_offset += skip as u32;
-            piece.bv_len -= skip as u32;
-            skip = 0;
-            whole = self.push(piece);
-            whole
-        });
         whole
     }
 
@@ -265,7 +248,7 @@ impl<'a, const N: usize> BvecSource<'a, N> {
     pub fn push_request<T: Operations>(&mut self, rq: &'a StartedRequest<T>) -> bool {
         // INVARIANT: The data of a write is valid for reads while the request is started, and it is
         // borrowed for `'a`.
-        rq.op() != Op::Write || self.pieces.push_request(rq, 0)
+        rq.op() != Op::Write || rq.for_each_segment(|piece| self.pieces.push(piece))
     }
 
     /// Adds the data that follows the position of `cursor`, if its request is a write. Returns
@@ -273,18 +256,10 @@ impl<'a, const N: usize> BvecSource<'a, N> {
     ///
     /// Context: any.
     #[inline]
-    pub fn push_rest<T: Publish>(&mut self, cursor: &'a RequestCursor<T>) -> bool {
-        if cursor.op() != Op::Write {
-            return true;
-        }
-        let mut whole = true;
+    pub fn push_rest<T: Publish>(&mut self, cursor: &'a RequestCursor<ActiveRequest<T>>) -> bool {
         // INVARIANT: The data of a write is valid for reads while the request is started, and it is
         // borrowed for `'a`.
-        cursor.for_each_segment(|piece| {
-            whole = self.pieces.push(piece);
-            whole
-        });
-        whole
+        cursor.op() != Op::Write || cursor.for_each_segment(|piece| self.pieces.push(piece))
     }
 
     /// Returns the number of bytes. Context: any.
@@ -384,15 +359,15 @@ impl<'a, const N: usize> BvecDest<'a, N> {
         }
     }
 
-    /// Adds the data of `rq` from byte `skip` on, if it is a read. Returns whether all of it was
-    /// added.
+    /// Adds the data that follows the position of `cursor`, if its request is a read. Returns
+    /// whether all of it was added.
     ///
     /// Context: any.
     #[inline]
-    pub fn push_request<T: Publish>(&mut self, rq: &'a mut Claim<T>, skip: usize) -> bool {
+    pub fn push_rest<T: Publish>(&mut self, cursor: &'a mut RequestCursor<Claim<T>>) -> bool {
         // INVARIANT: The claim of a read is the only right to write its data, and it is borrowed
         // mutably for `'a`.
-        rq.op() != Op::Read || self.pieces.push_request(rq, skip)
+        cursor.op() != Op::Read || cursor.for_each_segment(|piece| self.pieces.push(piece))
     }
 
     /// Adds `bytes`, which must be in a slab, as small `kmalloc` allocations are. Returns whether

@@ -23,7 +23,7 @@ use crate::{
 };
 use core::cell::Cell;
 use kernel::{
-    block::mq::Claim,
+    block::mq::{Claim, RequestCursor},
     net::{data_ready::DataReadyHook, ready::ReadyHook, socket::Socket},
     new_spinlock,
     new_work,
@@ -70,10 +70,11 @@ pub(crate) enum Report {
 
 /// A reply whose payload is incomplete.
 struct Partial {
-    claim: Claim<Queue>,
+    /// Its cursor is behind the bytes of the payload that have arrived.
+    claim: RequestCursor<Claim<Queue>>,
     cookie: Cookie,
-    /// The number of bytes of the payload that have arrived.
-    done: usize,
+    /// The number of bytes of the payload that are missing.
+    left: usize,
 }
 
 /// A socket that serves requests, with its sender and its receiver. After a link error its

@@ -89,7 +89,10 @@ pub use attribute::{
     Attribute,
     AttributeFile, //
 };
-pub use cursor::RequestCursor;
+pub use cursor::{
+    HoldsRequest,
+    RequestCursor, //
+};
 pub use gen_disk::{
     DiskOperations,
     GenDisk,

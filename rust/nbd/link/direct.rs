@@ -108,29 +108,25 @@ impl<S: Source> Replies<S> for Direct<'_> {
         };
         self.left = self.left.saturating_sub(1);
         if claim.op() == Op::Read {
-            return Follows::Payload(Partial {
-                claim,
-                cookie,
-                done: 0,
-            });
+            return Follows::Payload(Partial::new(claim, cookie));
         }
         Receiver::finish(claim, cookie, BlkStatus::OK);
         Follows::Reply
     }
 
     fn fill(&mut self, partial: &mut Partial, source: &mut S) -> usize {
-        let mut dest = Dest::new(partial.left());
-        dest.push_request(&mut partial.claim, partial.done);
+        let mut dest = Dest::new(partial.left);
+        dest.push_rest(&mut partial.claim);
         let count = source.fill(dest);
-        partial.done += count;
+        partial.advance(count);
         count
     }
 
     fn finish(&mut self, partial: Partial) -> Option<Partial> {
-        if partial.left() > 0 {
+        if partial.left > 0 {
             return Some(partial);
         }
-        Receiver::finish(partial.claim, partial.cookie, BlkStatus::OK);
+        partial.finish();
         None
     }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 use kernel::{
     block::{
-        mq::{Claim, Op},
+        mq::{Claim, Op, RequestCursor},
         BlkStatus,
     },
     bvec::BvecDest,
@@ -98,13 +98,29 @@ impl Link {
 }
 
 impl Partial {
-    pub(super) fn left(&self) -> usize {
-        (self.claim.bytes() as usize).saturating_sub(self.done)
+    /// Creates a reply to a read of which only the header has arrived.
+    pub(super) fn new(claim: Claim<Queue>, cookie: Cookie) -> Self {
+        Self {
+            left: claim.bytes() as usize,
+            claim: RequestCursor::new(claim),
+            cookie,
+        }
     }
 
     /// Whether so much is missing that it is left to the work.
     pub(super) fn is_long(&self) -> bool {
-        self.left() > LONG_PAYLOAD
+        self.left > LONG_PAYLOAD
+    }
+
+    /// Records that the next `bytes` of the payload have arrived.
+    pub(super) fn advance(&mut self, bytes: usize) {
+        self.claim.advance(bytes);
+        self.left = self.left.saturating_sub(bytes);
+    }
+
+    /// Finishes the request, whose payload is complete. Context: does not sleep.
+    pub(super) fn finish(self) {
+        Receiver::finish(self.claim.into_inner(), self.cookie, BlkStatus::OK);
     }
 }
 
@@ -150,7 +166,7 @@ impl Receiver {
         };
         // The rest of the payload does not arrive.
         if let Some(partial) = self.partial.take() {
-            partial.claim.requeue();
+            partial.claim.into_inner().requeue();
         }
         Stop::Broken(error)
     }
@@ -181,7 +197,7 @@ impl Receiver {
         match self.payload(link, direct, &mut partial) {
             Ok(true) => {
                 let long = partial.claim.bytes() as usize > LONG_PAYLOAD;
-                Self::finish(partial.claim, partial.cookie, BlkStatus::OK);
+                partial.finish();
                 Ok(Received::Reply { long })
             }
             other => {
@@ -220,11 +236,7 @@ impl Receiver {
             Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => BlkStatus::IOERR,
             Err(Failure::Status(status)) => status,
             Ok(()) if claim.op() == Op::Read => {
-                return Ok(Parsed::Payload(Partial {
-                    claim,
-                    cookie,
-                    done: 0,
-                }))
+                return Ok(Parsed::Payload(Partial::new(claim, cookie)))
             }
             Ok(()) => BlkStatus::OK,
         };
@@ -253,12 +265,9 @@ impl Receiver {
                 bytes => self.ahead.add(bytes),
             }
         }
-        let mut header = [0; REPLY_LEN];
-        for (to, from) in header.iter_mut().zip(self.ahead.bytes()) {
-            *to = *from;
-        }
+        let header = self.ahead.bytes().first_chunk().copied();
         self.ahead.consume(REPLY_LEN);
-        Ok(Some(header))
+        Ok(header)
     }
 
     /// Fills the pages of a request: first from the read-ahead buffer, then from the socket.
@@ -269,20 +278,19 @@ impl Receiver {
         direct: bool,
         partial: &mut Partial,
     ) -> Result<bool, ReceiveError> {
-        let Partial { claim, done, .. } = partial;
-        let len = claim.bytes() as usize;
         if !self.ahead.bytes().is_empty() {
             let mut dest = Dest::new(MAX_WAITING);
-            dest.push_request(claim, *done);
+            dest.push_rest(&mut partial.claim);
             let bytes = dest.fill(self.ahead.bytes());
             self.ahead.consume(bytes);
-            *done += bytes;
+            partial.advance(bytes);
         }
-        while *done < len {
+        while partial.left > 0 {
+            let is_long = partial.is_long();
             let mut dest = Dest::new(MAX_WAITING);
-            let whole = dest.push_request(claim, *done);
+            let whole = dest.push_rest(&mut partial.claim);
             // The read-ahead buffer is empty, or the payload would be complete.
-            let wait = if whole && len - *done <= LONG_PAYLOAD {
+            let wait = if whole && !is_long {
                 dest.push_bytes(self.ahead.room());
                 if direct {
                     Wait::No
@@ -294,10 +302,10 @@ impl Receiver {
             };
             match Self::receive_some(link, &mut dest, wait)? {
                 0 => return Ok(false),
-                bytes => *done += bytes,
-            }
-            if *done > len {
-                self.ahead.add(*done - len);
+                bytes => {
+                    self.ahead.add(bytes.saturating_sub(partial.left));
+                    partial.advance(bytes);
+                }
             }
         }
         Ok(true)

@@ -9,7 +9,7 @@ use crate::{
     trace, //
 };
 use kernel::{
-    block::mq::{RequestCursor, RequestList},
+    block::mq::{ActiveRequest, RequestCursor, RequestList},
     bvec::{BvecSource, HeaderSlots, Headers, PageRing},
     net::socket::Wait,
     prelude::*, //
@@ -99,7 +99,7 @@ pub(crate) struct Sender {
     ring: PageRing,
     /// The first request, which may have been sent in part. Its cursor is behind the data that was
     /// sent.
-    first: Option<RequestCursor<Queue>>,
+    first: Option<RequestCursor<ActiveRequest<Queue>>>,
     /// The requests behind the first one.
     batch: RequestList<Queue>,
     /// How much of the first request was sent. Without one, how much of the message that ends the
@@ -174,7 +174,7 @@ impl Sender {
     /// Returns `first` from the position `sent` on and `batch`, or as much as has room.
     fn pieces<'a>(
         mut slots: HeaderSlots<'a>,
-        first: &'a RequestCursor<Queue>,
+        first: &'a RequestCursor<ActiveRequest<Queue>>,
         batch: &'a RequestList<Queue>,
         sent: Position,
         limit: usize,
@@ -195,7 +195,7 @@ impl Sender {
     /// two cannot be sent in one call.
     fn send_part(
         ring: &mut PageRing,
-        first: &RequestCursor<Queue>,
+        first: &RequestCursor<ActiveRequest<Queue>>,
         sent: Position,
         out: &Output<'_, impl Fn() -> bool>,
         limit: usize,

@@ -6,6 +6,7 @@
 
 use super::{
     ActiveRequest,
+    Claim,
     Op,
     Operations,
     Publish,
@@ -24,6 +25,7 @@ use core::{
 ///
 /// `bio` is null or a bio of the request, and `iter` is the iterator of that bio, advanced by the
 /// bytes of it that are before the position.
+#[derive(Clone, Copy)]
 pub(super) struct DataPosition {
     bio: *mut bindings::bio,
     iter: bindings::bvec_iter,
@@ -95,21 +97,25 @@ impl DataPosition {
     }
 
     /// Calls `f` with each physically contiguous segment from the position on, until it returns
-    /// false.
+    /// false. Returns whether it never did.
     ///
     /// # Safety
     ///
     /// The request that the position is in must be started, and stay so during the call.
     #[inline]
-    pub(super) unsafe fn for_each_segment(mut self, mut f: impl FnMut(bindings::bio_vec) -> bool) {
+    pub(super) unsafe fn for_each_segment(
+        mut self,
+        mut f: impl FnMut(bindings::bio_vec) -> bool,
+    ) -> bool {
         // SAFETY: By the safety requirements the request is started.
         while let Some(segment) = unsafe { self.segment() } {
             if !f(segment) {
-                return;
+                return false;
             }
             // SAFETY: The segment was returned for this position just above.
             unsafe { self.pass(segment.bv_len) };
         }
+        true
     }
 
     /// Moves the position forward by `bytes`, at most to the end of the data.
@@ -131,24 +137,66 @@ impl DataPosition {
     }
 }
 
+/// A value that keeps a request started.
+///
+/// # Safety
+///
+/// The reference that `deref` returns must be to the same request for as long as the value lives.
+pub unsafe trait HoldsRequest: Deref<Target = StartedRequest<Self::Queue>> {
+    /// The callbacks for the request.
+    type Queue: Operations;
+}
+
+// SAFETY: The value has one request, which is started while it lives.
+unsafe impl<T: Publish> HoldsRequest for ActiveRequest<T> {
+    type Queue = T;
+}
+
+// SAFETY: The value has one request, which is started while it lives.
+unsafe impl<T: Publish> HoldsRequest for Claim<T> {
+    type Queue = T;
+}
+
 /// A request together with a position in its data, so that a transfer in many steps need not walk
 /// from the start of the data in each.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     Claim,
+///     Publish,
+///     RequestCursor, //
+/// };
+///
+/// /// Returns how many segments follow the first `bytes` of the data.
+/// fn segments_behind<T: Publish>(claim: Claim<T>, bytes: usize) -> (Claim<T>, usize) {
+///     let mut cursor = RequestCursor::new(claim);
+///     cursor.advance(bytes);
+///     let mut count = 0;
+///     cursor.for_each_segment(|_| {
+///         count += 1;
+///         true
+///     });
+///     (cursor.into_inner(), count)
+/// }
+/// ```
 ///
 /// # Invariants
 ///
 /// `at` is a position in the data of the request of `rq`.
-pub struct RequestCursor<T: Publish> {
-    rq: ActiveRequest<T>,
+pub struct RequestCursor<R: HoldsRequest> {
+    rq: R,
     at: DataPosition,
 }
 
-// SAFETY: The pointer to a bio belongs to the request, and an `ActiveRequest` is `Send`.
-unsafe impl<T: Publish> Send for RequestCursor<T> {}
+// SAFETY: The pointer to a bio belongs to the request, which is used on behalf of `rq` only.
+unsafe impl<R: HoldsRequest + Send> Send for RequestCursor<R> {}
 
-impl<T: Publish> RequestCursor<T> {
+impl<R: HoldsRequest> RequestCursor<R> {
     /// Creates a cursor at the start of the data of `rq`. Context: any.
     #[inline]
-    pub fn new(rq: ActiveRequest<T>) -> Self {
+    pub fn new(rq: R) -> Self {
         // INVARIANT: The position is in the data of this request, which the value owns.
         Self {
             at: DataPosition::start_of(&rq),
@@ -156,33 +204,35 @@ impl<T: Publish> RequestCursor<T> {
         }
     }
 
+    /// Returns what the cursor was created with. Context: any.
+    #[inline]
+    pub fn into_inner(self) -> R {
+        self.rq
+    }
+
     /// Moves the position forward by `bytes`, at most to the end of the data. Context: any.
     #[inline]
     pub fn advance(&mut self, bytes: usize) {
-        // SAFETY: By the type invariant the position is in the data of `rq`, which is started while
-        // the value lives.
+        // SAFETY: By the type invariant the position is in the data of the request of `rq`, which
+        // is started while the value lives.
         unsafe { self.at.advance(bytes) };
     }
 
     /// Calls `f` with each physically contiguous segment from the position on, until it returns
-    /// false. Context: that of `f`.
+    /// false. Returns whether it never did. Context: that of `f`.
     #[inline]
-    pub fn for_each_segment(&self, f: impl FnMut(bindings::bio_vec) -> bool) {
-        let at = DataPosition {
-            bio: self.at.bio,
-            iter: self.at.iter,
-        };
-        // SAFETY: By the type invariant the position is in the data of `rq`, which is started while
-        // the value lives.
-        unsafe { at.for_each_segment(f) };
+    pub fn for_each_segment(&self, f: impl FnMut(bindings::bio_vec) -> bool) -> bool {
+        // SAFETY: By the type invariant the position is in the data of the request of `rq`, which
+        // is started while the value lives.
+        unsafe { self.at.for_each_segment(f) }
     }
 }
 
-impl<T: Publish> Deref for RequestCursor<T> {
-    type Target = StartedRequest<T>;
+impl<R: HoldsRequest> Deref for RequestCursor<R> {
+    type Target = StartedRequest<R::Queue>;
 
     #[inline]
-    fn deref(&self) -> &StartedRequest<T> {
+    fn deref(&self) -> &Self::Target {
         &self.rq
     }
 }

@@ -230,13 +230,13 @@ impl<T: Operations> StartedRequest<T> {
     }
 
     /// Calls `f` with each physically contiguous segment of the data, until it returns false. Only
-    /// reads and writes have data.
+    /// reads and writes have data. Returns whether it never returned false.
     ///
     /// Context: that of `f`.
     #[inline]
-    pub fn for_each_segment(&self, f: impl FnMut(bindings::bio_vec) -> bool) {
+    pub fn for_each_segment(&self, f: impl FnMut(bindings::bio_vec) -> bool) -> bool {
         // SAFETY: By the type invariant the request is started while the value lives.
-        unsafe { DataPosition::start_of(self).for_each_segment(f) };
+        unsafe { DataPosition::start_of(self).for_each_segment(f) }
     }
 }
 
