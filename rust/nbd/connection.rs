@@ -173,9 +173,15 @@ impl Links {
         core::array::from_fn(|_| links.next().flatten())
     }
 
-    /// Has the current link drain, and leaves `current` in its place. Returns the link. The caller
-    /// has checked that there is [room](Self::has_room).
-    fn retire(&mut self, current: Current) -> Option<Arc<Link>> {
+    /// Has the current link drain, and leaves `current` in its place; `since` and `unreported` are
+    /// those of [`Draining`]. Returns the link. The caller has checked that there is
+    /// [room](Self::has_room).
+    fn retire(
+        &mut self,
+        current: Current,
+        since: Option<Instant<Monotonic>>,
+        unreported: Option<Instant<Monotonic>>,
+    ) -> Option<Arc<Link>> {
         let link = match mem::replace(&mut self.current, current) {
             Current::Link(link) => link,
             Current::Vacant | Current::Removed => return None,
@@ -183,8 +189,8 @@ impl Links {
         // There is room.
         let _ = self.draining.push_within_capacity(Draining {
             link: Some(link.clone()),
-            since: None,
-            unreported: None,
+            since,
+            unreported,
         });
         Some(link)
     }
@@ -373,14 +379,14 @@ impl Connection {
     /// drains: the caller calls [`Link::drain`]. The caller has asked [`Self::can_drain`], under
     /// `Session::inner`, with which this is called, too.
     pub(crate) fn replace(&self, link: Arc<Link>) -> Option<Arc<Link>> {
-        let previous = self.links.lock().retire(Current::Link(link));
+        let previous = self.links.lock().retire(Current::Link(link), None, None);
         self.pending_up.fetch_add(1, Relaxed);
         previous
     }
 
     /// Removes the connection from the session. Otherwise as [`Self::replace`].
     pub(crate) fn remove(&self) -> Option<Arc<Link>> {
-        self.links.lock().retire(Current::Removed)
+        self.links.lock().retire(Current::Removed, None, None)
     }
 
     /// Queues a request. With `last`, everything that is queued is sent at once. Without it, the
@@ -455,21 +461,16 @@ impl Connection {
             if !links.is_current(link) {
                 return None;
             }
-            let link = links.current.take();
-            links.lost = Some(Instant::now());
-            let created = link.as_ref().map(|link| link.created());
-            let young = created.filter(|created| created.elapsed().as_millis() < MIN_REPORT_AGE_MS);
+            let now = Instant::now();
+            links.lost = Some(now);
+            let age = link.created().elapsed().as_millis();
+            let young = (age < MIN_REPORT_AGE_MS).then(|| link.created());
             let previous = if links.has_room() {
                 None
             } else {
                 links.draining.remove(0).ok()
             };
-            // There is room.
-            let _ = links.draining.push_within_capacity(Draining {
-                link,
-                since: Some(Instant::now()),
-                unreported: young,
-            });
+            let _link = links.retire(Current::Vacant, Some(now), young);
             let unreported = previous.as_ref().is_some_and(|e| e.unreported.is_some());
             DrainStart {
                 notify: u32::from(young.is_none()) + u32::from(unreported),

@@ -74,20 +74,26 @@ impl Session {
                             let previous = connection.replace(link.clone());
                             // The end waits for receivers that were started under this lock.
                             link.launch();
-                            if previous.is_none() {
+                            if previous.is_some() {
+                                (Done::Replaced, previous)
+                            } else {
                                 inner.state.reconnect();
-                            }
-                            match previous {
-                                Some(_) => (Done::Replaced, previous),
-                                None if was_removed => (Done::Added, None),
-                                None => (Done::Reconnected, None),
+                                let done = if was_removed {
+                                    Done::Added
+                                } else {
+                                    Done::Reconnected
+                                };
+                                (done, None)
                             }
                         }
-                        None => (Done::Removed, connection.remove()),
+                        None => {
+                            let previous = connection.remove();
+                            if previous.is_some() {
+                                inner.state.remove();
+                            }
+                            (Done::Removed, previous)
+                        }
                     };
-                    if let (true, Some(_)) = (removes, &previous) {
-                        inner.state.remove();
-                    }
                     if let Some(link) = previous {
                         // This comes before the session can end, which spares the requests of a
                         // link that drains.
