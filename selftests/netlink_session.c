@@ -52,17 +52,6 @@ static const char *file(struct nbd_dev *d, const char *name)
 	return line;
 }
 
-/* The next notification of the device is this one, with this attribute. */
-static bool event(struct genl *g, int index, int cmd, int attr, int value)
-{
-	int got, of, what;
-
-	do
-		got = genl_event_of(g, SOON, &of, attr, &what);
-	while (got >= 0 && of != index);
-	return got == cmd && what == value;
-}
-
 TEST_F(seen, status_has_the_session)
 {
 	struct nl_session *ns = &self->ns;
@@ -225,8 +214,8 @@ TEST_F(seen, status_of_an_ioctl_session)
 	EXPECT_STREQ("live", file(&ns->s.dev, "state"));
 	EXPECT_STREQ("1 1", file(&ns->s.dev, "connections"));
 	EXPECT_EQ(0, agent_ioctl(&self->io.client, NBD_DISCONNECT, 0));
-	EXPECT_TRUE(event(&self->events, ns->s.dev.index, NBD_CMD_SESSION_END,
-			  NBD_ATTR_END_REASON, NL_REQUESTED));
+	EXPECT_TRUE(nl_event(&self->events, ns->s.dev.index, NBD_CMD_SESSION_END,
+			     NBD_ATTR_END_REASON, NL_REQUESTED));
 }
 
 /* A session of many connections needs several replies, none too large for anybody's buffer. */
@@ -288,7 +277,7 @@ TEST_F(seen, loss_and_return)
 	ASSERT_LT(0, read(p.fd, buf, sizeof(buf)));
 
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 1));
-	EXPECT_TRUE(event(&self->events, d->index, NBD_CMD_LINK_DEAD, 0, -1));
+	EXPECT_TRUE(nl_event(&self->events, d->index, NBD_CMD_LINK_DEAD, 0, -1));
 	EXPECT_TRUE(uevent_with(fd, "change", d, "NBD_EVENT=link-dead"));
 	EXPECT_EQ(1, poll_for(&p, 1, SOON)) TH_LOG("connections cannot be polled");
 	EXPECT_STREQ("live", file(d, "state"));
@@ -303,15 +292,15 @@ TEST_F(seen, loss_and_return)
 	EXPECT_STREQ("", r->conn[1].peer);
 
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
-	EXPECT_TRUE(event(&self->events, d->index, NBD_CMD_LINK_DEAD, 0, -1));
+	EXPECT_TRUE(nl_event(&self->events, d->index, NBD_CMD_LINK_DEAD, 0, -1));
 	EXPECT_TRUE(WAIT_UNTIL(!strcmp(file(d, "state"), "waiting"), SOON));
 	EXPECT_STREQ("0 2", file(d, "connections"));
 	EXPECT_EQ(NL_WAITING, nl_status(d->index, 0)->session[NL_SESSION_STATE]);
 
 	for (i = 0; i < 2; i++) {
 		ASSERT_EQ(0, nl_reconnect(ns, i));
-		EXPECT_TRUE(event(&self->events, d->index, NBD_CMD_LINK_UP,
-				  NBD_ATTR_CONNECTION_INDEX, i));
+		EXPECT_TRUE(nl_event(&self->events, d->index, NBD_CMD_LINK_UP,
+				     NBD_ATTR_CONNECTION_INDEX, i));
 		EXPECT_TRUE(uevent_with(fd, "change", d, "NBD_EVENT=link-up"));
 	}
 	EXPECT_STREQ("2 2", file(d, "connections"));
@@ -323,8 +312,8 @@ TEST_F(seen, loss_and_return)
 	close(fd);
 
 	EXPECT_EQ(0, nl_disconnect(d->index));
-	EXPECT_TRUE(event(&self->events, d->index, NBD_CMD_SESSION_END, NBD_ATTR_END_REASON,
-			  NL_REQUESTED));
+	EXPECT_TRUE(nl_event(&self->events, d->index, NBD_CMD_SESSION_END, NBD_ATTR_END_REASON,
+			     NL_REQUESTED));
 	EXPECT_FALSE(nbd_sys_exists(d, "state"));
 	EXPECT_FALSE(nbd_sys_exists(d, "connections"));
 }

@@ -74,17 +74,6 @@ static void expect_left(struct __test_metadata *_metadata, struct peer_session *
 	EXPECT_EQ(1, s->sh->disc[n]);
 }
 
-/* The next notification of the device is this one, with this attribute. */
-static bool event(struct genl *g, int index, int cmd, int attr, int value)
-{
-	int got, of, what;
-
-	do
-		got = genl_event_of(g, SOON, &of, attr, &what);
-	while (got >= 0 && of != index);
-	return got == cmd && what == value;
-}
-
 /* Replaced */
 
 TEST_F(place, idle_is_replaced)
@@ -99,8 +88,8 @@ TEST_F(place, idle_is_replaced)
 		before = conn(ns, 0, NL_CONN_GENERATION);
 		ASSERT_EQ(0, put(ns, 0, i, PEER_GOOD));
 		expect_left(_metadata, s, i - 1);
-		EXPECT_TRUE(event(&self->events, s->dev.index, NBD_CMD_LINK_UP,
-				  NBD_ATTR_CONNECTION_INDEX, 0));
+		EXPECT_TRUE(nl_event(&self->events, s->dev.index, NBD_CMD_LINK_UP,
+				     NBD_ATTR_CONNECTION_INDEX, 0));
 		EXPECT_LT(before, conn(ns, 0, NL_CONN_GENERATION));
 		EXPECT_EQ(NL_OPEN, conn(ns, 0, NL_CONN_STATE));
 		EXPECT_TRUE(WAIT_UNTIL(conn(ns, 0, NL_CONN_DRAINING) == -1, SOON));
@@ -463,8 +452,8 @@ TEST_F(place, added_is_used)
 	ASSERT_EQ(0, holder_begin(s));
 	for (i = 1; i < 4; i++) {
 		ASSERT_EQ(0, put(ns, i, i, PEER_SHUFFLE));
-		EXPECT_TRUE(event(&self->events, s->dev.index, NBD_CMD_LINK_UP,
-				  NBD_ATTR_CONNECTION_INDEX, i));
+		EXPECT_TRUE(nl_event(&self->events, s->dev.index, NBD_CMD_LINK_UP,
+				     NBD_ATTR_CONNECTION_INDEX, i));
 		EXPECT_EQ(i + 1, connections(ns));
 		EXPECT_EQ(NL_OPEN, conn(ns, i, NL_CONN_STATE));
 	}

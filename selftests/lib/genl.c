@@ -182,7 +182,7 @@ static void nl_take_conn(struct nl_answer *r, struct nlattr *conn)
 	}
 }
 
-void nl_take_session(struct nl_answer *r, struct nlattr *session)
+static void nl_take_session(struct nl_answer *r, struct nlattr *session)
 {
 	struct nlattr *a;
 	int i;

@@ -131,6 +131,17 @@ long long nl_conn(int index, int connection, int attr)
 	return r->conn[0].value[attr];
 }
 
+/* The next notification of the device is this one, with this attribute. */
+bool nl_event(struct genl *g, int index, int cmd, int attr, int value)
+{
+	int got, of, what;
+
+	do
+		got = genl_event_of(g, SOON, &of, attr, &what);
+	while (got >= 0 && of != index);
+	return got == cmd && what == value;
+}
+
 /* How many NBD_CMD_LINK_DEAD of this device come within this time, or are there if ms is 0. */
 int nl_link_dead(struct genl *g, int index, int ms)
 {

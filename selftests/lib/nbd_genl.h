@@ -125,7 +125,6 @@ int genl_open(struct genl *g);
 int genl_listen(struct genl *g);
 int genl_event(struct genl *g, int ms, int *index);
 int genl_event_of(struct genl *g, int ms, int *index, int attr, int *value);
-void nl_take_session(struct nl_answer *r, struct nlattr *session);
 
 /* A request on its way. */
 struct nl_call {
@@ -141,6 +140,7 @@ int nl_disconnect(int index);
 int nl_connected(int index);
 struct nl_answer *nl_status(int index, int first);
 long long nl_conn(int index, int connection, int attr);
+bool nl_event(struct genl *g, int index, int cmd, int attr, int value);
 int nl_link_dead(struct genl *g, int index, int ms);
 
 #endif /* NBD_GENL_H */
