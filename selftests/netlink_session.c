@@ -12,26 +12,21 @@ FIXTURE(seen)
 	struct nl_session ns;
 	struct session io;
 	struct genl events;
-	bool begun;
 };
 
 FIXTURE_SETUP(seen)
 {
-	const char *why;
+	const char *why = nbd_is_rust() ? nl_init(&self->ns, 1, PEER_GOOD) :
+			  "the C driver does not show its sessions";
 
-	if (!nbd_is_rust())
-		SKIP(return, "the C driver does not show its sessions");
-	why = nl_init(&self->ns, 1, PEER_GOOD);
 	if (why)
 		SKIP(return, "%s", why);
-	self->begun = true;
 	ASSERT_EQ(0, genl_listen(&self->events));
 }
 
 FIXTURE_TEARDOWN(seen)
 {
-	if (self->begun)
-		EXPECT_TRUE(nl_cleanup(&self->ns));
+	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
 /* The first line of a file of the device in sysfs. */
