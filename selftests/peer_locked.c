@@ -3,8 +3,6 @@
  * Others that hold the lock of the socket of a connection. They may hold up this connection, and
  * nothing else.
  */
-#include <ctype.h>
-#include <dirent.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
@@ -119,25 +117,6 @@ static bool locker_answer(struct locker *l)
 	return reap(l->pid, BOUNDED);
 }
 
-/* A task sleeps for a socket's lock, deep in one of its functions. */
-static bool somebody_waits(void)
-{
-	char path[300], stack[8192];
-	struct dirent *e;
-	bool found = false;
-	DIR *d = opendir("/proc");
-
-	while (d && !found && (e = readdir(d))) {
-		if (!isdigit(e->d_name[0]))
-			continue;
-		snprintf(path, sizeof(path), "/proc/%s/stack", e->d_name);
-		found = read_file(path, stack, sizeof(stack)) > 0 && strstr(stack, "__lock_sock");
-	}
-	if (d)
-		closedir(d);
-	return found;
-}
-
 /* One request, by way of this CPU's queue. */
 static int cpu_write(struct peer_session *s, int cpu, int n)
 {
@@ -247,8 +226,8 @@ static void queue_requests(struct _test_data_locked *self)
 	int i;
 
 	self->first = start_write(s, self->cpu, 0);
-	/* Not every driver has to wait there. */
-	WAIT_UNTIL(somebody_waits() && in_flight(s) > 0, SOON);
+	/* For the socket's lock. Not every driver has to wait there. */
+	WAIT_UNTIL(somebody_in("__lock_sock", NULL) && in_flight(s) > 0, SOON);
 	for (i = 0; i < QUEUED; i++)
 		self->queued[i] = start_write(s, self->cpu, i + 1);
 	WAIT_UNTIL(in_flight(s) >= QUEUED, SOON);

@@ -157,6 +157,7 @@ pid_t fork_quiet(void);
 bool exited(pid_t pid);
 bool reap(pid_t pid, int ms);
 char proc_state(pid_t pid);
+bool somebody_in(const char *function, const char *outer);
 const char *nbd_dir(void);
 
 /* Agents */

@@ -2,6 +2,8 @@
 /*
  * The processes of a test.
  */
+#include <ctype.h>
+#include <dirent.h>
 #include <libgen.h>
 
 #include "nbd_test.h"
@@ -119,6 +121,26 @@ char proc_state(pid_t pid)
 		return 0;
 	p = strrchr(text, ')');
 	return p && p[1] == ' ' ? p[2] : 0;
+}
+
+/* A task sleeps deep in this function, and in the outer one, if it is not NULL. */
+bool somebody_in(const char *function, const char *outer)
+{
+	char path[300], stack[8192];
+	struct dirent *e;
+	bool found = false;
+	DIR *d = opendir("/proc");
+
+	while (d && !found && (e = readdir(d))) {
+		if (!isdigit(e->d_name[0]))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/stack", e->d_name);
+		found = read_file(path, stack, sizeof(stack)) > 0 && strstr(stack, function) &&
+			(!outer || strstr(stack, outer));
+	}
+	if (d)
+		closedir(d);
+	return found;
 }
 
 const char *nbd_dir(void)
