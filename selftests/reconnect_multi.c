@@ -44,8 +44,7 @@ TEST_F(multi, one_dies)
 	struct nl_session *ns = &self->ns;
 	struct peer_session *s = &ns->s;
 
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	ASSERT_TRUE(nl_kill_peer(s, s->victim));
 	let_go(s);
 	holder_expect(_metadata, s, 0);
@@ -59,8 +58,7 @@ TEST_F(multi, one_dies_with_time_to_wait)
 	struct peer_session *s = &ns->s;
 
 	ns->dead = 15;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	ASSERT_TRUE(nl_kill_peer(s, s->victim));
 	let_go(s);
 	holder_expect(_metadata, s, 0);
@@ -73,8 +71,7 @@ TEST_F(multi, three_die)
 	int i, survivor;
 
 	ns->dead = 15;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	survivor = (s->victim + 1) % NCONN;
 	for (i = 0; i < NCONN; i++)
 		if (i != survivor)
@@ -90,8 +87,7 @@ TEST_F(multi, replays_are_shared)
 	struct peer_session *s = &ns->s;
 	int before[NCONN], held, takers = 0, i, j;
 
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	/* Two deaths, so that what there is to share is more than one request. */
 	for (j = 0; j < 2; j++) {
 		int victim = -1;
@@ -164,11 +160,7 @@ TEST_F(multi, replaced_while_others_work)
 		ASSERT_TRUE(WAIT_UNTIL(nl_link_dead(&self->events, s->dev.index, 0) == 1, BOUNDED));
 		ASSERT_EQ(0, nl_reconnect(ns, i));
 	}
-	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 15000));
-	for (i = 0; i < NCONN; i++)
-		EXPECT_LT(0, s->sh->requests[i]) TH_LOG("connection %d", i);
-	EXPECT_EQ(0, s->sh->loop_errors);
-	holder_expect(_metadata, s, 0);
+	loops_expect(_metadata, s, rounds, NCONN, 15000);
 }
 
 TEST_F(multi, two_are_replaced_by_one_message)

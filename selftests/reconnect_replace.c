@@ -105,8 +105,7 @@ TEST_F(place, in_flight_is_answered)
 	int held, before;
 
 	s->kind = PEER_HELD;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	held = s->sh->held[0];
 	before = s->sh->requests[0];
 	ASSERT_LT(0, held);
@@ -136,8 +135,7 @@ TEST_F(place, replaced_server_dies)
 	int held;
 
 	s->kind = PEER_HELD;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	held = s->sh->held[0];
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_GOOD));
 	ASSERT_TRUE(nl_kill_peer(s, 0));
@@ -157,8 +155,7 @@ TEST_F(place, replaced_server_stands_still)
 
 	s->kind = PEER_MUTE;
 	s->timeout = 3;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	held = in_flight(s);
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_GOOD));
 	EXPECT_TRUE(WAIT_UNTIL(now_ms() - start > 1500, 5000));
@@ -177,8 +174,7 @@ TEST_F(place, replaced_server_has_an_error)
 	struct peer_session *s = &ns->s;
 
 	s->kind = PEER_HELD;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_HELD));
 	s->sh->error = EIO;
 	s->sh->go[0] = 1;
@@ -196,8 +192,7 @@ TEST_F(place, replaced_twice_with_requests_in_flight)
 	int held;
 
 	s->kind = PEER_HELD;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	held = s->sh->held[0];
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_HELD));
 	other = other_run(s, read_block);
@@ -257,9 +252,7 @@ TEST_F(place, replaced_by_two)
 		EXPECT_TRUE(reap(s->peer[2], BOUNDED));
 		EXPECT_TRUE(reap(s->peer[3], BOUNDED));
 	}
-	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 15000));
-	EXPECT_EQ(0, s->sh->loop_errors);
-	holder_expect(_metadata, s, 0);
+	loops_expect(_metadata, s, rounds, 0, 15000);
 	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100));
 }
 
@@ -330,9 +323,7 @@ TEST_F(place, while_requests_wait_for_a_connection)
 	struct peer_session *s = &ns->s;
 
 	s->kind = PEER_HELD;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
-	ASSERT_TRUE(nl_kill_peer(s, 0));
+	nl_die_with_io(_metadata, ns);
 	EXPECT_EQ(1, nl_link_dead(&self->events, s->dev.index, 300));
 	EXPECT_EQ(NL_VACANT, conn(ns, 0, NL_CONN_STATE));
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_GOOD));
@@ -347,8 +338,7 @@ TEST_F(place, while_the_server_shuts_down)
 	struct peer_session *s = &ns->s;
 
 	s->kind = PEER_LEAVES;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	s->sh->go[0] = 1;
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->refused[0], END_MS));
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_GOOD));
@@ -363,8 +353,7 @@ TEST_F(place, before_the_server_shuts_down)
 	struct peer_session *s = &ns->s;
 
 	s->kind = PEER_LEAVES;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_GOOD));
 	s->sh->go[0] = 1;
 	ASSERT_TRUE(WAIT_UNTIL(s->sh->refused[0], END_MS));
@@ -396,9 +385,7 @@ TEST_F(place, with_another_size)
 		expect_left(_metadata, s, (i + 1) % 2);
 		EXPECT_TRUE(reap(s->peer[(i + 1) % 2], BOUNDED));
 	}
-	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 15000));
-	EXPECT_EQ(0, s->sh->loop_errors);
-	holder_expect(_metadata, s, 0);
+	loops_expect(_metadata, s, rounds, 0, 15000);
 }
 
 /* A disconnect while a server that was replaced still has requests. */
@@ -410,8 +397,7 @@ TEST_F(place, disconnect_while_one_drains)
 	struct nl_msg m;
 
 	s->kind = PEER_HELD;
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(s));
+	nl_with_io(_metadata, ns);
 	ASSERT_EQ(0, put(ns, 0, 1, PEER_GOOD));
 	nl_begin(&m, NBD_CMD_DISCONNECT, s->dev.index);
 	call = nl_start(&m);
@@ -452,11 +438,7 @@ TEST_F(place, added_is_used)
 		EXPECT_EQ(i + 1, connections(ns));
 		EXPECT_EQ(NL_OPEN, conn(ns, i, NL_CONN_STATE));
 	}
-	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 15000));
-	for (i = 0; i < 4; i++)
-		EXPECT_LT(0, s->sh->requests[i]) TH_LOG("connection %d", i);
-	EXPECT_EQ(0, s->sh->loop_errors);
-	holder_expect(_metadata, s, 0);
+	loops_expect(_metadata, s, rounds, 4, 15000);
 }
 
 TEST_F(place, removed_is_drained)
@@ -519,9 +501,7 @@ TEST_F(place, added_and_removed_under_load)
 		expect_left(_metadata, s, 2);
 		EXPECT_TRUE(reap(s->peer[2], BOUNDED));
 	}
-	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, 30000));
-	EXPECT_EQ(0, s->sh->loop_errors);
-	holder_expect(_metadata, s, 0);
+	loops_expect(_metadata, s, rounds, 0, 30000);
 	EXPECT_EQ(2, connections(ns));
 	EXPECT_EQ(0, nl_link_dead(&self->events, s->dev.index, 100));
 }

@@ -266,9 +266,7 @@ TEST_F_TIMEOUT(wait, one_server_after_the_other, 40)
 		ASSERT_EQ(0, nl_reconnect(ns, 0));
 		ns->s.sh->kind[0] = PEER_SHUFFLE;
 	}
-	ASSERT_TRUE(WAIT_UNTIL(ns->s.sh->looped == rounds * HOLDER_THREADS, 10000));
-	EXPECT_EQ(0, ns->s.sh->loop_errors);
-	holder_expect(_metadata, &ns->s, 0);
+	loops_expect(_metadata, &ns->s, rounds, 0, 10000);
 }
 
 /* The end of the session fails the requests that wait, whatever ends it. */

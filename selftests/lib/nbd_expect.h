@@ -31,6 +31,22 @@ static inline void holder_expect(struct __test_metadata *_metadata, struct peer_
 }
 
 /*
+ * All rounds of the holder's have ended in this time, and well; each of the first n servers had
+ * requests.
+ */
+static inline void loops_expect(struct __test_metadata *_metadata, struct peer_session *s,
+				int rounds, int n, int ms)
+{
+	int i;
+
+	ASSERT_TRUE(WAIT_UNTIL(s->sh->looped == rounds * HOLDER_THREADS, ms));
+	for (i = 0; i < n; i++)
+		EXPECT_LT(0, s->sh->requests[i]) TH_LOG("connection %d", i);
+	EXPECT_EQ(0, s->sh->loop_errors);
+	holder_expect(_metadata, s, 0);
+}
+
+/*
  * The refusal says in words why, and blames the attribute at this place in the request, or none.
  * The C driver has its reasons for the log only.
  */
@@ -69,13 +85,19 @@ static inline void nl_connect_while_opened(struct __test_metadata *_metadata, st
 	EXPECT_TRUE(reap(pid, BOUNDED));
 }
 
-/* Connect, let the holder's requests arrive, and kill all servers. */
+/* Connect, and let the holder's requests arrive. */
+static inline void nl_with_io(struct __test_metadata *_metadata, struct nl_session *ns)
+{
+	ASSERT_EQ(0, nl_connect(ns));
+	ASSERT_EQ(0, holder_start(&ns->s));
+}
+
+/* The same, and kill all servers. */
 static inline void nl_die_with_io(struct __test_metadata *_metadata, struct nl_session *ns)
 {
 	int i;
 
-	ASSERT_EQ(0, nl_connect(ns));
-	ASSERT_EQ(0, holder_start(&ns->s));
+	nl_with_io(_metadata, ns);
 	for (i = 0; i < ns->s.npeers; i++)
 		ASSERT_TRUE(nl_kill_peer(&ns->s, i));
 }
