@@ -255,10 +255,7 @@ static int opened;
 
 static int read_opened(struct peer_session *s)
 {
-	static unsigned char buf[4096] __aligned(4096);
-
-	return pread(opened, buf, 4096, PEER_SIZE / 2) != 4096 ||
-	       memcmp(buf, s->sh->data + PEER_SIZE / 2, 4096);
+	return nl_read_other_by(s, opened);
 }
 
 /* The number of sockets that may wait for their servers is limited. */
@@ -267,9 +264,8 @@ TEST_F(place, too_many_wait)
 	struct nl_session *ns = &self->ns;
 	struct peer_session *s = &ns->s;
 	pid_t other[5];
-	int pair[6][2], i, zero = 0;
+	int pair[6][2], i;
 	char request[28];
-	struct nl_msg m;
 
 	for (i = 0; i < 6; i++)
 		ASSERT_EQ(0, make_pair(KIND_UNIX, pair[i]));
@@ -278,9 +274,7 @@ TEST_F(place, too_many_wait)
 	opened = open(s->dev.path, O_RDONLY | O_DIRECT | O_CLOEXEC);
 	ASSERT_LE(0, opened);
 	for (i = 0; i < 5; i++) {
-		nl_begin(&m, NBD_CMD_RECONFIGURE, s->dev.index);
-		nl_conns(&m, &zero, &pair[i][0], 1);
-		ASSERT_EQ(0, nl_do(&m)->ret);
+		ASSERT_EQ(0, change(ns, 0, pair[i][0]));
 		close(pair[i][0]);
 		if (!i)
 			expect_left(_metadata, s, 0);
@@ -289,10 +283,7 @@ TEST_F(place, too_many_wait)
 		ASSERT_TRUE(read_full(pair[i][1], request, sizeof(request)));
 	}
 	EXPECT_LE(4, conn(ns, 0, NL_CONN_DRAINING));
-	nl_begin(&m, NBD_CMD_RECONFIGURE, s->dev.index);
-	nl_conns(&m, &zero, &pair[5][0], 1);
-	ns->answer = *nl_do(&m);
-	EXPECT_EQ(-EBUSY, ns->answer.ret);
+	EXPECT_EQ(-EBUSY, change(ns, 0, pair[5][0]));
 	nl_expect_why(_metadata, &ns->answer, 0, "requests wait on 4 earlier sockets");
 	close(pair[5][0]);
 	EXPECT_TRUE(saw_eof(pair[5][1], SOON));

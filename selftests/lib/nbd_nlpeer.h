@@ -36,6 +36,7 @@ int nl_change(struct nl_session *ns, int type, uint64_t v);
 bool nl_kill_peer(struct peer_session *s, int n);
 bool nl_cleanup(struct nl_session *ns);
 int read_all(struct peer_session *s);
+int nl_read_other_by(struct peer_session *s, int fd);
 int nl_read_other(struct peer_session *s);
 int nl_sleepers(int *pid, int max);
 int nl_stuck(const int *before, int nbefore, int ms);

@@ -204,14 +204,18 @@ int read_all(struct peer_session *s)
 	return 0;
 }
 
-/* Read one block that is in no cache. */
-int nl_read_other(struct peer_session *s)
+/* Read one block that is in no cache, by this descriptor. */
+int nl_read_other_by(struct peer_session *s, int fd)
 {
 	static unsigned char buf[4096] __aligned(4096);
-	int fd = open(s->dev.path, O_RDONLY | O_DIRECT);
 
 	return fd < 0 || pread(fd, buf, 4096, PEER_SIZE / 2) != 4096 ||
 	       memcmp(buf, s->sh->data + PEER_SIZE / 2, 4096);
+}
+
+int nl_read_other(struct peer_session *s)
+{
+	return nl_read_other_by(s, open(s->dev.path, O_RDONLY | O_DIRECT));
 }
 
 /* The kernel threads in uninterruptible sleep. */
