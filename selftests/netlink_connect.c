@@ -9,16 +9,6 @@
 
 #define FAR_INDEX	200
 
-/* What a file in the device's directory in sysfs has. */
-static const char *sys_text(struct nbd_dev *d, const char *name)
-{
-	static char text[256];
-	char path[128];
-
-	snprintf(path, sizeof(path), "/sys/block/nbd%d/%s", d->index, name);
-	return read_file(path, text, sizeof(text)) < 0 ? NULL : text;
-}
-
 static int highest_index(void)
 {
 	FILE *f = fopen("/sys/module/nbd/parameters/max_part", "re");
@@ -350,7 +340,7 @@ TEST_F(connect, backend_identifier)
 
 	ns->backend = "some image";
 	ASSERT_EQ(0, nl_connect(ns));
-	text = sys_text(&ns->s.dev, "backend");
+	text = nbd_sys_text(&ns->s.dev, "backend");
 	ASSERT_NE(NULL, text);
 	EXPECT_STREQ("some image\n", text);
 	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
@@ -358,7 +348,7 @@ TEST_F(connect, backend_identifier)
 	/* Nothing is left of it in the next session. */
 	ns->backend = NULL;
 	ASSERT_EQ(0, nl_connect(ns));
-	text = sys_text(&ns->s.dev, "backend");
+	text = nbd_sys_text(&ns->s.dev, "backend");
 	ASSERT_NE(NULL, text);
 	EXPECT_STREQ("\n", text);
 }

@@ -278,11 +278,6 @@ TEST_F(connect, wrong_sizes_are_einval)
 
 /* Privilege */
 
-static int drop_caps(void)
-{
-	return setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534) ? -errno : 0;
-}
-
 static int new_user_ns(void)
 {
 	return unshare(CLONE_NEWUSER) ? -errno : 0;

@@ -29,22 +29,10 @@ FIXTURE_TEARDOWN(seen)
 	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
-/* The first line of a file of the device in sysfs. */
+/* What a file of the device in sysfs has, nothing if it is not there. */
 static const char *file(struct nbd_dev *d, const char *name)
 {
-	static char line[128];
-	char path[128];
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/sys/block/nbd%d/%s", d->index, name);
-	f = fopen(path, "re");
-	if (!f)
-		return "";
-	if (!fgets(line, sizeof(line), f))
-		line[0] = 0;
-	fclose(f);
-	line[strcspn(line, "\n")] = 0;
-	return line;
+	return nbd_sys_text(d, name) ?: "";
 }
 
 TEST_F(seen, status_has_the_session)
@@ -121,11 +109,6 @@ TEST_F(seen, status_counts)
 	r = nl_status(s->dev.index, 0);
 	EXPECT_LT((long long)HOLDER_CHUNK, r->conn[0].value[NL_CONN_RECEIVED_BYTES]);
 	EXPECT_TRUE(WAIT_UNTIL(!nl_conn(s->dev.index, 0, NL_CONN_IN_FLIGHT), SOON));
-}
-
-static int drop_caps(void)
-{
-	return setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534) ? -errno : 0;
 }
 
 /* Without CAP_SYS_ADMIN, addresses and processes are not shown, and everything else is. */
@@ -206,8 +189,8 @@ TEST_F(seen, status_of_an_ioctl_session)
 	EXPECT_EQ(NL_LIVE, r->session[NL_SESSION_STATE]);
 	EXPECT_EQ(nbd_sys(&ns->s.dev, "pid"), r->session[NL_SESSION_PID]);
 	EXPECT_STREQ("helper_agent", r->conn[0].comm);
-	EXPECT_STREQ("live", file(&ns->s.dev, "state"));
-	EXPECT_STREQ("1 1", file(&ns->s.dev, "connections"));
+	EXPECT_STREQ("live\n", file(&ns->s.dev, "state"));
+	EXPECT_STREQ("1 1\n", file(&ns->s.dev, "connections"));
 	EXPECT_EQ(0, agent_ioctl(&self->io.client, NBD_DISCONNECT, 0));
 	EXPECT_TRUE(nl_event(&self->events, ns->s.dev.index, NBD_CMD_SESSION_END,
 			     NBD_ATTR_END_REASON, NL_REQUESTED));
@@ -264,8 +247,8 @@ TEST_F(seen, loss_and_return)
 	ns->s.npeers = 2;
 	ns->dead = 20;
 	ASSERT_EQ(0, nl_connect(ns));
-	EXPECT_STREQ("live", file(d, "state"));
-	EXPECT_STREQ("2 2", file(d, "connections"));
+	EXPECT_STREQ("live\n", file(d, "state"));
+	EXPECT_STREQ("2 2\n", file(d, "connections"));
 	snprintf(buf, sizeof(buf), "/sys/block/nbd%d/connections", d->index);
 	p.fd = open(buf, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, p.fd);
@@ -275,8 +258,8 @@ TEST_F(seen, loss_and_return)
 	EXPECT_TRUE(nl_event(&self->events, d->index, NBD_CMD_LINK_DEAD, 0, -1));
 	EXPECT_TRUE(uevent_with(fd, "change", d, "NBD_EVENT=link-dead"));
 	EXPECT_EQ(1, poll_for(&p, 1, SOON)) TH_LOG("connections cannot be polled");
-	EXPECT_STREQ("live", file(d, "state"));
-	EXPECT_STREQ("1 2", file(d, "connections"));
+	EXPECT_STREQ("live\n", file(d, "state"));
+	EXPECT_STREQ("1 2\n", file(d, "connections"));
 	r = nl_status(d->index, 0);
 	EXPECT_EQ(NL_OPEN, r->conn[0].value[NL_CONN_STATE]);
 	EXPECT_EQ(NL_VACANT, r->conn[1].value[NL_CONN_STATE]);
@@ -288,8 +271,8 @@ TEST_F(seen, loss_and_return)
 
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
 	EXPECT_TRUE(nl_event(&self->events, d->index, NBD_CMD_LINK_DEAD, 0, -1));
-	EXPECT_TRUE(WAIT_UNTIL(!strcmp(file(d, "state"), "waiting"), SOON));
-	EXPECT_STREQ("0 2", file(d, "connections"));
+	EXPECT_TRUE(WAIT_UNTIL(!strcmp(file(d, "state"), "waiting\n"), SOON));
+	EXPECT_STREQ("0 2\n", file(d, "connections"));
 	EXPECT_EQ(NL_WAITING, nl_status(d->index, 0)->session[NL_SESSION_STATE]);
 
 	for (i = 0; i < 2; i++) {
@@ -298,7 +281,7 @@ TEST_F(seen, loss_and_return)
 				     NBD_ATTR_CONNECTION_INDEX, i));
 		EXPECT_TRUE(uevent_with(fd, "change", d, "NBD_EVENT=link-up"));
 	}
-	EXPECT_STREQ("2 2", file(d, "connections"));
+	EXPECT_STREQ("2 2\n", file(d, "connections"));
 	r = nl_status(d->index, 0);
 	EXPECT_EQ(NL_LIVE, r->session[NL_SESSION_STATE]);
 	EXPECT_EQ(NL_OPEN, r->conn[1].value[NL_CONN_STATE]);
@@ -319,7 +302,7 @@ TEST_F(seen, dead_is_shown)
 
 	ASSERT_EQ(0, nl_connect(ns));
 	ASSERT_TRUE(nl_kill_peer(&ns->s, 0));
-	EXPECT_TRUE(WAIT_UNTIL(!strcmp(file(&ns->s.dev, "state"), "dead"), SOON));
+	EXPECT_TRUE(WAIT_UNTIL(!strcmp(file(&ns->s.dev, "state"), "dead\n"), SOON));
 	EXPECT_EQ(NL_DEAD, nl_status(ns->s.dev.index, 0)->session[NL_SESSION_STATE]);
 }
 

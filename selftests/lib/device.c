@@ -44,6 +44,16 @@ long long nbd_sys(struct nbd_dev *d, const char *name)
 	return v;
 }
 
+/* What a file in that directory has, up to the next call, or NULL. */
+const char *nbd_sys_text(struct nbd_dev *d, const char *name)
+{
+	static char text[256];
+	char path[128];
+
+	snprintf(path, sizeof(path), "/sys/block/nbd%d/%s", d->index, name);
+	return read_file(path, text, sizeof(text)) < 0 ? NULL : text;
+}
+
 bool nbd_running(struct nbd_dev *d)
 {
 	return nbd_sys_exists(d, "pid") && nbd_sys(d, "size") > 0;

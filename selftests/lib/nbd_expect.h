@@ -60,6 +60,12 @@ static inline void nl_expect_why(struct __test_metadata *_metadata, const struct
 	EXPECT_EQ(offset, r->offset) TH_LOG("'%s' blames another attribute", r->text);
 }
 
+/* For nl_msg.before: a request of nobody's. */
+static inline int drop_caps(void)
+{
+	return setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534) ? -errno : 0;
+}
+
 /*
  * Connect and disconnect while another process opens and closes the device. An open from the
  * session before keeps it for a moment, and no longer: until then it is EBUSY, or error.

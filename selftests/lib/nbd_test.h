@@ -218,6 +218,7 @@ struct nbd_dev {
 
 bool nbd_sys_exists(struct nbd_dev *d, const char *name);
 long long nbd_sys(struct nbd_dev *d, const char *name);
+const char *nbd_sys_text(struct nbd_dev *d, const char *name);
 bool nbd_running(struct nbd_dev *d);
 bool nbd_is_rust(void);
 bool nbd_idle(struct nbd_dev *d);
