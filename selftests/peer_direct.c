@@ -22,6 +22,7 @@ struct own {
 	_Atomic int at_once;		/* that had ended when their reply was sent */
 	_Atomic int line;		/* where something was wrong, and with which error */
 	_Atomic int error;
+	bool cut;			/* it sends its replies in small pieces */
 };
 
 static struct own *own;
@@ -219,14 +220,14 @@ FIXTURE_TEARDOWN(own)
 
 static void own_peer(struct peer_session *s, int fd)
 {
-	own_main(fd, s->dev.path, s->cut);
+	own_main(fd, s->dev.path, own->cut);
 }
 
 TEST_F(own, reads_what_it_serves)
 {
 	struct peer_session *s = &self->s;
 
-	s->cut = variant->cut;
+	own->cut = variant->cut;
 	s->serve = own_peer;
 	ASSERT_EQ(0, peer_start(s)) TH_LOG("%s", strerror(errno));
 	/* The partitions are looked for before the server opens the device, or it would wait. */
@@ -323,7 +324,7 @@ TEST_F(later, sockmap)
 TEST_F(later, sockmap_before)
 {
 	struct peer_session *s = &self->s;
-	int map = sockmap_new(1), pair[2], one = 1;
+	int map = sockmap_new(1), pair[2];
 
 	if (map < 0)
 		SKIP(return, "this kernel has no sockmap: %s", strerror(errno));
@@ -334,7 +335,6 @@ TEST_F(later, sockmap_before)
 	ASSERT_EQ(0, peer_prepare(s, 1, PEER_GOOD));
 	s->holder = 0;
 	ASSERT_EQ(0, peer_pair(s, pair));
-	setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	ASSERT_EQ(0, sockmap_add(map, 0, pair[0]));
 	s->made = pair;
 	ASSERT_EQ(0, peer_start(s)) TH_LOG("%s", strerror(errno));

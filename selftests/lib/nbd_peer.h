@@ -111,7 +111,6 @@ struct peer_session {
 	bool keep_peers;		/* and the servers' ends */
 	int *made;			/* the only connection, if the test has made it */
 	void (*serve)(struct peer_session *s, int fd);	/* instead of a server of a kind */
-	bool cut;			/* it sends its replies in small pieces */
 	bool tls;			/* the kernel encrypts what goes over TCP */
 	int sa_flags;			/* of the handler that the client has for SIGTERM */
 	bool no_handler;		/* it has none */
