@@ -146,19 +146,25 @@ test("the flags arrived", equal(sysfs("ro"), "1"), equal(sysfs("queue/write_cach
 test("the backend identifier arrived", equal(sysfs("backend"), "the spec"))
 
 
-def session():
-    return ynl.do("status", {"index": index, "first-connection": 0}).get("session", {})
+def status():
+    return ynl.do("status", {"index": index, "first-connection": 0})
 
 
-def connection():
-    return session().get("connection", [{}])[0]
+def connection(seen):
+    return seen.get("session", {}).get("connection", [{}])[0]
 
 
-seen = ynl.do("status", {"index": index, "first-connection": 0})
+# The range is first, for zip() takes one more from what is before the one that ends.
+def hear(n):
+    return [(e["name"], e["msg"]) for _, e in zip(range(n), ynl.poll_ntf(duration=3))]
+
+
+seen = status()
+session = seen.get("session", {})
 test("status with the session", equal(seen.get("size-bytes"), SIZE),
      equal(seen.get("dead-conn-timeout"), 10), equal(seen.get("backend-identifier"), "the spec"),
-     equal([session().get(a) for a in ("state", "origin", "connections")], ["live", "netlink", 1]),
-     equal([connection().get(a) for a in ("index", "state", "peer-address")],
+     equal([session.get(a) for a in ("state", "origin", "connections")], ["live", "netlink", 1]),
+     equal([connection(seen).get(a) for a in ("index", "state", "peer-address")],
            [0, "open", "unnamed"]))
 ynl.do("reconfigure", {"index": index, "size-bytes": SIZE * 2, "backend-identifier": "the spec"})
 test("reconfigure", equal(sysfs("size"), str(SIZE * 2 // 512)))
@@ -175,27 +181,25 @@ except NlError as e:
     ext = (e.nl_msg.extack or {}).get("miss-type")
     test("a missing attribute has its name", equal(e.error, errno.EINVAL), equal(ext, "sockets"))
 theirs.shutdown(socket.SHUT_RDWR)
-heard = [(n["name"], n["msg"]) for n, _ in zip(ynl.poll_ntf(duration=3), range(1))]
-test("link-dead is announced", equal(heard, [("link-dead", {"index": index})]))
+test("link-dead is announced", equal(hear(1), [("link-dead", {"index": index})]))
 ours, theirs = server()
 ynl.do("reconfigure", {"index": index, "backend-identifier": "the spec",
                        "sockets": {"item": [{"fd": ours.fileno()}]}})
 ours.close()
 test("reconfigure with a new socket", equal(connected(), [(index, 1)]))
 test("the device works again", equal(read(), b"N" * 4096))
-before = connection().get("generation", 0)
+before = connection(status()).get("generation", 0)
 ours, theirs = server()
 ynl.do("reconfigure", {"index": index, "backend-identifier": "the spec",
                        "sockets": {"item": [{"fd": ours.fileno(), "index": 0}]}})
 ours.close()
-test("a connection is replaced", equal(connection().get("generation", 0) > before, True),
+test("a connection is replaced", equal(connection(status()).get("generation", 0) > before, True),
      equal(read(), b"N" * 4096))
 ynl.do("disconnect", {"index": index})
 test("disconnect", equal(connected(), [(index, 0)]), equal(sysfs("size"), "0"))
-heard = [(n["name"], n["msg"]) for n, _ in zip(ynl.poll_ntf(duration=3), range(3))]
 up = ("link-up", {"index": index, "connection-index": 0})
 test("link-up and session-end are announced",
-     equal(heard, [up, up, ("session-end", {"index": index, "end-reason": "requested"})]))
+     equal(hear(3), [up, up, ("session-end", {"index": index, "end-reason": "requested"})]))
 try:
     ynl.do("disconnect", {"index": 30000})
     test("disconnect of nothing", "no error")
