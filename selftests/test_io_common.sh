@@ -108,6 +108,25 @@ io_in_flight() { awk '{print $1 + $2}' "$NBD_SYS/inflight"; }
 io_busy() { [ "$(io_in_flight)" -gt "$1" ]; }
 io_still() { [ "$(io_in_flight)" = 0 ]; }
 
+# A test that has fio verify I/O in the background puts its process into IO_JOB. io_job_runs: it has not
+# ended, as it would after an error. io_job_ends: it ends when it is told to; how it went is in its output.
+# shellcheck disable=SC2153
+io_job_runs() { ! nbd_gone "$IO_JOB"; }
+io_job_ends() {
+	io_job_runs || return
+	kill -INT "$IO_JOB"
+	wait_until 20 nbd_exited "$IO_JOB" || return
+	# fio says that it was interrupted.
+	wait "$IO_JOB" || :
+}
+
+# io_requests: how many have been completed; io_more N [MORE]: more than MORE (50) after these N.
+io_requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
+io_more() { [ "$(io_requests)" -gt $(($1 + ${2:-50})) ]; }
+
+# io_same FILE BYTES: the first bytes of the device are those of the file.
+io_same() { within 20 cmp -n "$2" "$NBD_DEV" "$1"; }
+
 # io_read_one SECONDS: read a block that is in no cache.
 io_read_one() { within "$1" dd if="$NBD_DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none; }
 

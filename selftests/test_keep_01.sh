@@ -19,7 +19,6 @@ head -c 8M /dev/urandom >"$disk"
 io_server sock file "$disk"
 uri="nbd+unix:///?socket=$IO_SOCK"
 
-same() { within 20 cmp -n 8388608 "$NBD_DEV" "$disk"; }
 free() { wait_until 5 nbd_is_free "$NBD_INDEX"; }
 prints() { is "the output" "$(ctl "${@:2}")" "$1"; }
 status() { is "$1" "$(keep_status "$1")" "$2"; }
@@ -28,7 +27,7 @@ lists_none() { ctl list | nbd_not grep "^nbd$NBD_INDEX "; }
 shows() { ctl status "$NBD_DEV" | grep -qF -- "$1"; }
 
 check "connect" prints "$NBD_DEV" connect -b a-backend "$uri" "$NBD_DEV"
-check "the server's data" same
+check "the server's data" io_same "$disk" 8388608
 check "the backend in sysfs" is backend "$(cat "$NBD_SYS/backend")" a-backend
 check "the block size is 512" is blocks "$(cat "$NBD_SYS/queue/logical_block_size")" 512
 check "list" lists "8 MiB" read-write

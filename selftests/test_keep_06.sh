@@ -25,7 +25,6 @@ at() {
 	is servers "$(keep_status 'sorted({c["peer"].rpartition("/")[2] for c in v["connections"]["list"]
 		if c["state"] == "open"})')" "['$1']"
 }
-same() { within 20 cmp -n 8388608 "$NBD_DEV" "$disk"; }
 serve() { io_server "$1" file "$disk"; }
 
 serve blue
@@ -78,5 +77,5 @@ check "all four" counts 4 0
 check "I/O goes on after that" keep_flows
 check "no error and no wrong byte" keep_load_ends
 blockdev --flushbufs "$NBD_DEV"
-check "the server's data" same
+check "the server's data" io_same "$disk" 8388608
 nbd_end

@@ -70,28 +70,23 @@ keep_ends() {
 # keep_load SEED: verified I/O in the background, until it is told to end, or an error.
 keep_load() {
 	local before
-	before=$(keep_requests)
+	before=$(io_requests)
 	fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k --size=8m \
 		--ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=$((300 * NBD_TIME_SCALE)) \
 		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --serialize_overlap=1 \
 		--randseed="$1" </dev/null &
-	KEEP_LOAD=$!
-	nbd_defer kill -9 $KEEP_LOAD
+	IO_JOB=$!
+	nbd_defer kill -9 $IO_JOB
 	# fio takes its time to start.
-	wait_until 30 keep_more "$before"
+	wait_until 30 io_more "$before"
 }
 # keep_flows: requests are completed.
-keep_requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
-keep_more() { [ "$(keep_requests)" -gt $(($1 + 50)) ]; }
 keep_flows() {
-	! nbd_gone "$KEEP_LOAD" || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
-	wait_until 20 keep_more "$(keep_requests)" || { echo "no I/O"; cat "$NBD_TMP/keep.log"; return 1; }
+	io_job_runs || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
+	wait_until 20 io_more "$(io_requests)" || { echo "no I/O"; cat "$NBD_TMP/keep.log"; return 1; }
 }
 # keep_load_ends: fio has seen neither an error nor a wrong byte, and ends when it is told to.
 keep_load_ends() {
-	! nbd_gone "$KEEP_LOAD" || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
-	kill -INT "$KEEP_LOAD"
-	wait_until 20 nbd_exited "$KEEP_LOAD" || return
-	wait "$KEEP_LOAD"
-	! grep -E "verify: bad|err= *[1-9]|error=" "$NBD_TMP/fio.log"
+	io_job_runs || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
+	io_job_ends && ! grep -E "verify: bad|err= *[1-9]|error=" "$NBD_TMP/fio.log"
 }

@@ -30,7 +30,6 @@ fails_with_eio() {
 }
 # The client tries once a second until there is a server. All other openers have closed the device by then.
 reconnected() { [ "$(grep -c "^bs=" "$NBD_TMP/nbd-client.log")" -gt "$1" ] && nbd_connected; }
-same() { within 20 cmp -n 1048576 "$NBD_DEV" "$disk"; }
 
 serve
 nbd_log_mark
@@ -45,7 +44,7 @@ for round in 1 2 3; do
 	serve
 	check "there is a session again, $round" wait_until 10 reconnected "$round"
 	check "of the same client, $round" is pid "$(pid)" "$IO_CLIENT"
-	check "with the server's new data, $round" same
+	check "with the server's new data, $round" io_same "$disk" 1048576
 	kill -9 "$stopped"
 done
 refusals() { grep -iE "busy" "$NBD_TMP/nbd-client.log"; nbd_log | grep -iE "refused|busy"; }

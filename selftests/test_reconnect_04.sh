@@ -32,36 +32,26 @@ FIO=(fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load 
 	--continue_on_error=none)
 load() {
 	"${FIO[@]}" &
-	load=$!
-	nbd_defer kill -9 $load
+	IO_JOB=$!
+	nbd_defer kill -9 $IO_JOB
 	wait_until 10 io_busy 0
 }
-load_runs() { ! nbd_gone "$load"; }
-load_ends() {
-	load_runs || return
-	kill -INT "$load"
-	wait_until 20 nbd_exited "$load" || return
-	wait "$load"
-	! grep -E "verify: bad|err= *[1-9]|error=" "$NBD_TMP/fio.log"
-}
+load_ends() { io_job_ends && ! grep -E "verify: bad|err= *[1-9]|error=" "$NBD_TMP/fio.log"; }
 # stops TIMES CONNECTIONS RUNS: stop and start, as long as RUNS is true.
-requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
-more() { [ "$(requests)" -gt $(($1 + 50)) ]; }
 stops() {
 	local i
 	for ((i = 1; i <= $1; i++)); do
-		wait_until 15 more "$(requests)" || { echo "no I/O before stop $i"; return 1; }
+		wait_until 15 io_more "$(io_requests)" || { echo "no I/O before stop $i"; return 1; }
 		stop || return
 		wait_until 10 io_said dead $((i * $2)) || { echo "stop $i: not all are dead"; return 1; }
 		"$3" || { echo "stop $i: I/O has failed"; return 1; }
 		serve || return
 		wait_until 15 io_said again $((i * $2)) || { echo "stop $i: not all are back"; return 1; }
 	done
-	wait_until 15 more "$(requests)" || { echo "no I/O after the last stop"; return 1; }
+	wait_until 15 io_more "$(io_requests)" || { echo "no I/O after the last stop"; return 1; }
 	"$3"
 }
 deaths() { grep -c dead "$NBD_TMP/persist.log"; }
-same() { within 20 cmp -n 8388608 "$NBD_DEV" "$disk"; }
 end() {
 	check "disconnect, $1" genl disconnect "$NBD_INDEX"
 	check "free, $1" wait_until 5 io_gone "$IO_PERSIST"
@@ -73,10 +63,10 @@ for n in 1 4; do
 	serve
 	io_persist 20 -n $n
 	check "verified I/O, $n" load
-	check "the server is stopped and comes back three times, $n" stops 3 $n load_runs
+	check "the server is stopped and comes back three times, $n" stops 3 $n io_job_runs
 	check "no error and no wrong byte, $n" load_ends
 	blockdev --flushbufs "$NBD_DEV"
-	check "the server's data, $n" same
+	check "the server's data, $n" io_same "$disk" 8388608
 	check "each connection was lost three times, $n" is dead "$(deaths)" $((n * 3))
 	end $n
 done

@@ -26,16 +26,12 @@ load() {
 		--bs=16k --size=8m --ioengine=libaio --iodepth=16 --direct=1 --time_based \
 		--runtime=$((120 * NBD_TIME_SCALE)) --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
 		--verify_backlog=64 --serialize_overlap=1 --continue_on_error=none 2>"$NBD_TMP/fio.err" &
-	load=$!
-	nbd_defer kill -9 $load
+	IO_JOB=$!
+	nbd_defer kill -9 $IO_JOB
 	wait_until 30 io_busy 0
 }
-load_runs() { ! nbd_gone "$load"; }
 load_ends() {
-	load_runs || return
-	kill -INT "$load"
-	wait_until 20 nbd_exited "$load" || return
-	wait "$load"
+	io_job_ends || return
 	! grep -E "verify: bad|error=" "$NBD_TMP/fio.err" && ! grep -E '"error" : [1-9]' "$NBD_TMP/fio.log"
 }
 # The longest time of a request, in milliseconds.
@@ -51,25 +47,23 @@ no_stall() {
 	note "the longest request took $ms ms"
 	[ "$ms" -gt 0 ] && [ "$ms" -lt $((4000 * NBD_TIME_SCALE)) ]
 }
-requests() { awk '{print $1 + $5}' "$NBD_SYS/stat"; }
-more() { [ "$(requests)" -gt $(($1 + 50)) ]; }
 
 # moves TIMES CONNECTIONS: the other server takes over, and the old one can be stopped.
 moves() {
 	local i old
 	for ((i = 1; i <= $1; i++)); do
-		wait_until 15 more "$(requests)" || { echo "no I/O before move $i"; return 1; }
+		wait_until 15 io_more "$(io_requests)" || { echo "no I/O before move $i"; return 1; }
 		old=$IO_PID
 		io_server "sock.$i.$2" file "$disk" || return
 		genl reconfigure -i "$NBD_INDEX" -u "$IO_SOCK" -n "$2" -k 0 || return
 		# It ends when its last connection has.
 		kill -TERM "$old"
 		wait_until 5 nbd_exited "$old" || { echo "move $i: the old server does not end"; return 1; }
-		load_runs || { echo "move $i: I/O has failed"; return 1; }
+		io_job_runs || { echo "move $i: I/O has failed"; return 1; }
 		is connections "$(connections)" "$2 $2" || return
 	done
-	wait_until 15 more "$(requests)" || { echo "no I/O after the last move"; return 1; }
-	load_runs
+	wait_until 15 io_more "$(io_requests)" || { echo "no I/O after the last move"; return 1; }
+	io_job_runs
 }
 
 # changes TIMES: three more, and three fewer.
@@ -78,23 +72,22 @@ changes() {
 	for ((i = 1; i <= $1; i++)); do
 		genl reconfigure -i "$NBD_INDEX" -u "$IO_SOCK" -n 3 -k 4 || return
 		is connections "$(connections)" "7 7" || return
-		wait_until 15 more "$(requests)" || { echo "no I/O with 7"; return 1; }
+		wait_until 15 io_more "$(io_requests)" || { echo "no I/O with 7"; return 1; }
 		for k in $((i % 4)) 5 6; do genl remove "$NBD_INDEX" $k || return; done
 		is connections "$(connections)" "4 4" || return
 		# The next three get the lowest numbers: they are 0 to 3 again.
 		genl reconfigure -i "$NBD_INDEX" -u "$IO_SOCK" -n 1 -k $((i % 4)) || return
 		genl remove "$NBD_INDEX" 4 || return
-		load_runs || { echo "turn $i: I/O has failed"; return 1; }
+		io_job_runs || { echo "turn $i: I/O has failed"; return 1; }
 	done
-	wait_until 15 more "$(requests)" || { echo "no I/O after the last turn"; return 1; }
-	load_runs
+	wait_until 15 io_more "$(io_requests)" || { echo "no I/O after the last turn"; return 1; }
+	io_job_runs
 }
-same() { within 20 cmp -n 8388608 "$NBD_DEV" "$disk"; }
 end() {
 	check "no error and no wrong byte, $1" load_ends
 	check "no stall, $1" no_stall
 	blockdev --flushbufs "$NBD_DEV"
-	check "the server's data, $1" same
+	check "the server's data, $1" io_same "$disk" 8388608
 	check "disconnect, $1" genl disconnect "$NBD_INDEX"
 	kill -9 "$IO_PID" 2>/dev/null
 }
