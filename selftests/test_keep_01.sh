@@ -21,7 +21,6 @@ uri="nbd+unix:///?socket=$IO_SOCK"
 
 free() { wait_until 5 nbd_is_free "$NBD_INDEX"; }
 prints() { is "the output" "$(ctl "${@:2}")" "$1"; }
-status() { is "$1" "$(keep_status "$1")" "$2"; }
 lists() { ctl list | grep -qE "^nbd$NBD_INDEX +$1 +$2 "; }
 lists_none() { ctl list | nbd_not grep "^nbd$NBD_INDEX "; }
 shows() { ctl status "$NBD_DEV" | grep -qF -- "$1"; }

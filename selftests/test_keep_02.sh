@@ -17,13 +17,10 @@ nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 disk=$NBD_TMP/disk
 uri="nbd+unix:///?socket=$NBD_TMP/sock"
 serve() { io_server sock file "$disk"; }
-status() { is "$1" "$(keep_status "$1")" "$2"; }
 # What the server's end costs: nothing but time.
 restart() {
 	kill -"$1" "$IO_PID"
-	keep_log "cannot connect again" || return
-	: >"$NBD_TMP/keep.log"
-	serve && keep_log "connected again" && keep_flows
+	keep_back serve
 }
 # The keeper dies, and so does the server while nobody looks.
 killed() {
@@ -31,8 +28,7 @@ killed() {
 	kill -9 "$IO_PID"
 	wait_until 10 io_still_waits || return
 	keep_start "${keep[@]}" || return
-	keep_log "cannot connect again" || return
-	serve && keep_log "connected again" && keep_flows
+	keep_back serve
 }
 io_still_waits() { local n; n=$(io_requests); nbd_pause; [ "$n" = "$(io_requests)" ]; }
 gone() { [ ! -e "/run/nbdctl/nbd$NBD_INDEX.json" ]; }

@@ -17,7 +17,6 @@ nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 uri="nbd+unix:///?socket=$NBD_TMP/sock"
 keep=(-D 120 -b "the data" "$uri")
 serve() { io_server sock "$@"; }
-status() { is "$1" "$(keep_status "$1")" "$2"; }
 # instead WORDS ARG...: another server takes the place of the server, and is refused with these words.
 instead() {
 	local words=$1

@@ -52,9 +52,7 @@ stop() {
 restart() {
 	stop "$1" "$2"
 	wait_until 10 nbd_gone "$server" || { echo "the server does not end"; return 1; }
-	keep_log "cannot connect again" || return
-	: >"$NBD_TMP/keep.log"
-	start "$3" && keep_log "connected again" && keep_flows
+	keep_back start "$3"
 }
 
 # rounds SERVER PROGRAM URI: 8 tests.

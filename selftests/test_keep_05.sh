@@ -57,7 +57,6 @@ boot() {
 		umount -l "$root/proc" "$root/sys" "$root/run"' boot "$root" "$NBD_CTL_INITRAMFS" "$@"
 }
 keeper() { keep_status 'v["keeper_pid"]'; }
-status() { is "$1" "$(keep_status "$1")" "$2"; }
 export NBD_CTL
 check "the client returns" boot 127.0.0.1 -N root "$port" "$NBD_DEV" -swap -persist -systemd-mark -b 4096
 check "the device is connected" nbd_connected

@@ -17,7 +17,6 @@ nbd_defer "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 disk=$NBD_TMP/disk
 truncate -s 16M "$disk"
 uri() { echo "nbd+unix:///?socket=$NBD_TMP/$1"; }
-status() { is "$1" "$(keep_status "$1")" "$2"; }
 counts() { is "total and missing" "$(keep_status '(v["connections"]["total"], v["connections"]["missing"])')" "($1, $2)"; }
 numbers() { is numbers "$(keep_status '[c["index"] for c in v["connections"]["list"]]')" "$1"; }
 # Where the open connections lead to.

@@ -35,6 +35,8 @@ v = d["devices"][0] if d["devices"] else None
 print(eval(sys.argv[1]))' "$expression"
 }
 keep_status() { keep_json "$1" status "$NBD_DEV"; }
+# status EXPRESSION WANTED: that is what it makes of the status of the device.
+status() { is "$1" "$(keep_status "$1")" "$2"; }
 
 # keep_begin ARG...: nbdctl keep in the background, with these options, a URI and the device. Sets KEEP_PID.
 keep_begin() {
@@ -47,12 +49,14 @@ keep_begin() {
 # keep_start ARG...: the same, until it says that it is connected or has found a session.
 keep_start() {
 	keep_begin "$@"
-	wait_until 15 keep_ready || { cat "$NBD_TMP/keep.log"; return 1; }
+	keep_until 15 keep_ready
 }
+# keep_until SECONDS CMD...: wait_until, and what was said if that is in vain.
+keep_until() { wait_until "$@" || { cat "$NBD_TMP/keep.log"; return 1; }; }
 keep_ready() { keep_logged "connected to"; }
 keep_logged() { grep -qF -- "$1" "$NBD_TMP/keep.log"; }
 # keep_log WORDS: it is said in time.
-keep_log() { wait_until 20 keep_logged "$1" || { cat "$NBD_TMP/keep.log"; return 1; }; }
+keep_log() { keep_until 20 keep_logged "$1"; }
 
 # keep_kill SIGNAL: end nbdctl keep.
 keep_kill() {
@@ -63,7 +67,7 @@ keep_kill() {
 }
 # keep_ends: it ends by itself, without an error.
 keep_ends() {
-	wait_until 10 nbd_exited "$KEEP_PID" || { cat "$NBD_TMP/keep.log"; return 1; }
+	keep_until 10 nbd_exited "$KEEP_PID" || return
 	wait "$KEEP_PID"
 }
 
@@ -84,6 +88,12 @@ keep_load() {
 keep_flows() {
 	io_job_runs || { echo "I/O has failed"; cat "$NBD_TMP/fio.log"; return 1; }
 	wait_until 20 io_more "$(io_requests)" || { echo "no I/O"; cat "$NBD_TMP/keep.log"; return 1; }
+}
+# keep_back CMD...: the server is missed, CMD starts it again, and I/O goes on.
+keep_back() {
+	keep_log "cannot connect again" || return
+	: >"$NBD_TMP/keep.log"
+	"$@" && keep_log "connected again" && keep_flows
 }
 # keep_load_ends: fio has seen neither an error nor a wrong byte, and ends when it is told to.
 keep_load_ends() {
