@@ -270,7 +270,7 @@ impl Keeper<'_> {
                     "{}: disconnected, so there is nothing to keep",
                     self.device
                 ));
-                self.context.records.remove(self.device);
+                self.context.records.remove(self.device, &self.session);
                 tell(&[NotifyState::Stopping]);
                 return;
             }
@@ -288,7 +288,9 @@ impl Keeper<'_> {
             return !self.context.sysfs.is_mounted();
         };
         let same = session.pid == self.session.pid && session.backend == self.session.backend;
-        self.session = session;
+        if same {
+            self.session = session;
+        }
         same
     }
 

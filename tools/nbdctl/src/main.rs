@@ -80,7 +80,7 @@ fn disconnect(args: &DisconnectArgs) -> Result<()> {
     let device = parse_device(&args.device)?;
     let driver = Driver::open()?;
     let sysfs = Sysfs::default();
-    sysfs.require(device)?;
+    let session = sysfs.require(device)?;
     if !args.force {
         if let Some(user) = sysfs.users(device).first() {
             return Err(Error::new(
@@ -91,7 +91,7 @@ fn disconnect(args: &DisconnectArgs) -> Result<()> {
         }
     }
     driver.disconnect(device.0).map_err(|e| e.context(device))?;
-    Records::default().remove(device);
+    Records::default().remove(device, &session);
     Ok(())
 }
 

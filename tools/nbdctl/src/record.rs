@@ -112,9 +112,13 @@ impl Records {
         }
     }
 
-    pub fn remove(&self, device: Device) {
-        // That there is none is as good.
-        let _ = fs::remove_file(self.path(device));
+    /// Removes the record of a session. That of a later session of the device stays.
+    pub fn remove(&self, device: Device, session: &Attributes) {
+        // Without a directory there is no record, which is as good.
+        let Ok(_lock) = self.lock_all() else { return };
+        if self.load(device, session).is_some() {
+            let _ = fs::remove_file(self.path(device));
+        }
     }
 
     /// Several processes may change a record.
@@ -220,8 +224,17 @@ mod tests {
         assert_eq!(records.load(Device(1), &session(7)), Some(record()));
         assert_eq!(records.load(Device(1), &session(8)), None);
         assert_eq!(records.load(Device(2), &session(7)), None);
-        records.remove(Device(1));
+        records.remove(Device(1), &session(7));
         assert_eq!(records.load(Device(1), &session(7)), None);
+    }
+
+    #[test]
+    fn the_record_of_another_session_stays() {
+        let records = records("other");
+        records.remove(Device(1), &session(7));
+        records.store(Device(1), &record()).unwrap();
+        records.remove(Device(1), &session(6));
+        assert_eq!(records.load(Device(1), &session(7)), Some(record()));
     }
 
     #[test]
