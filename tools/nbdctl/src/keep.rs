@@ -300,13 +300,14 @@ impl Keeper<'_> {
         self.context
             .signals
             .wait(Some(std::os::fd::AsFd::as_fd(listener)), timeout);
+        let count = |event: &Event| match event {
+            Event::LinkDead(index) => u32::from(*index == self.device.0),
+            Event::Lost => self.links.total(),
+        };
         let mut lost = 0;
         while is_readable(listener) {
             match listener.receive() {
-                Ok(events) => {
-                    let ours = |e: &&Event| **e == Event::LinkDead(self.device.0);
-                    lost += events.iter().filter(ours).count();
-                }
+                Ok(events) => lost += events.iter().map(count).sum::<u32>(),
                 Err(e) => {
                     log::warn(format_args!("{}: {e}", self.device));
                     break;

@@ -30,8 +30,6 @@ const CMD_DISCONNECT: u8 = 2;
 const CMD_RECONFIGURE: u8 = 3;
 const CMD_LINK_DEAD: u8 = 4;
 const CMD_STATUS: u8 = 5;
-const CMD_LINK_UP: u8 = 6;
-const CMD_SESSION_END: u8 = 7;
 
 const ATTR_INDEX: u16 = 1;
 const ATTR_SIZE_BYTES: u16 = 2;
@@ -395,10 +393,6 @@ fn parse_connection(attrs: &Attrs<'_>) -> Option<Connection> {
 pub enum Event {
     /// A connection of this device has died.
     LinkDead(u32),
-    /// A connection of this device has a new socket.
-    LinkUp(u32),
-    /// The session of this device has ended.
-    SessionEnd(u32),
     /// There were more events than the socket can hold: any may have been among them.
     Lost,
 }
@@ -428,11 +422,8 @@ impl Listener {
             let Some(index) = u32_of(&header.attrs().get_attr_handle(), ATTR_INDEX) else {
                 continue;
             };
-            match *header.cmd() {
-                CMD_LINK_DEAD => events.push(Event::LinkDead(index)),
-                CMD_LINK_UP => events.push(Event::LinkUp(index)),
-                CMD_SESSION_END => events.push(Event::SessionEnd(index)),
-                _ => {}
+            if *header.cmd() == CMD_LINK_DEAD {
+                events.push(Event::LinkDead(index));
             }
         }
         Ok(events)
