@@ -13,7 +13,8 @@ use crate::netlink::{Changes, Driver, Event, Listener, SocketChange};
 use crate::output::Elapsed;
 use crate::process::{is_readable, RootFollower, Signals};
 use crate::record::{KeeperLock, Record, Records};
-use crate::session::Connection;
+use crate::session::{missing, Connection};
+use crate::status::known_flags;
 use crate::sysfs::{Attributes, Device, Sysfs};
 use sd_notify::NotifyState;
 use std::io::Write;
@@ -197,11 +198,7 @@ impl Context<'_> {
         }
         let record = self.records.load(device, &session);
         let told = self.driver.session(device.0)?;
-        let flags = told
-            .as_ref()
-            .and_then(|s| s.flags)
-            .or_else(|| record.as_ref()?.flags)
-            .or_else(|| self.sysfs.flags(device));
+        let flags = known_flags(told.as_ref(), record.as_ref(), &self.sysfs, device);
         let uri = record
             .as_ref()
             .map_or(&self.request.uri, |r| &r.uri)
@@ -347,15 +344,9 @@ impl Keeper<'_> {
             return false;
         };
         let now = now();
-        let missing: Vec<_> = connections
-            .iter()
-            .filter(|c| c.state.is_missing())
-            .collect();
-        let age = missing.iter().filter_map(|c| c.age_ms).max();
-        let since = age.map(|ms| now.unix.saturating_sub(ms / 1000));
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        self.links
-            .set(number(connections.len()), number(missing.len()), since, now);
+        let total = u32::try_from(connections.len()).unwrap_or(u32::MAX);
+        let (count, since) = missing(&connections, now.unix);
+        self.links.set(total, count, since, now);
         true
     }
 

@@ -137,6 +137,15 @@ impl Session {
     }
 }
 
+/// How many of the connections are missing, and since when if the driver tells. Times are in
+/// seconds since 1970.
+pub fn missing(connections: &[Connection], unix: u64) -> (u32, Option<u64>) {
+    let missing = connections.iter().filter(|c| c.state.is_missing());
+    let oldest = missing.clone().filter_map(|c| c.age_ms).max();
+    let count = u32::try_from(missing.count()).unwrap_or(u32::MAX);
+    (count, oldest.map(|ms| unix.saturating_sub(ms / 1000)))
+}
+
 /// The connections of a driver that tells of them in debugfs only. Of each line the number, the
 /// state and the last error are read, the rest is for people.
 pub fn parse_debugfs(text: &str) -> Vec<Connection> {
@@ -193,6 +202,17 @@ mod tests {
             connections[1].last_error.as_deref(),
             Some("the server closed the connection")
         );
+    }
+
+    #[test]
+    fn those_that_are_missing() {
+        let mut connections = parse_debugfs("0: open\n1: closed\n2: vacant\n3: draining\n");
+        assert_eq!(missing(&connections, 100), (3, None));
+        for (connection, age) in connections.iter_mut().zip([90_000, 7000, 8999]) {
+            connection.age_ms = Some(age);
+        }
+        assert_eq!(missing(&connections, 100), (3, Some(92)));
+        assert_eq!(missing(&connections[..1], 100), (0, None));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::export::Flags;
 use crate::netlink::Driver;
 use crate::output::{table, Bytes, Elapsed};
-use crate::record::Records;
-use crate::session::{Connection, SessionState};
+use crate::record::{Record, Records};
+use crate::session::{missing, Connection, Session, SessionState};
 use crate::sysfs::{Device, Sysfs};
 use serde::Serialize;
 use std::fmt::Write;
@@ -123,6 +123,18 @@ impl Report {
     }
 }
 
+/// The flags of the server. An older driver shows them in debugfs only.
+pub fn known_flags(
+    told: Option<&Session>,
+    record: Option<&Record>,
+    sysfs: &Sysfs,
+    device: Device,
+) -> Option<Flags> {
+    told.and_then(|s| s.flags)
+        .or_else(|| record?.flags)
+        .or_else(|| sysfs.flags(device))
+}
+
 fn gather_session(
     driver: &Driver,
     sysfs: &Sysfs,
@@ -140,22 +152,15 @@ fn gather_session(
         None => sysfs.connections(device).unwrap_or_default(),
     };
     let kept = record.as_ref().and_then(|r| r.missing.clone());
-    let missing = list.iter().filter(|c| c.state.is_missing());
+    let keeper_pid = records.keeper(device);
+    let (count, since) = missing(&list, unix);
     let count = if list.is_empty() {
         // Only a keeper has counted them.
-        records
-            .keeper(device)
-            .map(|_| kept.as_ref().map_or(0, |m| m.count))
+        keeper_pid.map(|_| kept.as_ref().map_or(0, |m| m.count))
     } else {
-        u32::try_from(missing.clone().count()).ok()
+        Some(count)
     };
-    let oldest = missing.filter_map(|c| c.age_ms).max();
-    let since = oldest.map(|ms| unix.saturating_sub(ms / 1000));
-    let flags = told
-        .as_ref()
-        .and_then(|s| s.flags)
-        .or_else(|| record.as_ref()?.flags)
-        .or_else(|| sysfs.flags(device));
+    let flags = known_flags(told.as_ref(), record.as_ref(), sysfs, device);
     let total = match list.len() {
         0 => record.as_ref().map(|r| r.connections),
         n => u32::try_from(n).ok(),
@@ -172,7 +177,7 @@ fn gather_session(
         age_ms: told.as_ref().and_then(|s| s.age_ms),
         timeout: told.as_ref().and_then(|s| s.timeout),
         dead_conn_timeout: told.as_ref().and_then(|s| s.dead_conn_timeout),
-        keeper_pid: records.keeper(device),
+        keeper_pid,
         connections: Connections {
             total,
             missing: count,
