@@ -7,7 +7,7 @@ use crate::connect::{negotiate_all, parse_device};
 use crate::error::{Error, Kind, Result};
 use crate::export::{device_size, Expected, Export};
 use crate::log;
-use crate::negotiate::{self, Uninterrupted};
+use crate::negotiate;
 use crate::netlink::{Changes, Driver, SocketChange};
 use crate::output::{parse_size, Bytes};
 use crate::record::{Record, Records};
@@ -106,7 +106,7 @@ pub fn resize(args: &ResizeArgs) -> Result<()> {
     let size = if let Some(text) = &args.size {
         parse_size(text).map_err(|why| Error::new(Kind::Usage, format!("{text}: {why}")))?
     } else {
-        let new = negotiate::connect(target.uri()?, CONNECT_TIMEOUT, &Uninterrupted)
+        let new = negotiate::connect(target.uri()?, CONNECT_TIMEOUT, None)
             .map_err(|e| e.hint("or say the size: nbdctl resize DEVICE SIZE"))?;
         device_size(new.export.size, target.session.block_size)
     };
@@ -159,7 +159,7 @@ pub fn replace(args: &ReplaceArgs) -> Result<()> {
         None => session.connections.iter().map(|c| c.index).collect(),
     };
     let count = u32::try_from(indices.len()).unwrap_or(u32::MAX);
-    let (export, sockets) = negotiate_all(&args.uri, count, CONNECT_TIMEOUT, &Uninterrupted)?;
+    let (export, sockets) = negotiate_all(&args.uri, count, CONNECT_TIMEOUT, None)?;
     target.check(&session, session.total, &export)?;
     target.reconfigure(None, places(&indices, &sockets))?;
     // One of several may be moved for a moment only.
@@ -181,12 +181,7 @@ pub fn add(args: &AddArgs) -> Result<()> {
     let target = Target::open(&args.device)?;
     let session = target.connections()?;
     let total = session.total.saturating_add(args.connections);
-    let (export, sockets) = negotiate_all(
-        target.uri()?,
-        args.connections,
-        CONNECT_TIMEOUT,
-        &Uninterrupted,
-    )?;
+    let (export, sockets) = negotiate_all(target.uri()?, args.connections, CONNECT_TIMEOUT, None)?;
     target.check(&session, total, &export)?;
     target.reconfigure(
         None,

@@ -6,9 +6,10 @@
 use crate::cli::SessionArgs;
 use crate::error::{Error, Kind, Result};
 use crate::export::{device_size, Export, Flags};
-use crate::negotiate::{self, Interrupt};
+use crate::negotiate;
 use crate::netlink::{Driver, NewSession};
 use crate::output::Bytes;
+use crate::process::Signals;
 use crate::record::{Record, Records};
 use crate::sysfs::{Attributes, Device, Sysfs};
 use std::os::fd::OwnedFd;
@@ -82,9 +83,9 @@ pub fn negotiate_all(
     uri: &str,
     count: u32,
     timeout: Duration,
-    interrupt: &impl Interrupt,
+    signals: Option<&Signals>,
 ) -> Result<(Export, Vec<OwnedFd>)> {
-    let first = negotiate::connect(uri, timeout, interrupt)?;
+    let first = negotiate::connect(uri, timeout, signals)?;
     if count > 1 && !first.export.flags.has(Flags::MULTI_CONN) {
         return Err(Error::new(
             Kind::Server,
@@ -94,7 +95,7 @@ pub fn negotiate_all(
     }
     let mut sockets = vec![first.socket];
     for _ in 1..count {
-        let next = negotiate::connect(uri, timeout, interrupt)?;
+        let next = negotiate::connect(uri, timeout, signals)?;
         if next.export != first.export {
             return Err(Error::new(
                 Kind::Export,
@@ -120,13 +121,13 @@ pub fn start(
     sysfs: &Sysfs,
     records: &Records,
     request: &Request,
-    interrupt: &impl Interrupt,
+    signals: Option<&Signals>,
 ) -> Result<Started> {
     let (export, sockets) = negotiate_all(
         &request.uri,
         request.connections,
         request.connect_timeout,
-        interrupt,
+        signals,
     )?;
     let block_size = block_size(request.block_size, &export)?;
     if export.size < block_size {

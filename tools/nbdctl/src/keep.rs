@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::export::{Expected, Flags};
 use crate::links::{Links, Now};
 use crate::log;
-use crate::negotiate::{self, Interrupt};
+use crate::negotiate;
 use crate::netlink::{Changes, Driver, Event, Listener, SocketChange};
 use crate::output::Elapsed;
 use crate::process::{is_readable, RootFollower, Signals};
@@ -164,7 +164,7 @@ impl Context<'_> {
             &self.sysfs,
             &self.records,
             self.request,
-            &self.signals,
+            Some(&self.signals),
         )?;
         let device = started.device;
         let lock = match lock {
@@ -363,9 +363,9 @@ impl Keeper<'_> {
             flags: self.flags,
             connections: self.links.total(),
         };
-        let result =
-            negotiate::connect(&self.uri, context.request.connect_timeout, &context.signals)
-                .and_then(|new| expected.check(&new.export).map(|()| new.socket));
+        let timeout = context.request.connect_timeout;
+        let result = negotiate::connect(&self.uri, timeout, Some(&context.signals))
+            .and_then(|new| expected.check(&new.export).map(|()| new.socket));
         if context.signals.is_set() {
             return;
         }

@@ -25,7 +25,6 @@ use clap::Parser;
 use cli::{Cli, Command, ConnectArgs, DisconnectArgs};
 use connect::{parse_device, Request};
 use error::{Error, Kind, Result};
-use negotiate::Uninterrupted;
 use netlink::Driver;
 use record::Records;
 use status::Report;
@@ -72,7 +71,7 @@ fn connect(args: &ConnectArgs) -> Result<()> {
     let driver = Driver::open()?;
     let sysfs = Sysfs::default();
     let records = Records::default();
-    let started = connect::start(&driver, &sysfs, &records, &request, &Uninterrupted)?;
+    let started = connect::start(&driver, &sysfs, &records, &request, None)?;
     print(&format!("/dev/{}\n", started.device))
 }
 

@@ -6,10 +6,11 @@
 use crate::error::{Error, Kind, Result};
 use crate::export::{Export, Flags};
 use crate::libnbd::{Failure, Handle, State};
+use crate::process::Signals;
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
 use rustix::net::{recv, sockopt, RecvFlags};
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A connection in the transmission phase, of which no byte has been read or written.
@@ -58,29 +59,9 @@ fn reason(message: &str) -> &str {
     }
 }
 
-/// Whether `connect` is to be given up: asked while it waits.
-pub trait Interrupt {
-    /// What becomes readable when it is.
-    fn wake(&self) -> Option<BorrowedFd<'_>>;
-    fn is_set(&self) -> bool;
-}
-
-/// Never.
-pub struct Uninterrupted;
-
-impl Interrupt for Uninterrupted {
-    fn wake(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn is_set(&self) -> bool {
-        false
-    }
-}
-
-/// Connects and negotiates, within `timeout` unless it takes longer to resolve the name. Context:
-/// may sleep.
-pub fn connect(uri: &str, timeout: Duration, interrupt: &impl Interrupt) -> Result<Negotiated> {
+/// Connects and negotiates, within `timeout` unless it takes longer to resolve the name; one of
+/// `signals` ends it while it waits. Context: may sleep.
+pub fn connect(uri: &str, timeout: Duration, signals: Option<&Signals>) -> Result<Negotiated> {
     check_uri(uri)?;
     let text = CString::new(uri).map_err(|_| Error::new(Kind::Usage, "the URI has a null byte"))?;
     let deadline = Instant::now() + timeout;
@@ -111,12 +92,12 @@ pub fn connect(uri: &str, timeout: Duration, interrupt: &impl Interrupt) -> Resu
                 format!("{uri}: no answer within {} s", timeout.as_secs()),
             ));
         }
-        if interrupt.is_set() {
+        if signals.is_some_and(Signals::is_set) {
             return Err(Error::new(Kind::Failed, format!("{uri}: interrupted")));
         }
         // A whole millisecond, or it would spin through the last one.
         handle
-            .step(interrupt.wake(), left.max(Duration::from_millis(1)))
+            .step(signals.map(AsFd::as_fd), left.max(Duration::from_millis(1)))
             .map_err(|f| wrong(uri, &f))?;
     }
 

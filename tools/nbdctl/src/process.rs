@@ -4,7 +4,6 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::log;
-use crate::negotiate::Interrupt;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{openat, Mode, OFlags};
 use rustix::mm::{mlockall, MlockAllFlags};
@@ -15,31 +14,32 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// SIGTERM and SIGINT, as something to ask for and to wait for.
 #[derive(Debug)]
 pub struct Signals {
-    seen: Arc<AtomicBool>,
+    /// Has a byte for each, which nobody reads.
     pipe: UnixStream,
 }
 
 impl Signals {
     pub fn new() -> Result<Self> {
-        let seen = Arc::new(AtomicBool::new(false));
         let register = || {
             let (pipe, other) = UnixStream::pair()?;
             for signal in [SIGTERM, SIGINT] {
-                signal_hook::flag::register(signal, Arc::clone(&seen))?;
                 signal_hook::low_level::pipe::register(signal, other.try_clone()?)?;
             }
             Ok(pipe)
         };
         let pipe = register()
             .map_err(|e: std::io::Error| Error::new(Kind::Failed, format!("signals: {e}")))?;
-        Ok(Self { seen, pipe })
+        Ok(Self { pipe })
+    }
+
+    /// True if one has come.
+    pub fn is_set(&self) -> bool {
+        is_readable(&self.pipe)
     }
 
     /// Waits until one of these can be read, a signal comes, or the time is over.
@@ -55,13 +55,9 @@ impl Signals {
     }
 }
 
-impl Interrupt for Signals {
-    fn wake(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.pipe.as_fd())
-    }
-
-    fn is_set(&self) -> bool {
-        self.seen.load(Ordering::Relaxed)
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
     }
 }
 
