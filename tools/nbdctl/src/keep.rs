@@ -11,11 +11,12 @@ use crate::log;
 use crate::negotiate;
 use crate::netlink::{Changes, Driver, Event, Listener, SocketChange};
 use crate::output::Elapsed;
-use crate::process::{is_readable, RootFollower, Signals};
+use crate::process::{is_ready, RootFollower, Signals};
 use crate::record::{KeeperLock, Record, Records};
 use crate::session::{missing, Connection};
 use crate::status::known_flags;
 use crate::sysfs::{Attributes, Device, Sysfs};
+use rustix::event::PollFlags;
 use sd_notify::NotifyState;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -302,7 +303,7 @@ impl Keeper<'_> {
             Event::Lost => self.links.total(),
         };
         let mut lost = 0;
-        while is_readable(listener) {
+        while is_ready(listener, PollFlags::IN) {
             match listener.receive() {
                 Ok(events) => lost += events.iter().map(count).sum::<u32>(),
                 Err(e) => {

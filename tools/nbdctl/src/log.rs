@@ -2,15 +2,11 @@
 
 //! Lines on the standard error, for people and for systemd's journal.
 
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use crate::process::is_ready;
+use rustix::event::PollFlags;
 use rustix::fs::{fstat, FileType};
 use std::fmt::Arguments;
 use std::io::{IsTerminal, Stderr, Write};
-
-const NO_TIME: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
 
 /// Writes a line, unless that would have to wait: who reads the lines may wait for the device that
 /// this process is about to connect again.
@@ -39,8 +35,7 @@ fn would_wait(stderr: &Stderr) -> bool {
                 FileType::Fifo | FileType::Socket
             )
         });
-    let mut fds = [PollFd::new(stderr, PollFlags::OUT)];
-    has_reader && !matches!(poll(&mut fds, Some(&NO_TIME)), Ok(1))
+    has_reader && !is_ready(stderr, PollFlags::OUT)
 }
 
 pub fn error(text: Arguments<'_>) {

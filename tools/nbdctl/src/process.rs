@@ -6,6 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::log;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{openat, Mode, OFlags};
+use rustix::io::retry_on_intr;
 use rustix::mm::{mlockall, MlockAllFlags};
 use rustix::process::{chroot, fchdir};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -39,19 +40,17 @@ impl Signals {
 
     /// True if one has come.
     pub fn is_set(&self) -> bool {
-        is_readable(&self.pipe)
+        is_ready(&self.pipe, PollFlags::IN)
     }
 
     /// Waits until one of these can be read, a signal comes, or the time is over.
     pub fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Duration) {
         let mut fds = vec![PollFd::new(&self.pipe, PollFlags::IN)];
         fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
+        // None is for ever, as good as a time that the kernel cannot count.
+        let timeout = Timespec::try_from(timeout).ok();
         // The caller asks anyway what has happened; a failure is a short wait.
-        let _ = poll(&mut fds, Some(&timeout));
+        let _ = poll(&mut fds, timeout.as_ref());
     }
 }
 
@@ -61,17 +60,11 @@ impl AsFd for Signals {
     }
 }
 
-/// True if it can be read without waiting.
-pub fn is_readable(fd: impl AsFd) -> bool {
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    poll(
-        &mut fds,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )
-    .is_ok_and(|n| n > 0)
+/// True if it can be read, or written, without waiting.
+pub fn is_ready(fd: impl AsFd, how: PollFlags) -> bool {
+    let mut fds = [PollFd::new(&fd, how)];
+    // A signal may come just then, and be what is asked for.
+    retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|n| n > 0)
 }
 
 /// Has this process run while the memory that it needs can only be had by writing to the very
