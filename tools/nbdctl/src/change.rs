@@ -82,6 +82,17 @@ impl Target {
         })
     }
 
+    /// Refuses the number of a connection that is not there.
+    fn require(&self, session: &Session, index: u32) -> Result<()> {
+        if session.connections.iter().any(|c| c.index == index) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::NoDevice,
+            format!("{}: there is no connection {index}", self.device),
+        ))
+    }
+
     /// Refuses an export that is not the one of the device.
     fn check(&self, session: &Session, total: u32, export: &Export) -> Result<()> {
         let flags = session.flags.or_else(|| self.record.as_ref()?.flags);
@@ -149,12 +160,9 @@ pub fn replace(args: &ReplaceArgs) -> Result<()> {
     let target = Target::open(&args.device)?;
     let session = target.connections()?;
     let indices: Vec<u32> = match args.connection {
-        Some(index) if session.connections.iter().any(|c| c.index == index) => vec![index],
         Some(index) => {
-            return Err(Error::new(
-                Kind::NoDevice,
-                format!("{}: there is no connection {index}", target.device),
-            ));
+            target.require(&session, index)?;
+            vec![index]
         }
         None => session.connections.iter().map(|c| c.index).collect(),
     };
@@ -194,26 +202,12 @@ pub fn add(args: &AddArgs) -> Result<()> {
 pub fn remove(args: &RemoveArgs) -> Result<()> {
     let target = Target::open(&args.device)?;
     let session = target.connections()?;
-    let others = |state| {
-        session
-            .connections
-            .iter()
-            .any(|c| c.index != args.connection && c.state == state)
-    };
-    if !session
+    target.require(&session, args.connection)?;
+    let mut others = session
         .connections
         .iter()
-        .any(|c| c.index == args.connection)
-    {
-        return Err(Error::new(
-            Kind::NoDevice,
-            format!(
-                "{}: there is no connection {}",
-                target.device, args.connection
-            ),
-        ));
-    }
-    if !others(ConnectionState::Open) {
+        .filter(|c| c.index != args.connection);
+    if !others.any(|c| c.state == ConnectionState::Open) {
         return Err(Error::new(
             Kind::Failed,
             format!("{}: no other connection is open", target.device),
@@ -228,19 +222,14 @@ pub fn remove(args: &RemoveArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{parse_debugfs, SessionState};
+    use crate::session::parse_debugfs;
 
     #[test]
     fn free_numbers() {
-        let session = Session {
-            state: SessionState::Live,
-            age_ms: None,
-            total: 2,
-            flags: None,
-            timeout: None,
-            dead_conn_timeout: None,
-            connections: parse_debugfs("0: open last-error none\n2: open last-error none\n"),
-        };
+        let session = Session::new_test(
+            2,
+            parse_debugfs("0: open last-error none\n2: open last-error none\n"),
+        );
         assert_eq!(free_indices(&session, 3), [1, 3, 4]);
     }
 }

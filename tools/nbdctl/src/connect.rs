@@ -158,14 +158,7 @@ pub fn start(
         })?;
     let device = Device(index);
     let session = sysfs.require(device)?;
-    let record = Record {
-        session_pid: session.pid,
-        backend: session.backend.clone(),
-        uri: request.uri.clone(),
-        flags: Some(flags),
-        connections: request.connections,
-        missing: None,
-    };
+    let record = Record::new(&session, &request.uri, Some(flags), request.connections);
     if let Err(e) = records.store(device, &record) {
         crate::log::warn(format_args!("{device} is connected, but {e}"));
     }

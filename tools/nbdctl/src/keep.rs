@@ -12,14 +12,14 @@ use crate::negotiate;
 use crate::netlink::{Changes, Driver, Event, Listener, SocketChange};
 use crate::output::Elapsed;
 use crate::process::{is_ready, RootFollower, Signals};
-use crate::record::{KeeperLock, Record, Records};
+use crate::record::{unix_time, KeeperLock, Record, Records};
 use crate::session::{missing, Connection};
 use crate::status::known_flags;
 use crate::sysfs::{Attributes, Device, Sysfs};
 use rustix::event::PollFlags;
 use sd_notify::NotifyState;
 use std::io::Write;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// The pause before the first attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -54,9 +54,6 @@ struct Keeper<'a> {
 }
 
 fn now() -> Now {
-    let unix = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
     let mut chance = [0_u8; 1];
     // Without random numbers all delays are the longest ones.
     if rustix::rand::getrandom(&mut chance, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
@@ -64,7 +61,7 @@ fn now() -> Now {
     }
     Now {
         instant: Instant::now(),
-        unix,
+        unix: unix_time(),
         chance: chance[0],
     }
 }
@@ -215,14 +212,7 @@ impl Context<'_> {
             .map_or(self.request.connections, |r| r.connections);
         let missing = record.as_ref().and_then(|r| r.missing.clone());
         if record.is_none() {
-            let record = Record {
-                session_pid: session.pid,
-                backend: session.backend.clone(),
-                uri: uri.clone(),
-                flags,
-                connections: total,
-                missing: None,
-            };
+            let record = Record::new(&session, &uri, flags, total);
             if let Err(e) = self.records.store(device, &record) {
                 log::warn(format_args!("{e}"));
             }
@@ -394,7 +384,7 @@ impl Keeper<'_> {
                 self.links.revive_one(now());
                 self.look();
                 if let (None, Some(since)) = (self.links.missing(), since) {
-                    let took = Duration::from_secs(now().unix.saturating_sub(since));
+                    let took = Duration::from_secs(unix_time().saturating_sub(since));
                     log::info(format_args!(
                         "{}: connected again after {}",
                         self.device,

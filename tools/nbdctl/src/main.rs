@@ -26,11 +26,11 @@ use cli::{Cli, Command, ConnectArgs, DisconnectArgs};
 use connect::{parse_device, Request};
 use error::{Error, Kind, Result};
 use netlink::Driver;
-use record::Records;
+use record::{unix_time, Records};
 use status::Report;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use sysfs::{Device, Sysfs};
 
 fn main() -> ExitCode {
@@ -92,12 +92,6 @@ fn disconnect(args: &DisconnectArgs) -> Result<()> {
     driver.disconnect(device.0).map_err(|e| e.context(device))?;
     Records::default().remove(device, &session);
     Ok(())
-}
-
-fn unix_time() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }
 
 fn print_json(report: &Report) -> Result<()> {

@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const DIRECTORY: &str = "/run/nbdctl";
 
@@ -39,7 +40,26 @@ pub struct Record {
     pub missing: Option<Missing>,
 }
 
+/// Now, in seconds since 1970.
+pub fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
 impl Record {
+    /// That of a session in which no connection is missing.
+    pub fn new(session: &Attributes, uri: &str, flags: Option<Flags>, connections: u32) -> Self {
+        Self {
+            session_pid: session.pid,
+            backend: session.backend.clone(),
+            uri: uri.to_owned(),
+            flags,
+            connections,
+            missing: None,
+        }
+    }
+
     fn is_of(&self, session: &Attributes) -> bool {
         self.session_pid == session.pid && self.backend == session.backend
     }
@@ -206,14 +226,7 @@ mod tests {
     }
 
     fn record() -> Record {
-        Record {
-            session_pid: 7,
-            backend: Some("b".into()),
-            uri: "nbd://host".into(),
-            flags: Some(Flags(5)),
-            connections: 2,
-            missing: None,
-        }
+        Record::new(&session(7), "nbd://host", Some(Flags(5)), 2)
     }
 
     #[test]

@@ -124,6 +124,20 @@ pub struct Session {
 }
 
 impl Session {
+    /// One of which little is known.
+    #[cfg(test)]
+    pub fn new_test(total: u32, connections: Vec<Connection>) -> Self {
+        Self {
+            state: SessionState::Live,
+            age_ms: None,
+            total,
+            flags: None,
+            timeout: None,
+            dead_conn_timeout: None,
+            connections,
+        }
+    }
+
     /// The number from which on connections are to be asked for.
     pub fn next_connection(&self) -> u32 {
         self.connections
@@ -224,15 +238,7 @@ mod tests {
     #[test]
     fn a_session_in_parts() {
         let connection = parse_debugfs("4: open last-error none").remove(0);
-        let mut session = Session {
-            state: SessionState::Live,
-            age_ms: None,
-            total: 2,
-            flags: None,
-            timeout: None,
-            dead_conn_timeout: None,
-            connections: vec![],
-        };
+        let mut session = Session::new_test(2, vec![]);
         assert_eq!(session.next_connection(), 0);
         session.connections.push(connection.clone());
         assert!(!session.is_complete());
