@@ -149,7 +149,7 @@ pub fn start(
             flags,
             timeout: request.timeout,
             dead_conn_timeout: request.dead_conn_timeout,
-            backend: Some(&request.backend),
+            backend: &request.backend,
             sockets: &sockets,
         })
         .map_err(|e| match request.device {

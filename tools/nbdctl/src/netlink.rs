@@ -147,7 +147,7 @@ pub struct NewSession<'a> {
     pub timeout: u64,
     /// In seconds.
     pub dead_conn_timeout: u64,
-    pub backend: Option<&'a str>,
+    pub backend: &'a str,
     pub sockets: &'a [OwnedFd],
 }
 
@@ -164,7 +164,7 @@ pub enum SocketChange<'a> {
 }
 
 /// What [`Driver::reconfigure`] is to change.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Changes<'a> {
     pub size: Option<u64>,
     /// What the session has; the kernel refuses another one.
@@ -219,12 +219,10 @@ impl Driver {
             attr(ATTR_SERVER_FLAGS, new.flags.0)?,
             attr(ATTR_TIMEOUT, new.timeout)?,
             attr(ATTR_DEAD_CONN_TIMEOUT, new.dead_conn_timeout)?,
+            attr(ATTR_BACKEND_IDENTIFIER, new.backend)?,
         ];
         if let Some(index) = new.index {
             attrs.push(attr(ATTR_INDEX, index)?);
-        }
-        if let Some(backend) = new.backend {
-            attrs.push(attr(ATTR_BACKEND_IDENTIFIER, backend)?);
         }
         let changes: Vec<_> = new.sockets.iter().map(SocketChange::Revive).collect();
         attrs.push(sockets(&changes)?);
