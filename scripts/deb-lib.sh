@@ -17,7 +17,10 @@ make_deb_root() {
 	mirror=$(debian_mirror)
 	exec 7>"$NBD_CACHE/deb-lock"
 	flock 7
-	[ ! -d "$dir" ] || return 0
+	if [ -d "$dir" ]; then
+		exec 7>&-
+		return
+	fi
 	[ "$(id -u)" = 0 ] || die "root is needed to make a Debian root"
 	command -v mmdebstrap >/dev/null || die "mmdebstrap is missing: run scripts/setup, or apt install mmdebstrap"
 	run_step "Debian $SUITE with $2" mmdebstrap --variant=apt --mode=root --skip=cleanup/apt/lists \
