@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# For scripts/deb and scripts/check-deb: roots of their own, for the tests' root must stay as it is.
+# For what makes and checks packages: roots of their own, for the tests' root must stay as it is; and how packages are
+# made.
 
 deb_version() { sed -n '1s/.*(\(.*\)).*/\1/p' "$TOP/packaging/debian/changelog"; }
 
-# What nbdctl and its package are made with.
-nbdctl_tools="cargo rustc rustfmt rust-clippy libnbd-dev pkgconf debhelper dpkg-dev lintian"
+# What the driver's package is made with, and what nbdctl and its package are.
+declare -A tools_of=(
+	[deb]="debhelper dh-dkms dpkg-dev lintian"
+	[nbdctl]="cargo rustc rustfmt rust-clippy libnbd-dev pkgconf debhelper dpkg-dev lintian"
+)
+declare -A root_of=()
 
-deb_tools="debhelper dh-dkms dpkg-dev lintian"
+# root_for NAME PACKAGES: where the cache has such a root.
+root_for() { echo "$NBD_CACHE/$1-$(echo "$SUITE $2" | sha256sum | cut -c 1-12)"; }
 
 # make_deb_root DIRECTORY PACKAGES: a Debian root with lists of packages, made beside its place and moved there.
 make_deb_root() {
@@ -50,18 +56,40 @@ are_here() {
 	done
 }
 
-deb_tools_root=/
-need_deb_tools() {
-	! are_here "$deb_tools" || return 0
-	deb_tools_root=$NBD_CACHE/deb-root-$(echo "$SUITE $deb_tools" | sha256sum | cut -c 1-12)
-	make_deb_root "$deb_tools_root" "$deb_tools"
+# need_tools deb|nbdctl: this machine's if it has them, else those of a root.
+need_tools() {
+	root_of[$1]=/
+	! are_here "${tools_of[$1]}" || return 0
+	root_of[$1]=$(root_for "$1-root" "${tools_of[$1]}")
+	make_deb_root "${root_of[$1]}" "${tools_of[$1]}"
 }
-with_deb_tools() { ROOT=$deb_tools_root in_root "$@"; }
+# with_tools deb|nbdctl CMD...
+with_tools() { ROOT=${root_of[$1]} in_root "${@:2}"; }
 
-nbdctl_tools_root=/
-need_nbdctl_tools() {
-	! are_here "$nbdctl_tools" || return 0
-	nbdctl_tools_root=$NBD_CACHE/nbdctl-root-$(echo "$SUITE $nbdctl_tools" | sha256sum | cut -c 1-12)
-	make_deb_root "$nbdctl_tools_root" "$nbdctl_tools"
+# copy_sources FROM TO [PATH...]: what belongs to the sources below FROM, not what an earlier build has left.
+copy_sources() {
+	local from=$1 to=$2
+	shift 2
+	git -C "$from" -c safe.directory="$TOP" ls-files -z --cached --others --exclude-standard -- "$@" |
+		(cd "$from" && while IFS= read -r -d '' f; do [ ! -f "$f" ] || printf '%s\0' "$f"; done |
+			xargs -0 cp -a --parents -t "$to/")
 }
-with_nbdctl_tools() { ROOT=$nbdctl_tools_root in_root "$@"; }
+
+# build_deb deb|nbdctl TITLE DIRECTORY [NAME=VALUE...]: the package of the sources there, beside them. Who builds the
+# same commit gets the same package.
+build_deb() {
+	local tools=$1 title=$2 dir=$3 date
+	shift 3
+	date=$(git -C "$TOP" -c safe.directory="$TOP" log -1 --format=%ct 2>/dev/null || date +%s)
+	(
+		cd "$dir" || exit
+		run_step "$title" with_tools "$tools" env SOURCE_DATE_EPOCH="$date" "$@" \
+			dpkg-buildpackage --build=binary --no-sign -d
+	)
+}
+
+# lint_deb deb|nbdctl FILE
+lint_deb() {
+	with_tools "$1" lintian --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs "$2" ||
+		die "lintian has found something"
+}
