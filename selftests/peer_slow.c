@@ -199,6 +199,56 @@ TEST_F_TIMEOUT(slow, payload_that_stops, 120)
 	EXPECT_LT(0, other_wait(io, BOUNDED));
 }
 
+/* A socket that has room for all of a write: what the server has not read has not reached it. */
+FIXTURE(roomy)
+{
+	struct peer_session s;
+};
+
+FIXTURE_SETUP(roomy)
+{
+	const char *why = peer_init(&self->s, 1, PEER_GOOD);
+
+	if (why)
+		SKIP(return, "%s", why);
+	self->s.timeout = scaled(2);
+	self->s.room = -1;
+	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
+	ASSERT_EQ(0, other_wait(other_run(&self->s, read_block), BOUNDED));
+}
+
+FIXTURE_TEARDOWN(roomy)
+{
+	EXPECT_TRUE(peer_cleanup(&self->s));
+}
+
+TEST_F_TIMEOUT(roomy, trickling_write, 120)
+{
+	self->s.sh->slow_ms = scaled(1200);
+	goes_through(_metadata, &self->s, short_write, scaled(20000));
+}
+
+TEST_F_TIMEOUT(roomy, many_writes_wait_for_their_turn, 120)
+{
+	self->s.sh->slow_ms = scaled(160);
+	goes_through(_metadata, &self->s, pump_short_writes, scaled(40000));
+}
+
+/* A server that never reads it is given up. */
+TEST_F_TIMEOUT(roomy, write_that_nobody_reads, 120)
+{
+	struct peer_session *s = &self->s;
+	pid_t io;
+
+	s->sh->kind[0] = PEER_DEAF;
+	s->sh->go[0] = 1;
+	/* It stops reading with the first request that it gets now. */
+	io = other_run(s, pump_short_writes);
+	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(8000)));
+	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
+	EXPECT_LT(0, other_wait(io, BOUNDED));
+}
+
 FIXTURE(options)
 {
 	struct peer_session s;

@@ -203,6 +203,14 @@ FIXTURE_TEARDOWN(kept)
 	EXPECT_TRUE(nl_cleanup(&self->ns));
 }
 
+static int send_room(int fd)
+{
+	int room = -1;
+	socklen_t len = sizeof(room);
+
+	return getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, &len) ? -1 : room;
+}
+
 /* A process that keeps a socket for something else must not eat up what block I/O needs. */
 TEST_F(kept, memory_reserves_are_for_the_session)
 {
@@ -244,6 +252,32 @@ TEST_F(kept, memory_reserves_after_a_setup)
 	EXPECT_EQ(0, may_use_reserves(self->fd));
 	EXPECT_EQ(0, agent_close(&b));
 	EXPECT_EQ(0, agent_close(&a));
+}
+
+/* What a socket has room for while it is the session's is not what its user has asked for. */
+TEST_F(kept, room_to_send_is_for_the_session)
+{
+	struct nl_session *ns = &self->ns;
+	int asked = 64 << 10, fresh[2], before, own;
+
+	ASSERT_EQ(0, make_pair(variant->tcp ? KIND_TCP : KIND_UNIX, fresh));
+	before = send_room(fresh[0]);
+	ASSERT_LT(0, before);
+	ns->s.room = -1;
+	ASSERT_EQ(0, nl_connect_and_keep(ns, &self->fd));
+	if (!variant->tcp)
+		EXPECT_LE(1 << 20, send_room(self->fd));
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	if (!variant->tcp)
+		EXPECT_EQ(before, send_room(self->fd));
+	close(self->fd);
+	/* What a user asks for in between stays. */
+	ASSERT_EQ(0, nl_connect_and_keep(ns, &self->fd));
+	ASSERT_EQ(0, setsockopt(self->fd, SOL_SOCKET, SO_SNDBUF, &asked, sizeof(asked)));
+	own = send_room(self->fd);
+	EXPECT_EQ(0, other_wait(other_run(&ns->s, read_block), BOUNDED));
+	EXPECT_EQ(0, nl_disconnect(ns->s.dev.index));
+	EXPECT_EQ(own, send_room(self->fd));
 }
 
 /* A process that has a descriptor can connect the socket to another peer. */

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/test_common.sh"
 
 KUNIT=/sys/kernel/debug/kunit
-SUITES=(nbd_changes nbd_connections nbd_feed nbd_params nbd_protocol nbd_receive_side nbd_sender
+SUITES=(nbd_changes nbd_connections nbd_feed nbd_link_stats nbd_params nbd_protocol nbd_receive_side nbd_sender
 	nbd_session_state nbd_set_sock nbd_state nbd_transitions rust_block_mq rust_block_mq_phase rust_bvec
 	rust_page_ring rust_task_process)
 

@@ -82,14 +82,42 @@ __rust_helper int rust_helper_sock_splice_room(struct socket *sock)
 }
 
 /*
+ * How many bytes of what was sent the peer does not have: those that it has not
+ * acknowledged, or that wait in the queue of an AF_UNIX peer.
+ */
+__rust_helper unsigned int rust_helper_sock_unread(struct socket *sock)
+{
+	struct sock *sk = sock->sk, *peer;
+	unsigned int unread;
+
+	if (sk_is_tcp(sk))
+		return READ_ONCE(tcp_sk(sk)->write_seq) - READ_ONCE(tcp_sk(sk)->snd_una);
+	/* With the lock the peer stays. */
+	unix_state_lock(sk);
+	peer = unix_peer(sk);
+	unread = peer ? READ_ONCE(unix_sk(peer)->inq_len) : 0;
+	unix_state_unlock(sk);
+	return unread;
+}
+
+/*
+ * What an AF_UNIX socket has room for while it carries block I/O, in bytes. By
+ * default it is less than one long write, for which the sender waits several
+ * times then. TCP finds out by itself what a connection needs.
+ */
+#define SOCK_BLOCK_IO_SNDBUF	SZ_1M
+
+/*
  * Block I/O may be what frees memory, so a socket that carries it must not
  * wait for memory that only block I/O can free. Nor must it wait for more than
  * one reply because its user once asked for that, nor linger when it is closed.
  * Returns whether the socket may use memory reserves from now on and could not
  * before. This is sk_set_memalloc() with the lock that the flags need; the
- * static key has locks that must not nest in it.
+ * static key has locks that must not nest in it. @sndbuf is 0 if the room for
+ * what is sent was left as it is.
  */
-__rust_helper bool rust_helper_sock_set_block_io(struct socket *sock, gfp_t *allocation)
+__rust_helper bool rust_helper_sock_set_block_io(struct socket *sock, gfp_t *allocation,
+						 int *sndbuf)
 {
 	struct sock *sk = sock->sk;
 	bool memalloc;
@@ -106,6 +134,12 @@ __rust_helper bool rust_helper_sock_set_block_io(struct socket *sock, gfp_t *all
 	sk->sk_allocation |= __GFP_MEMALLOC;
 	sk->sk_use_task_frag = false;
 	WRITE_ONCE(sk->sk_rcvlowat, 1);
+	*sndbuf = 0;
+	if (sk->sk_family == AF_UNIX && !(sk->sk_userlocks & SOCK_SNDBUF_LOCK) &&
+	    sk->sk_sndbuf < SOCK_BLOCK_IO_SNDBUF) {
+		*sndbuf = sk->sk_sndbuf;
+		WRITE_ONCE(sk->sk_sndbuf, SOCK_BLOCK_IO_SNDBUF);
+	}
 	release_sock(sk);
 	if (memalloc)
 		static_branch_inc(&memalloc_socks_key);
@@ -114,7 +148,7 @@ __rust_helper bool rust_helper_sock_set_block_io(struct socket *sock, gfp_t *all
 
 /* Takes that back, and what a user may have set since that would stall who closes it. */
 __rust_helper void rust_helper_sock_clear_block_io(struct socket *sock, gfp_t allocation,
-						   bool memalloc)
+						   int sndbuf, bool memalloc)
 {
 	struct sock *sk = sock->sk;
 
@@ -122,6 +156,8 @@ __rust_helper void rust_helper_sock_clear_block_io(struct socket *sock, gfp_t al
 	sock_reset_flag(sk, SOCK_LINGER);
 	WRITE_ONCE(sk->sk_rcvtimeo, MAX_SCHEDULE_TIMEOUT);
 	WRITE_ONCE(sk->sk_sndtimeo, MAX_SCHEDULE_TIMEOUT);
+	if (sndbuf && !(sk->sk_userlocks & SOCK_SNDBUF_LOCK))
+		WRITE_ONCE(sk->sk_sndbuf, sndbuf);
 	if (memalloc) {
 		sock_reset_flag(sk, SOCK_MEMALLOC);
 		/* An upper layer protocol may have come and have its own since. */

@@ -23,7 +23,7 @@ use crate::{
 };
 use core::cell::Cell;
 use kernel::{
-    block::mq::{Claim, RequestCursor},
+    block::mq::{Claim, Request, RequestCursor},
     net::{data_ready::DataReadyHook, ready::ReadyHook, socket::Socket},
     new_spinlock,
     new_work,
@@ -34,7 +34,7 @@ use kernel::{
         new_spinlock_irq, Arc, SpinLock, SpinLockIrq,
     },
     task::Task,
-    time::{Instant, Monotonic},
+    time::{Instant, Jiffies, Monotonic},
     workqueue::{impl_has_work, Work}, //
 };
 use read_ahead::ReadAhead;
@@ -192,6 +192,26 @@ impl Link {
 
     pub(crate) fn stats(&self) -> &LinkStats {
         &self.stats
+    }
+
+    /// Returns for how many more jiffies the server may leave `rq` unanswered if it has `limit` to
+    /// answer a request. Its time begins when it has the whole request. One that waits for the
+    /// link, is being transferred, or was not read yet may take any time while the link moves
+    /// bytes. Context: does not sleep; only the timeout of requests calls it.
+    pub(crate) fn patience(&self, rq: &Request<Queue>, limit: Jiffies) -> Jiffies {
+        let read = self.stats.set_unread(self.socket.unread());
+        let idle = self.stats.idle_for();
+        let data = rq.data();
+        if rq.is_in_use() {
+            return limit.saturating_sub(idle);
+        }
+        if data.end() <= read {
+            return limit.saturating_sub(data.sent_for());
+        }
+        data.set_unread();
+        // The server's time begins when this finds the request read, which has to be soon after
+        // the server has done so.
+        limit.saturating_sub(idle).min(limit.div_ceil(4))
     }
 
     /// Starts the receiver. Context: may sleep, under `Session::inner`.

@@ -24,9 +24,13 @@ pub(crate) struct RequestData {
     /// request is published, so that a task that claims the request reads the link of this
     /// publication.
     link: Atomic<u64>,
-    /// When the request was last sent whole, in jiffies. It is written before the sender lets go of
-    /// the request, so that a task that finds the request unused reads this value.
+    /// When the request was last sent whole, or last found to be unread after that, in jiffies. It
+    /// is written before the sender lets go of the request, so that a task that finds the request
+    /// unused reads this value.
     sent: Atomic<Jiffies>,
+    /// The bytes that the link had sent when it had sent the request whole. It is written as `sent`
+    /// is.
+    end: Atomic<u64>,
 }
 
 impl RequestData {
@@ -34,6 +38,7 @@ impl RequestData {
         Self {
             link: Atomic::new(0),
             sent: Atomic::new(0),
+            end: Atomic::new(0),
         }
     }
 
@@ -46,12 +51,23 @@ impl RequestData {
         self.link.load(Relaxed)
     }
 
-    /// Records that the request was sent whole.
-    pub(crate) fn set_sent(&self) {
+    /// Records that the request was sent whole, and that the link has sent `end` bytes by now.
+    pub(crate) fn set_sent(&self, end: u64) {
+        self.end.store(end, Relaxed);
+        self.set_unread();
+    }
+
+    /// Returns the argument of the last [`Self::set_sent`].
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Relaxed)
+    }
+
+    /// Records that the server has not read the whole request yet.
+    pub(crate) fn set_unread(&self) {
         self.sent.store(jiffies(), Relaxed);
     }
 
-    /// Returns how long ago the request was last sent whole, in jiffies.
+    /// Returns how long the server may have had the whole request, in jiffies.
     pub(crate) fn sent_for(&self) -> Jiffies {
         jiffies_since(self.sent.load(Relaxed))
     }

@@ -114,7 +114,7 @@ struct peer_session {
 	bool tls;			/* the kernel encrypts what goes over TCP */
 	int sa_flags;			/* of the handler that the client has for SIGTERM */
 	bool no_handler;		/* it has none */
-	int room;			/* in the buffers of the sockets, 0: 64 KiB */
+	int room;			/* in the sockets' buffers, 0: 64 KiB, -1: as it is */
 	unsigned long blksize, blocks;	/* 0: PEER_SIZE in blocks of 4096 */
 	unsigned long flags;		/* NBD_FLAG_* besides flush and FUA */
 	int fd[PEER_MAX];		/* the client's ends */

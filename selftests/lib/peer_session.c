@@ -116,8 +116,10 @@ int peer_pair(struct peer_session *s, int pair[2])
 
 	if (make_pair(s->tcp ? KIND_TCP : KIND_UNIX, pair))
 		return -1;
-	setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-	setsockopt(pair[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+	if (size > 0) {
+		setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+		setsockopt(pair[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+	}
 	if (s->tcp)
 		setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (s->tls && (peer_encrypt(pair[0]) || peer_encrypt(pair[1])))

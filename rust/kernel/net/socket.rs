@@ -223,6 +223,19 @@ impl Socket {
         unsafe { self.send_iter(source.iter(), wait, 0) }
     }
 
+    /// Returns how many bytes of what was sent the peer does not have yet: a TCP peer has not
+    /// acknowledged them, and an `AF_UNIX` peer has not read them. The answer may be out of date at
+    /// once.
+    ///
+    /// Context: process context; does not sleep.
+    #[inline]
+    pub fn unread(&self) -> usize {
+        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
+        // The function reads words of that, for which it needs no lock, and of the peer, for which
+        // it takes the lock under which an `AF_UNIX` socket has its peer.
+        unsafe { bindings::sock_unread(self.as_raw()) as usize }
+    }
+
     /// Returns how many bytes [`Self::send_pages`] can send without waiting, or [`None`] if it
     /// would copy them. The answer may be out of date at once.
     ///
@@ -347,8 +360,8 @@ impl Socket {
 }
 
 /// A socket that carries block I/O: it may use memory reserves, does not wait for memory that only
-/// block I/O can free, and its locks have lock classes of their own. With lockdep, the socket keeps
-/// the module loaded until it is freed.
+/// block I/O can free, has room for long writes, and its locks have lock classes of their own. With
+/// lockdep, the socket keeps the module loaded until it is freed.
 ///
 /// [`Self::give_back`] and the drop of the value restore the settings of the socket's user.
 ///
@@ -365,10 +378,11 @@ pub struct BlockSocket {
 ///
 /// # Invariants
 ///
-/// Both are what `sock_set_block_io` has returned for the socket that the value is kept with, and
+/// All are what `sock_set_block_io` has returned for the socket that the value is kept with, and
 /// there is no other value for that call.
 struct Before {
     allocation: bindings::gfp_t,
+    sndbuf: ffi::c_int,
     memalloc: bool,
 }
 
@@ -384,15 +398,17 @@ impl BlockSocket {
             before <- new_mutex!(None),
         });
         this.pin_chain(|this| {
-            let mut allocation = 0;
+            let (mut allocation, mut sndbuf) = (0, 0);
+            let sock = this.socket.as_raw();
             // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct
-            // sock`. `allocation` can be written.
+            // sock`. `allocation` and `sndbuf` can be written.
             let memalloc =
-                unsafe { bindings::sock_set_block_io(this.socket.as_raw(), &mut allocation) };
-            // INVARIANT: `sock_set_block_io` has just returned both for the socket in the same
+                unsafe { bindings::sock_set_block_io(sock, &mut allocation, &mut sndbuf) };
+            // INVARIANT: `sock_set_block_io` has just returned all for the socket in the same
             // value.
             *this.before.lock() = Some(Before {
                 allocation,
+                sndbuf,
                 memalloc,
             });
             Ok(())
@@ -417,6 +433,7 @@ impl BlockSocket {
                 bindings::sock_clear_block_io(
                     self.socket.as_raw(),
                     before.allocation,
+                    before.sndbuf,
                     before.memalloc,
                 )
             };

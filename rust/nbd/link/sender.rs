@@ -257,6 +257,7 @@ impl Sender {
 
     /// Releases the requests that are sent whole after `bytes` more were sent.
     fn advance(&mut self, out: &Output<'_, impl Fn() -> bool>, bytes: usize) {
+        out.stats.add_sent(bytes);
         let mut before = self.sent;
         self.sent.advance(bytes);
         let mut whole = 0;
@@ -270,11 +271,10 @@ impl Sender {
             }
             trace::nbd_payload_sent(first, || Cookie::of(first).into_wire());
             before = Position::default();
-            first.data().set_sent();
+            first.data().set_sent(out.stats.sent());
             self.next_request();
             whole += 1;
         }
-        out.stats.add_sent(bytes);
         out.stats.add_requests(whole);
     }
 }

@@ -14,7 +14,10 @@ pub(crate) struct LinkStats {
     replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
-    /// When bytes were last moved, in jiffies. Both directions write it, and either value is right.
+    /// The bytes that the server was last found to have. Only the timeout of requests writes it.
+    read: Atomic<u64>,
+    /// When bytes were last moved, in jiffies. All that count bytes write it, and each value is
+    /// right.
     moved: Atomic<Jiffies>,
 }
 
@@ -25,6 +28,7 @@ impl LinkStats {
             replies: Atomic::new(0),
             sent: Atomic::new(0),
             received: Atomic::new(0),
+            read: Atomic::new(0),
             moved: Atomic::new(jiffies()),
         }
     }
@@ -62,8 +66,19 @@ impl LinkStats {
         self.moved.store(jiffies(), Relaxed);
     }
 
+    /// Counts what the server has read, if it does not have the last `unread` of the bytes that
+    /// were sent. Returns the number of bytes that it has.
+    pub(super) fn set_unread(&self, unread: usize) -> u64 {
+        let read = self.sent().saturating_sub(unread as u64);
+        if read > self.read.load(Relaxed) {
+            self.read.store(read, Relaxed);
+            self.moved.store(jiffies(), Relaxed);
+        }
+        read
+    }
+
     /// Returns how long no byte has moved, in jiffies.
-    pub(crate) fn idle_for(&self) -> Jiffies {
+    pub(super) fn idle_for(&self) -> Jiffies {
         jiffies_since(self.moved.load(Relaxed))
     }
 
@@ -77,5 +92,38 @@ impl LinkStats {
 
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Relaxed)
+    }
+}
+
+#[kernel::macros::kunit_tests(nbd_link_stats)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unread_was_not_read() {
+        let stats = LinkStats::new();
+        assert_eq!(stats.set_unread(0), 0);
+        stats.add_sent(100);
+        assert_eq!(stats.set_unread(100), 0);
+        assert_eq!(stats.set_unread(30), 70);
+        // A protocol above may add bytes of its own.
+        assert_eq!(stats.set_unread(130), 0);
+        assert_eq!(stats.set_unread(0), 100);
+    }
+
+    #[test]
+    fn reading_is_moving() {
+        let stats = LinkStats::new();
+        let long_ago = jiffies().wrapping_sub(1000);
+        stats.add_sent(100);
+        assert_eq!(stats.set_unread(60), 40);
+        stats.moved.store(long_ago, Relaxed);
+        // Nothing was read since.
+        for unread in [60, 80] {
+            stats.set_unread(unread);
+            assert!(stats.idle_for() >= 1000);
+        }
+        stats.set_unread(59);
+        assert!(stats.idle_for() < 1000);
     }
 }

@@ -145,17 +145,10 @@ impl Session {
             }
             return TimerReturn::ResetTimer;
         }
-        // The timeout limits the time of the server, which begins when the request was sent whole.
-        // A request that waits for the link, or is being transferred, is not timed out while the
-        // link moves bytes.
-        let taken = if rq.is_in_use() {
-            link.stats().idle_for()
-        } else {
-            rq.data().sent_for()
-        };
         let limit = timeout_in_jiffies(timeout) as Jiffies;
-        if taken < limit {
-            return TimerReturn::ResetTimerTo(limit - taken);
+        let patience = link.patience(rq, limit);
+        if patience > 0 {
+            return TimerReturn::ResetTimerTo(patience);
         }
         // The request may be half received. The receiver gives it up when the socket is shut down.
         self.link_failed(&link, LinkError::TimedOut);
