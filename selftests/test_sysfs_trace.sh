@@ -10,12 +10,12 @@
 
 TRACEFS=/sys/kernel/tracing
 TRACE=$TRACEFS/instances/nbd-selftest
-EVENTS="nbd_header_received nbd_header_sent nbd_payload_received nbd_payload_sent nbd_send_request"
+EVENTS="nbd_header_received nbd_header_sent nbd_payload_received nbd_payload_sent nbd_reply nbd_requeue nbd_send_request"
 
 nbd_require nbdkit nbd-client fio blkdiscard
 [ -d $TRACEFS/events ] || mount -t tracefs nodev $TRACEFS 2>/dev/null
 [ -d $TRACEFS/events ] || nbd_skip_all "no tracefs"
-nbd_begin 19
+nbd_begin 26
 nbd_pick
 
 trace_end() { [ ! -d $TRACE ] || rmdir $TRACE; }
@@ -35,7 +35,7 @@ fields() {
 all_fields() { for e; do fields "$e"; done | sort -u; }
 event_ids() { cat $TRACE/events/nbd/*/id; }
 
-# traced CMD...: what the events say while CMD runs, in NBD_TMP/trace.
+# traced CMD...: what the events say while CMD runs, in NBD_TMP/trace, and those with times in NBD_TMP/times.
 traced() {
 	: >$TRACE/trace
 	echo 1 >$TRACE/events/nbd/enable
@@ -43,7 +43,8 @@ traced() {
 	# The last reply may be there before its sender gets to say that all was sent.
 	wait_until 5 all_sent
 	echo 0 >$TRACE/events/nbd/enable
-	grep -v '^#' $TRACE/trace >"$NBD_TMP/trace"
+	grep -v '^#' $TRACE/trace | grep -vE ' nbd_(reply|requeue):' >"$NBD_TMP/trace"
+	grep -E ' nbd_(reply|requeue):' $TRACE/trace >"$NBD_TMP/times" || :
 }
 all_sent() {
 	awk '/ nbd_send_request:/ { n++ } / nbd_payload_sent:/ { n-- } END { exit n != 0 }' $TRACE/trace
@@ -113,6 +114,44 @@ trace_of() {
 }
 trace_is_empty() { is "trace" "$(grep -v '^#' $TRACE/trace)" ""; }
 
+# times_fit CONNECTIONS: each reply of NBD_TMP/trace is in NBD_TMP/times, on one of these connections, more than one of
+# which were used, and no request took less time than it took to send it.
+times_fit() {
+	awk -v device="nbd$NBD_INDEX:" -v want="$1" '
+		function bad(why) { print why ": " $0; failed = 1 }
+		FNR == NR {
+			for (i = 1; i < NF && $i != "nbd_payload_received:"; i++);
+			if (i < NF)
+				replies[$(i + 7)]++
+			next
+		}
+		{
+			for (i = 1; i < NF && $i != "nbd_reply:"; i++);
+			if ($(i + 1) != device || $(i + 2) != "connection" || !($(i + 3) + 0 < want))
+				bad("another device or connection")
+			used[$(i + 3)]
+			handle = $(i + 7)
+			sub(/,$/, "", handle)
+			if (--replies[handle] < 0)
+				bad("no such reply")
+			if ($(i + 8) != "read" && $(i + 8) != "write")
+				bad("another operation")
+			if (!/, error 0, sent after [0-9]+ ns, answered after [0-9]+ ns$/)
+				bad("no times")
+			if ($(NF - 1) + 0 == 0 || $(NF - 1) + 0 < $(NF - 5) + 0)
+				bad("it took less than to send it")
+		}
+		END {
+			$0 = "in all"
+			for (handle in replies)
+				if (replies[handle] != 0)
+					bad("no times of " handle)
+			if (length(used) < 2)
+				bad(length(used) " connections")
+			exit failed
+		}' "$NBD_TMP/trace" "$NBD_TMP/times" || { head -n 20 "$NBD_TMP/times"; return 1; }
+}
+
 # zero_dd ARGS...; read_dd ARGS...: write zeroes, or read, past the page cache.
 zero_dd() { dd if=/dev/zero of="$NBD_DEV" oflag=direct conv=notrunc status=none "$@"; }
 read_dd() { dd if="$NBD_DEV" of=/dev/null iflag=direct status=none "$@"; }
@@ -139,7 +178,10 @@ check "the events" is events "$(cd $TRACE/events/nbd && echo nbd_*)" "$EVENTS"
 check "fields of nbd_send_request" is fields "$(fields nbd_send_request)" "nbd_request dev_index request"
 check "fields of the others" is fields \
 	"$(all_fields nbd_header_sent nbd_payload_sent nbd_header_received nbd_payload_received)" "req handle"
-check "each has an id of its own" is ids "$(event_ids | sort -u | wc -l)" 5
+check "fields of nbd_reply" is fields "$(fields nbd_reply)" \
+	"req handle sector sent_ns latency_ns dev_index connection bytes error op"
+check "fields of nbd_requeue" is fields "$(fields nbd_requeue)" "req handle latency_ns dev_index connection"
+check "each has an id of its own" is ids "$(event_ids | sort -u | wc -l)" 7
 
 io_server sock memory 64M
 io_attach_unix -b 4096
@@ -160,7 +202,57 @@ io_server sock4 -t 4 memory 64M
 io_attach_unix -b 4096 -C 4
 wait_until 10 quiet
 check "many requests on four connections" trace_of "" random_io
+# Two processors have different connections.
+on_two_cpus() {
+	local cpu
+	for cpu in 0 1; do
+		taskset -c $cpu dd if="$NBD_DEV" of=/dev/null iflag=direct bs=4k count=20 status=none || return
+		taskset -c $cpu dd if=/dev/zero of="$NBD_DEV" oflag=direct bs=4k count=20 status=none || return
+	done
+}
+check "few requests on two of them" trace_of 80 on_two_cpus
+check "each with its connection and times" times_fit 4
+# As the guide has it.
+RECIPE='tracepoint:nbd:nbd_reply { @us[args.dev_index, args.connection] = hist(args.latency_ns / 1000); }'
+histogram() {
+	within 120 bpftrace -e "$RECIPE" -c "/usr/bin/dd if=$NBD_DEV of=/dev/null bs=4k count=1000 iflag=direct" \
+		>"$NBD_TMP/bpftrace" 2>&1
+	if ! grep -q "^@us\[$NBD_INDEX, [0-3]\]:" "$NBD_TMP/bpftrace"; then
+		cat "$NBD_TMP/bpftrace"
+		return 1
+	fi
+	is "requests" "$(awk -F '[])|]' '/^[[(].*\|@* *\|$/ { n += $2 } END { print n + 0 }' "$NBD_TMP/bpftrace")" 1000
+}
+if command -v bpftrace >/dev/null; then
+	check "a histogram of them by bpftrace" histogram
+else
+	ktap_test_skip "a histogram of them by bpftrace: there is none"
+fi
 check "detach" io_detach
+
+# A server that is slow to answer goes away: the request is taken from one connection and answered on the next.
+taken_back() {
+	local reader
+	io_read_one 60 &
+	reader=$!
+	wait_until 10 grep -q nbd_payload_sent $TRACE/trace || return
+	kill -9 "$IO_PID"
+	wait_until 10 io_said dead 1 || return
+	io_server sock memory 64M || return
+	wait $reader || return
+	sed -nE 's/.*(nbd_re[a-z]+): nbd[0-9]+: (connection [0-9]+),.* after ([0-9]+ ns)$/\1 \2 \3/p' $TRACE/trace \
+		>"$NBD_TMP/taken"
+	is "events" "$(cut -d " " -f 1-3 "$NBD_TMP/taken" | uniq | paste -sd ,)" "nbd_requeue connection 0,nbd_reply connection 0"
+	is "without a time" "$(grep -c ' 0 ns' "$NBD_TMP/taken")" 0
+}
+io_server sock --filter=delay memory 64M delay-read=30
+io_persist 30
+wait_until 10 nbd_connected
+echo 1 >$TRACE/events/nbd/enable
+: >$TRACE/trace
+check "a request is taken from a connection that is lost" taken_back
+echo 0 >$TRACE/events/nbd/enable
+check "disconnect" "$NBD_DIR/helper_genl" disconnect "$NBD_INDEX"
 
 # The tracepoint nbd_send_request is one that BPF programs may write through: bytes 16 to 23 of
 # the header are the position on the disk, big end first.

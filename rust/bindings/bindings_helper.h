@@ -8,6 +8,7 @@
 #include <linux/moduleparam.h>
 #include <linux/nbd.h>
 #include <trace/events/nbd.h>
+#include <trace/events/nbd_io.h>
 
 /* Bindgen takes constants that are plain numbers only. */
 const blk_status_t RUST_CONST_HELPER_BLK_STS_NOTSUPP = BLK_STS_NOTSUPP;

@@ -236,6 +236,9 @@ impl Connection {
     }
 
     fn with(index: u32, current: Current) -> Result<Arc<Self>> {
+        if let Some(link) = current.link() {
+            link.set_connection(index);
+        }
         let draining = KVec::with_capacity(MAX_DRAINING, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
@@ -370,6 +373,7 @@ impl Connection {
         if !matches!(links.current, Current::Vacant) {
             return Err(link);
         }
+        link.set_connection(self.index);
         links.current = Current::Link(link);
         self.pending_up.fetch_add(1, Relaxed);
         Ok(())
@@ -379,6 +383,7 @@ impl Connection {
     /// drains: the caller calls [`Link::drain`]. The caller has asked [`Self::can_drain`], under
     /// `Session::inner`, with which this is called, too.
     pub(crate) fn replace(&self, link: Arc<Link>) -> Option<Arc<Link>> {
+        link.set_connection(self.index);
         let previous = self.links.lock().retire(Current::Link(link), None, None);
         self.pending_up.fetch_add(1, Relaxed);
         previous

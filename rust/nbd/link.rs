@@ -19,6 +19,7 @@ use crate::{
     driver::DeviceInfo,
     protocol::Cookie,
     request::{Disk, Queue, RequestData},
+    trace::{self, Attempt},
     workqueues::Workqueues, //
 };
 use core::cell::Cell;
@@ -87,7 +88,8 @@ pub(crate) struct Link {
     disk: ARef<Disk>,
     #[pin]
     socket: LinkSocket,
-    created: Instant<Monotonic>,
+    /// The number of the connection that it was installed in last.
+    connection: Atomic<u32>,
     /// The process that added the socket.
     added_by: ARef<Task>,
     stats: LinkStats,
@@ -137,7 +139,7 @@ impl Link {
                 info: info.clone(),
                 disk: disk.into(),
                 socket <- LinkSocket::new(socket),
-                created: Instant::now(),
+                connection: Atomic::new(0),
                 added_by: ARef::from(&**current!()),
                 stats: LinkStats::new(),
                 watchers: Atomic::new(0),
@@ -182,7 +184,30 @@ impl Link {
 
     /// When the link was created.
     pub(crate) fn created(&self) -> Instant<Monotonic> {
-        self.created
+        self.stats.created()
+    }
+
+    /// Tells the link, which is not in use yet, in which connection it is installed.
+    pub(crate) fn set_connection(&self, index: u32) {
+        self.connection.store(index, Relaxed);
+    }
+
+    /// Returns what the trace events say of a request that the link had.
+    fn attempt(&self, data: &RequestData, cookie: Cookie) -> Attempt {
+        let (sent_ns, latency_ns) = data.took(self.stats.age());
+        Attempt {
+            handle: cookie.into_wire(),
+            index: self.info.index(),
+            connection: self.connection.load(Relaxed),
+            sent_ns,
+            latency_ns,
+        }
+    }
+
+    /// Has the block layer give the request to a connection again. Context: does not sleep.
+    pub(crate) fn requeue(&self, claim: Claim<Queue>) {
+        trace::nbd_requeue(&claim, || self.attempt(claim.data(), Cookie::of(&claim)));
+        claim.requeue();
     }
 
     /// The process that added the socket.

@@ -9,3 +9,4 @@
 #define CREATE_TRACE_POINTS
 #define CREATE_RUST_TRACE_POINTS
 #include <trace/events/nbd.h>
+#include <trace/events/nbd_io.h>

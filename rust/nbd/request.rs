@@ -31,6 +31,10 @@ pub(crate) struct RequestData {
     /// The bytes that the link had sent when it had sent the request whole. It is written as `sent`
     /// is.
     end: Atomic<u64>,
+    /// When the link got the request and when it had sent it, in nanoseconds of the link's
+    /// age. 0 if no trace event needs that.
+    queued_at: Atomic<u64>,
+    sent_at: Atomic<u64>,
 }
 
 impl RequestData {
@@ -39,6 +43,8 @@ impl RequestData {
             link: Atomic::new(0),
             sent: Atomic::new(0),
             end: Atomic::new(0),
+            queued_at: Atomic::new(0),
+            sent_at: Atomic::new(0),
         }
     }
 
@@ -55,6 +61,27 @@ impl RequestData {
     pub(crate) fn set_sent(&self, end: u64) {
         self.end.store(end, Relaxed);
         self.set_unread();
+    }
+
+    /// Records at what age the link got the request, and that it was not sent.
+    pub(crate) fn set_queued_at(&self, age: u64) {
+        self.queued_at.store(age, Relaxed);
+        self.sent_at.store(0, Relaxed);
+    }
+
+    /// Records at what age the link had sent the request.
+    pub(crate) fn set_sent_at(&self, age: u64) {
+        self.sent_at.store(age, Relaxed);
+    }
+
+    /// Returns how long it took until the request was sent, and until the link has this `age`, in
+    /// nanoseconds. 0 if that is not known.
+    pub(crate) fn took(&self, age: u64) -> (u64, u64) {
+        let since = |at: u64| match self.queued_at.load(Relaxed) {
+            0 => 0,
+            queued => at.saturating_sub(queued),
+        };
+        (since(self.sent_at.load(Relaxed)), since(age))
     }
 
     /// Returns the argument of the last [`Self::set_sent`].

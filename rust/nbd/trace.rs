@@ -2,14 +2,18 @@
 
 //! Trace events.
 //!
-//! C header: [`include/trace/events/nbd.h`](srctree/include/trace/events/nbd.h)
+//! C headers: [`include/trace/events/nbd.h`](srctree/include/trace/events/nbd.h),
+//! [`include/trace/events/nbd_io.h`](srctree/include/trace/events/nbd_io.h)
 
 use core::mem::size_of;
 use kernel::{
     bindings,
-    block::mq::{
-        Operations,
-        StartedRequest, //
+    block::{
+        mq::{
+            Operations,
+            StartedRequest, //
+        },
+        BlkStatus, //
     },
     ffi, //
 };
@@ -46,6 +50,28 @@ mod events {
         ///
         /// `rq` must be a valid request.
         pub(super) unsafe fn nbd_payload_received(rq: *mut bindings::request, handle: u64);
+        /// # Safety
+        ///
+        /// `rq` must be a valid request.
+        pub(super) unsafe fn nbd_reply(
+            rq: *mut bindings::request,
+            handle: u64,
+            index: ffi::c_int,
+            connection: ffi::c_uint,
+            sent_ns: u64,
+            latency_ns: u64,
+            status: u8,
+        );
+        /// # Safety
+        ///
+        /// `rq` must be a valid request.
+        pub(super) unsafe fn nbd_requeue(
+            rq: *mut bindings::request,
+            handle: u64,
+            index: ffi::c_int,
+            connection: ffi::c_uint,
+            latency_ns: u64,
+        );
     }
 }
 
@@ -93,4 +119,73 @@ transport_events! {
     fn nbd_header_received if nbd_header_received_enabled;
     /// `nbd_payload_received`: the payload of the reply to `rq`, which may be empty, has arrived.
     fn nbd_payload_received if nbd_payload_received_enabled;
+}
+
+/// What the events know of a request that was on a connection.
+pub(crate) struct Attempt {
+    pub(crate) handle: u64,
+    /// The number of the device.
+    pub(crate) index: u32,
+    /// The number of the connection.
+    pub(crate) connection: u32,
+    /// How long it took until the request was sent whole, and until now, in nanoseconds. 0 if that
+    /// is not known.
+    pub(crate) sent_ns: u64,
+    pub(crate) latency_ns: u64,
+}
+
+/// Whether an event is on that needs times.
+#[inline(always)]
+pub(crate) fn needs_times() -> bool {
+    events::nbd_reply_enabled() || events::nbd_requeue_enabled()
+}
+
+/// `nbd_reply`: the reply to `rq` is complete. An attempt whose times are not known is left out.
+#[inline(always)]
+pub(crate) fn nbd_reply<T: Operations>(
+    rq: &StartedRequest<T>,
+    attempt: impl FnOnce() -> Attempt,
+    status: BlkStatus,
+) {
+    if !events::nbd_reply_enabled() {
+        return;
+    }
+    let attempt = attempt();
+    if attempt.latency_ns > 0 {
+        // SAFETY: The request is valid and started, so that the block layer leaves alone what the
+        // event reads of it.
+        unsafe {
+            events::nbd_reply(
+                rq.as_raw(),
+                attempt.handle,
+                attempt.index as ffi::c_int,
+                attempt.connection,
+                attempt.sent_ns,
+                attempt.latency_ns,
+                status.into_raw(),
+            )
+        };
+    }
+}
+
+/// `nbd_requeue`: `rq` is taken back from a connection that does not answer it.
+#[inline(always)]
+pub(crate) fn nbd_requeue<T: Operations>(
+    rq: &StartedRequest<T>,
+    attempt: impl FnOnce() -> Attempt,
+) {
+    if !events::nbd_requeue_enabled() {
+        return;
+    }
+    let attempt = attempt();
+    // SAFETY: The request is valid; the event stores its address and nothing else of it.
+    unsafe {
+        events::nbd_requeue(
+            rq.as_raw(),
+            attempt.handle,
+            attempt.index as ffi::c_int,
+            attempt.connection,
+            attempt.latency_ns,
+        )
+    };
 }

@@ -37,7 +37,7 @@ impl WorkItem<0> for Link {
                     session.start_drain(&this);
                 }
                 // The link was taken out before this, so that the request does not return to it.
-                claim.requeue();
+                this.requeue(claim);
             }
             if let Some(session) = session {
                 session.request_finished(&this);

@@ -110,7 +110,7 @@ impl<S: Source> Replies<S> for Direct<'_> {
         if claim.op() == Op::Read {
             return Follows::Payload(Partial::new(claim, cookie));
         }
-        Receiver::finish(claim, cookie, BlkStatus::OK);
+        Receiver::finish(self.link, claim, cookie, BlkStatus::OK);
         Follows::Reply
     }
 
@@ -126,7 +126,7 @@ impl<S: Source> Replies<S> for Direct<'_> {
         if partial.left > 0 {
             return Some(partial);
         }
-        partial.finish();
+        partial.finish(self.link);
         None
     }
 

@@ -119,8 +119,8 @@ impl Partial {
     }
 
     /// Finishes the request, whose payload is complete. Context: does not sleep.
-    pub(super) fn finish(self) {
-        Receiver::finish(self.claim.into_inner(), self.cookie, BlkStatus::OK);
+    pub(super) fn finish(self, link: &Link) {
+        Receiver::finish(link, self.claim.into_inner(), self.cookie, BlkStatus::OK);
     }
 }
 
@@ -166,7 +166,7 @@ impl Receiver {
         };
         // The rest of the payload does not arrive.
         if let Some(partial) = self.partial.take() {
-            partial.claim.into_inner().requeue();
+            link.requeue(partial.claim.into_inner());
         }
         Stop::Broken(error)
     }
@@ -197,7 +197,7 @@ impl Receiver {
         match self.payload(link, direct, &mut partial) {
             Ok(true) => {
                 let long = partial.claim.bytes() as usize > LONG_PAYLOAD;
-                partial.finish();
+                partial.finish(link);
                 Ok(Received::Reply { long })
             }
             other => {
@@ -228,7 +228,7 @@ impl Receiver {
         let status = match reply.result {
             // Another server may succeed where one that is shutting down has failed.
             Err(_) if link.is_draining() => {
-                claim.requeue();
+                link.requeue(claim);
                 return Ok(Parsed::Whole(Received::Reply { long: false }));
             }
             Err(Failure::ShuttingDown) => return Ok(Parsed::Whole(Received::Refused(claim))),
@@ -240,13 +240,14 @@ impl Receiver {
             }
             Ok(()) => BlkStatus::OK,
         };
-        Self::finish(claim, cookie, status);
+        Self::finish(link, claim, cookie, status);
         Ok(Parsed::Whole(Received::Reply { long: false }))
     }
 
     /// Finishes a request whose reply is complete. Context: does not sleep.
-    pub(super) fn finish(claim: Claim<Queue>, cookie: Cookie, status: BlkStatus) {
+    pub(super) fn finish(link: &Link, claim: Claim<Queue>, cookie: Cookie, status: BlkStatus) {
         trace::nbd_payload_received(&claim, || cookie.into_wire());
+        trace::nbd_reply(&claim, || link.attempt(claim.data(), cookie), status);
         if claim.should_fake_timeout() {
             claim.release();
         } else {

@@ -57,7 +57,12 @@ impl Link {
     ) -> Result<Option<Sender>, OwnedRequest<Queue>> {
         let mut header = encode_request(&rq, cookie);
         self.send_side.lock().queue(rq, cookie, last, |rq| {
-            rq.data().set_generation(self.generation());
+            let data = rq.data();
+            data.set_generation(self.generation());
+            data.set_queued_at(match trace::needs_times() {
+                true => self.stats().age(),
+                false => 0,
+            });
             trace::nbd_send_request(&mut header, || self.info().index(), rq);
             rq.set_header(header);
         })
@@ -76,7 +81,7 @@ impl Link {
         for rq in queue.iter() {
             if let Some(claim) = rq.claim(None, |_| true) {
                 f();
-                claim.requeue();
+                self.requeue(claim);
             }
         }
     }

@@ -272,6 +272,9 @@ impl Sender {
             trace::nbd_payload_sent(first, || Cookie::of(first).into_wire());
             before = Position::default();
             first.data().set_sent(out.stats.sent());
+            if trace::needs_times() {
+                first.data().set_sent_at(out.stats.age());
+            }
             self.next_request();
             whole += 1;
         }

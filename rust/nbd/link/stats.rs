@@ -4,12 +4,13 @@
 
 use kernel::{
     sync::atomic::{Atomic, Relaxed},
-    time::{jiffies, jiffies_since, Jiffies}, //
+    time::{jiffies, jiffies_since, Instant, Jiffies, Monotonic}, //
 };
 
 /// The statistics of a link. Only the task that has the sender writes those of sending, and only
 /// the receiver writes those of receiving.
 pub(crate) struct LinkStats {
+    created: Instant<Monotonic>,
     requests: Atomic<u64>,
     replies: Atomic<u64>,
     sent: Atomic<u64>,
@@ -24,6 +25,7 @@ pub(crate) struct LinkStats {
 impl LinkStats {
     pub(super) fn new() -> Self {
         Self {
+            created: Instant::now(),
             requests: Atomic::new(0),
             replies: Atomic::new(0),
             sent: Atomic::new(0),
@@ -31,6 +33,16 @@ impl LinkStats {
             read: Atomic::new(0),
             moved: Atomic::new(jiffies()),
         }
+    }
+
+    /// When the link was created.
+    pub(crate) fn created(&self) -> Instant<Monotonic> {
+        self.created
+    }
+
+    /// Returns how old the link is, in nanoseconds, and never 0.
+    pub(super) fn age(&self) -> u64 {
+        self.created.elapsed().as_nanos().max(1) as u64
     }
 
     /// Adds without an atomic operation, since each counter has one writer at a time.

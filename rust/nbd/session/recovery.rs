@@ -205,7 +205,7 @@ impl Session {
         self.disk().for_each_started(|rq| {
             if let Some(claim) = rq.claim(None, |data| link.has(data)) {
                 f();
-                claim.requeue();
+                link.requeue(claim);
             }
         });
     }
