@@ -2,8 +2,15 @@
 
 //! The changes that a netlink message requests.
 
-use crate::{params::Params, protocol::ClientFlags};
-use kernel::{block::mq::MAX_TIMEOUT, net::socket::Socket, prelude::*};
+use crate::{
+    params::Params,
+    protocol::ClientFlags, //
+};
+use kernel::{
+    block::mq::MAX_TIMEOUT,
+    net::socket::Socket,
+    prelude::*, //
+};
 
 /// A change of a connection of a running session.
 pub(crate) struct ConnectionChange {

@@ -5,7 +5,11 @@
 
 use crate::{
     error::LinkError,
-    link::{Broken, Link, Sent},
+    link::{
+        Broken,
+        Link,
+        Sent, //
+    },
     refusal::MAX_DRAINING,
     request::Queue, //
 };
@@ -16,10 +20,17 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
-        atomic::{Atomic, Relaxed},
-        Arc, SpinLock,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        SpinLock, //
     },
-    time::{Instant, Monotonic}, //
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
 };
 
 /// How long a link may drain after its server has begun to shut down, in milliseconds.

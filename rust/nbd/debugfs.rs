@@ -2,15 +2,26 @@
 
 //! The debugfs files of a device that is not idle.
 
-use crate::{protocol::Flags, request::Disk, NbdModule};
+use crate::{
+    protocol::Flags,
+    request::Disk,
+    NbdModule, //
+};
 use kernel::{
     block::mq::timeout_in_jiffies,
-    debugfs::owned::{Dir, Print, Root},
+    debugfs::owned::{
+        Dir,
+        Print,
+        Root, //
+    },
     fmt,
     net::addr::SocketAddr,
     prelude::*,
     str::CString,
-    sync::{aref::ARef, Arc}, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
 };
 
 const FILES: [(&CStr, Print<ARef<Disk>>); 7] = [

@@ -36,12 +36,25 @@ mod configure;
 mod start;
 
 use crate::{
-    driver::{AliveMark, DeviceInfo, Driver},
+    driver::{
+        AliveMark,
+        DeviceInfo,
+        Driver, //
+    },
     error::Reason,
     params::Params,
-    request::{Disk, DiskOps},
-    session::{Session, SessionOwner},
-    state::{self, LastClose},
+    request::{
+        Disk,
+        DiskOps, //
+    },
+    session::{
+        Session,
+        SessionOwner, //
+    },
+    state::{
+        self,
+        LastClose, //
+    },
     NbdModule, //
 };
 use kernel::{
@@ -55,7 +68,10 @@ use kernel::{
         SECTOR_SHIFT,
         SECTOR_SIZE, //
     },
-    debugfs::owned::{Dir, Root},
+    debugfs::owned::{
+        Dir,
+        Root, //
+    },
     fmt,
     net::socket::Socket,
     new_mutex,
@@ -65,16 +81,29 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        wait::{WaitMode, WaitQueue},
-        Arc, Mutex, SpinLock,
+        wait::{
+            WaitMode,
+            WaitQueue, //
+        },
+        Arc,
+        Mutex,
+        SpinLock, //
     },
     task::{
         Task,
         Thread, //
     },
-    time::{jiffies, jiffies_since, msecs_to_jiffies, Jiffies},
+    time::{
+        jiffies,
+        jiffies_since,
+        msecs_to_jiffies,
+        Jiffies, //
+    },
     types::ScopeGuard,
-    workqueue::{impl_has_work, Work}, //
+    workqueue::{
+        impl_has_work,
+        Work, //
+    }, //
 };
 
 pub(crate) type State = state::State<ARef<Task>, Socket, Arc<Session>>;

@@ -4,14 +4,24 @@
 
 use crate::{
     debugfs,
-    device::{ClaimedDevice, Device, Setup},
-    driver::{Driver, Table},
+    device::{
+        ClaimedDevice,
+        Device,
+        Setup, //
+    },
+    driver::{
+        Driver,
+        Table, //
+    },
     request::Disk, //
 };
 use kernel::{
     prelude::*,
     rbtree::RBTreeNode,
-    sync::{aref::ARef, Arc}, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
 };
 
 impl Driver {

@@ -2,7 +2,10 @@
 
 //! Link errors, and the reasons for the end of a session.
 
-use kernel::{fmt, prelude::*};
+use kernel::{
+    fmt,
+    prelude::*, //
+};
 
 /// Why nothing can be received on a link any more.
 #[derive(Clone, Copy)]

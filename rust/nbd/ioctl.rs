@@ -4,8 +4,16 @@
 //!
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
-use crate::{error::Reason, protocol::Flags, request::Disk};
-use kernel::{capability, ioctl::_IO, prelude::*};
+use crate::{
+    error::Reason,
+    protocol::Flags,
+    request::Disk, //
+};
+use kernel::{
+    capability,
+    ioctl::_IO,
+    prelude::*, //
+};
 
 /// The type of all nbd ioctls.
 const TYPE: u32 = 0xab;

@@ -13,30 +13,62 @@ mod sender;
 mod socket;
 mod stats;
 
-pub(crate) use send_side::{Broken, Sent};
+pub(crate) use send_side::{
+    Broken,
+    Sent, //
+};
 
 use crate::{
     driver::DeviceInfo,
     protocol::Cookie,
-    request::{Disk, Queue, RequestData},
-    trace::{self, Attempt},
+    request::{
+        Disk,
+        Queue,
+        RequestData, //
+    },
+    trace::{
+        self,
+        Attempt, //
+    },
     workqueues::Workqueues, //
 };
 use core::cell::Cell;
 use kernel::{
-    block::mq::{Claim, Request, RequestCursor},
-    net::{data_ready::DataReadyHook, ready::ReadyHook, socket::Socket},
+    block::mq::{
+        Claim,
+        Request,
+        RequestCursor, //
+    },
+    net::{
+        data_ready::DataReadyHook,
+        ready::ReadyHook,
+        socket::Socket, //
+    },
     new_spinlock,
     new_work,
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Full, Relaxed},
-        new_spinlock_irq, Arc, SpinLock, SpinLockIrq,
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        new_spinlock_irq,
+        Arc,
+        SpinLock,
+        SpinLockIrq, //
     },
     task::Task,
-    time::{Instant, Jiffies, Monotonic},
-    workqueue::{impl_has_work, Work}, //
+    time::{
+        Instant,
+        Jiffies,
+        Monotonic, //
+    },
+    workqueue::{
+        impl_has_work,
+        Work, //
+    }, //
 };
 use read_ahead::ReadAhead;
 use receive_side::ReceiveSide;

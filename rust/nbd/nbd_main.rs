@@ -32,8 +32,16 @@ mod trace;
 mod work;
 mod workqueues;
 
-use driver::{Driver, Minors};
-use kernel::{block::Major, net::netlink::CommandRegistration, prelude::*, sync::Arc};
+use driver::{
+    Driver,
+    Minors, //
+};
+use kernel::{
+    block::Major,
+    net::netlink::CommandRegistration,
+    prelude::*,
+    sync::Arc, //
+};
 use netlink::Nbd;
 
 module! {

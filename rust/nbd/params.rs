@@ -2,11 +2,19 @@
 
 //! The parameters of a device, which users set before or while a session runs.
 
-use crate::protocol::{ClientFlags, Flags};
+use crate::protocol::{
+    ClientFlags,
+    Flags, //
+};
 use kernel::{
     block::{
-        mq::{is_valid_block_size, DiskOperations, GenDisk, MAX_TIMEOUT},
-        SECTOR_SHIFT,
+        mq::{
+            is_valid_block_size,
+            DiskOperations,
+            GenDisk,
+            MAX_TIMEOUT, //
+        },
+        SECTOR_SHIFT, //
     },
     prelude::*,
     time::msecs_to_jiffies, //

@@ -13,7 +13,8 @@ use kernel::{
             Publish,
             StartedRequest, //
         },
-        BlkStatus, SECTOR_SHIFT,
+        BlkStatus,
+        SECTOR_SHIFT, //
     },
     prelude::*, //
 };

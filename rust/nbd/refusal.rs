@@ -2,7 +2,11 @@
 
 //! Why a request of a user is refused: the errno, and the text for the log and for netlink.
 
-use kernel::{fmt, prelude::*, task::Comm};
+use kernel::{
+    fmt,
+    prelude::*,
+    task::Comm, //
+};
 
 /// The largest number of sockets of a device. This many receivers can run at a time, also on a
 /// machine with several memory nodes.

@@ -5,8 +5,15 @@
 
 use kernel::{
     block::mq::GenDisk,
-    sync::atomic::{Atomic, Relaxed},
-    time::{jiffies, jiffies_since, Jiffies}, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        jiffies,
+        jiffies_since,
+        Jiffies, //
+    }, //
 };
 
 /// The type that implements the queue operations.

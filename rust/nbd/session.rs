@@ -22,7 +22,10 @@ use crate::{
     params::Params,
     protocol::Flags,
     refusal::MAX_CONNECTIONS,
-    request::{Disk, DiskOps},
+    request::{
+        Disk,
+        DiskOps, //
+    },
     state::Setup,
     workqueues::Workqueues,
     NbdModule, //
@@ -38,9 +41,13 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Relaxed},
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         wait::WaitQueue,
-        Arc, Mutex,
+        Arc,
+        Mutex, //
     },
     task::{
         Pid,
@@ -51,11 +58,23 @@ use kernel::{
         Instant,
         Monotonic, //
     },
-    workqueue::{impl_has_work, Work}, //
+    workqueue::{
+        impl_has_work,
+        Work, //
+    }, //
 };
 pub(crate) use state::Phase;
-use state::{DoIt, SessionState};
-use sysfs::{Backend, Connections, Pid as PidAttribute, Shown, State};
+use state::{
+    DoIt,
+    SessionState, //
+};
+use sysfs::{
+    Backend,
+    Connections,
+    Pid as PidAttribute,
+    Shown,
+    State, //
+};
 
 /// What has started a session.
 pub(crate) enum Origin {

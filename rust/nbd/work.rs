@@ -4,13 +4,23 @@
 
 use crate::{
     device::Device,
-    link::{Link, Report, Sent},
+    link::{
+        Link,
+        Report,
+        Sent, //
+    },
     netlink,
-    session::{Phase, Session}, //
+    session::{
+        Phase,
+        Session, //
+    }, //
 };
 use kernel::{
     net::ready::ReadReady,
-    sync::{Arc, ArcBorrow},
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
     workqueue::WorkItem, //
 };
 

@@ -3,24 +3,43 @@
 //! Receiving in the callbacks of the socket, where bytes arrive.
 
 use super::{
-    feed::{feed, Fed, Follows, Piece, Replies},
+    feed::{
+        feed,
+        Fed,
+        Follows,
+        Piece,
+        Replies, //
+    },
     receive_side::After,
     Link,
     Partial,
     Receiver, //
 };
 use crate::{
-    protocol::{Reply, REPLY_LEN},
+    protocol::{
+        Reply,
+        REPLY_LEN, //
+    },
     NbdModule, //
 };
 use kernel::{
-    block::{mq::Op, BlkStatus},
+    block::{
+        mq::Op,
+        BlkStatus, //
+    },
     bvec::BvecDest,
     net::{
-        data_ready::{Arrived, DataReady, SkbBytes},
-        socket::Wait,
+        data_ready::{
+            Arrived,
+            DataReady,
+            SkbBytes, //
+        },
+        socket::Wait, //
     },
-    sync::{Arc, ArcBorrow}, //
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
 };
 
 /// The pieces of a request that are filled at a time, which are on the stack.

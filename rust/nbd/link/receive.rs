@@ -2,23 +2,44 @@
 
 //! The receiver of a link, which reads replies and finishes their requests.
 
-use super::{Link, Partial, Receiver, Report};
+use super::{
+    Link,
+    Partial,
+    Receiver,
+    Report, //
+};
 use crate::{
-    error::{LinkError, ReceiveError},
-    protocol::{Cookie, Failure, Reply, REPLY_LEN},
+    error::{
+        LinkError,
+        ReceiveError, //
+    },
+    protocol::{
+        Cookie,
+        Failure,
+        Reply,
+        REPLY_LEN, //
+    },
     request::Queue,
     trace, //
 };
 use kernel::{
     block::{
-        mq::{Claim, Op, RequestCursor},
-        BlkStatus,
+        mq::{
+            Claim,
+            Op,
+            RequestCursor, //
+        },
+        BlkStatus, //
     },
     bvec::BvecDest,
     net::socket::Wait,
     prelude::*,
     sync::Arc,
-    time::{jiffies, jiffies_since, msecs_to_jiffies}, //
+    time::{
+        jiffies,
+        jiffies_since,
+        msecs_to_jiffies, //
+    }, //
 };
 
 /// The pieces of one receive, which are on the stack. They hold 128 KiB of scattered pages and the

@@ -3,12 +3,30 @@
 //! Sending on a link: the operations on its sending side.
 
 use super::{
-    send_side::{Broken, Next, Outbox, Sent},
-    sender::{Output, Progress, Sender},
+    send_side::{
+        Broken,
+        Next,
+        Outbox,
+        Sent, //
+    },
+    sender::{
+        Output,
+        Progress,
+        Sender, //
+    },
     Link, //
 };
-use crate::{protocol::encode_request, request::Queue, trace};
-use kernel::{block::mq::OwnedRequest, net::socket::Wait, prelude::*, sync::Arc};
+use crate::{
+    protocol::encode_request,
+    request::Queue,
+    trace, //
+};
+use kernel::{
+    block::mq::OwnedRequest,
+    net::socket::Wait,
+    prelude::*,
+    sync::Arc, //
+};
 
 /// How often a task sends what others have queued before it leaves that to the worker.
 const MAX_ROUNDS: u32 = 8;

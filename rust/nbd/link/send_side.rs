@@ -9,7 +9,10 @@ use super::sender::Sender;
 use crate::request::Queue;
 use core::mem;
 use kernel::{
-    block::mq::{OwnedRequest, RequestList},
+    block::mq::{
+        OwnedRequest,
+        RequestList, //
+    },
     prelude::*, //
 };
 

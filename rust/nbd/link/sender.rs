@@ -2,15 +2,32 @@
 
 //! The sender of a link, which writes queued requests to the socket.
 
-use super::{socket::LinkSocket, stats::LinkStats};
+use super::{
+    socket::LinkSocket,
+    stats::LinkStats, //
+};
 use crate::{
-    protocol::{encode_disconnect, wire_len, Cookie, REQUEST_LEN},
+    protocol::{
+        encode_disconnect,
+        wire_len,
+        Cookie,
+        REQUEST_LEN, //
+    },
     request::Queue,
     trace, //
 };
 use kernel::{
-    block::mq::{ActiveRequest, RequestCursor, RequestList},
-    bvec::{BvecSource, HeaderSlots, Headers, PageRing},
+    block::mq::{
+        ActiveRequest,
+        RequestCursor,
+        RequestList, //
+    },
+    bvec::{
+        BvecSource,
+        HeaderSlots,
+        Headers,
+        PageRing, //
+    },
     net::socket::Wait,
     prelude::*, //
 };

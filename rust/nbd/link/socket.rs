@@ -4,11 +4,20 @@
 
 use core::ops::Deref;
 use kernel::{
-    bvec::{BvecDest, BvecSource, PageRing, RingSource},
+    bvec::{
+        BvecDest,
+        BvecSource,
+        PageRing,
+        RingSource, //
+    },
     cred::with_kernel_creds,
     ffi,
     mm::NoReclaim,
-    net::socket::{BlockSocket, Socket, Wait},
+    net::socket::{
+        BlockSocket,
+        Socket,
+        Wait, //
+    },
     prelude::*,
     time::msecs_to_jiffies, //
 };

@@ -3,8 +3,17 @@
 //! The statistics of a link.
 
 use kernel::{
-    sync::atomic::{Atomic, Relaxed},
-    time::{jiffies, jiffies_since, Instant, Jiffies, Monotonic}, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        jiffies,
+        jiffies_since,
+        Instant,
+        Jiffies,
+        Monotonic, //
+    }, //
 };
 
 /// The statistics of a link. Only the task that has the sender writes those of sending, and only

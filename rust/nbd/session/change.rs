@@ -7,10 +7,16 @@ use crate::{
     connection::Connection,
     link::Link,
     log::Topic,
-    refusal::{Refusal, MAX_CONNECTIONS},
+    refusal::{
+        Refusal,
+        MAX_CONNECTIONS, //
+    },
     session::Session, //
 };
-use kernel::{prelude::*, sync::Arc};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 /// A change for which everything is allocated.
 struct Prepared {

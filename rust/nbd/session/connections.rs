@@ -2,7 +2,10 @@
 
 //! The connections of a session, and which of them a request goes to.
 
-use kernel::{prelude::*, sync::SetOnce};
+use kernel::{
+    prelude::*,
+    sync::SetOnce, //
+};
 
 /// The connections of a session. Readers take no lock: a connection that was added stays until the
 /// session is dropped.

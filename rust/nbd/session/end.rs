@@ -10,18 +10,33 @@ use crate::{
     link::Link,
     log::Topic,
     refusal::Refusal,
-    session::{state::SessionState, Origin, Session, SessionInner, SessionOwner, DISCONNECT_MS}, //
+    session::{
+        state::SessionState,
+        Origin,
+        Session,
+        SessionInner,
+        SessionOwner,
+        DISCONNECT_MS, //
+    }, //
 };
 use kernel::{
     block::BlkStatus,
     mm::NoIo,
     prelude::*,
     sync::{
-        wait::{WaitMode, Waited, FOR_EVER},
-        Arc,
+        wait::{
+            WaitMode,
+            Waited,
+            FOR_EVER, //
+        },
+        Arc, //
     },
     task::Thread,
-    time::{msecs_to_jiffies, Instant, Jiffies}, //
+    time::{
+        msecs_to_jiffies,
+        Instant,
+        Jiffies, //
+    }, //
 };
 
 /// How long a task waits for the end before it gets [`Refusal::Ending`], in milliseconds.

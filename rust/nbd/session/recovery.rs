@@ -4,13 +4,26 @@
 
 use crate::{
     connection::waits,
-    error::{LinkError, Reason},
-    link::{Broken, Link},
+    error::{
+        LinkError,
+        Reason, //
+    },
+    link::{
+        Broken,
+        Link, //
+    },
     log::Topic,
     request::Queue,
     session::{
-        state::{LinkFailure, OnLastFailure, Phase, SessionState},
-        Origin, Session, DISCONNECT_MS,
+        state::{
+            LinkFailure,
+            OnLastFailure,
+            Phase,
+            SessionState, //
+        },
+        Origin,
+        Session,
+        DISCONNECT_MS, //
     }, //
 };
 use core::cell::Cell;
@@ -18,8 +31,17 @@ use kernel::{
     block::mq::OwnedRequest,
     net::socket::Socket,
     prelude::*,
-    sync::{atomic::Relaxed, wait::WaitMode, Arc},
-    time::{msecs_to_jiffies, Instant, Jiffies, Monotonic}, //
+    sync::{
+        atomic::Relaxed,
+        wait::WaitMode,
+        Arc, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Instant,
+        Jiffies,
+        Monotonic, //
+    }, //
 };
 
 /// The longest single wait of the clock, in milliseconds, since jiffies may have only 32 bits.

@@ -2,8 +2,14 @@
 
 //! The state machine of a session. All transitions are called with `Session::inner` held.
 
-use crate::error::{LinkError, Reason};
-use kernel::time::{Instant, Monotonic};
+use crate::error::{
+    LinkError,
+    Reason, //
+};
+use kernel::time::{
+    Instant,
+    Monotonic, //
+};
 
 /// What a session does when its last link fails.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -433,7 +439,13 @@ mod tests {
 
     #[test]
     fn is_shown() {
-        use Phase::{Dead, Disconnecting, Ending, Live, Waiting};
+        use Phase::{
+            Dead,
+            Disconnecting,
+            Ending,
+            Live,
+            Waiting, //
+        };
 
         let shown = [
             (Live, 1),
@@ -462,7 +474,11 @@ mod tests {
 
     #[test]
     fn task_in_do_it() {
-        use DoIt::{Ended, Interrupted, Waiting};
+        use DoIt::{
+            Ended,
+            Interrupted,
+            Waiting, //
+        };
 
         type Event = fn(&mut DoIt) -> bool;
         type Row = (DoIt, [(Event, bool, DoIt); 3]);

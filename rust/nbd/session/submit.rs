@@ -2,9 +2,16 @@
 
 //! Submission of requests: which connection a request goes to, and how long the server may take.
 
-use super::{connections, state::SessionState, Session};
+use super::{
+    connections,
+    state::SessionState,
+    Session, //
+};
 use crate::{
-    connection::{Connection, PushError},
+    connection::{
+        Connection,
+        PushError, //
+    },
     error::LinkError,
     link::Sent,
     log::Topic,
@@ -20,10 +27,14 @@ use kernel::{
             Request,
             TimerReturn, //
         },
-        BlkStatus,
+        BlkStatus, //
     },
     prelude::*,
-    sync::{atomic::Relaxed, Arc, ArcBorrow},
+    sync::{
+        atomic::Relaxed,
+        Arc,
+        ArcBorrow, //
+    },
     time::Jiffies, //
 };
 

@@ -2,7 +2,14 @@
 
 //! The sysfs files of a disk that has a session.
 
-use kernel::{block::mq::Attribute, fmt, prelude::*, str::BStr, sync::Arc, task};
+use kernel::{
+    block::mq::Attribute,
+    fmt,
+    prelude::*,
+    str::BStr,
+    sync::Arc,
+    task, //
+};
 
 /// The file `pid`: the id of the thread that has started the session.
 pub(crate) struct Pid(task::Pid);

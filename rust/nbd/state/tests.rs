@@ -4,7 +4,10 @@
 
 use super::*;
 use crate::protocol::ClientFlags;
-use fakes::{FakeState, World};
+use fakes::{
+    FakeState,
+    World, //
+};
 
 mod fakes;
 mod set_sock;
@@ -222,9 +225,22 @@ const EVENTS: [Event; 16] = [
 
 /// Returns the expected result of an event in a state, and the state after it.
 fn wanted(event: Event, kind: Kind) -> (Did, Kind) {
-    use Did::{Done, Nothing, Refused};
+    use Did::{
+        Done,
+        Nothing,
+        Refused, //
+    };
     use Event::*;
-    use Kind::{Closer, Doomed, Idle, Removing, Running, Setup, Stale, Starting};
+    use Kind::{
+        Closer,
+        Doomed,
+        Idle,
+        Removing,
+        Running,
+        Setup,
+        Stale,
+        Starting, //
+    };
     match (event, kind) {
         (AddOwn | AddOther | AddAlone | SetSockAlone, Idle) => (Done, Setup),
         (AddOwn, Setup) => (Done, Setup),

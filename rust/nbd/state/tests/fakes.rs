@@ -4,10 +4,18 @@
 
 use crate::{
     params::Params,
-    state::{Endpoint, Identity, Setup, State}, //
+    state::{
+        Endpoint,
+        Identity,
+        Setup,
+        State, //
+    }, //
 };
 use core::cell::Cell;
-use kernel::{prelude::*, task::Comm};
+use kernel::{
+    prelude::*,
+    task::Comm, //
+};
 
 /// Counts what a test has created, and what became of it.
 #[derive(Default)]
