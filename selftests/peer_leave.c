@@ -697,6 +697,8 @@ TEST_F(leave, refused_again_and_again)
 
 /* What the kernel says about it */
 
+#define NEW_INDEX	242
+
 static bool last_error(struct nbd_dev *d, int n, const char *says)
 {
 	char path[64], text[4096], mark[16], *line;
@@ -717,10 +719,13 @@ TEST_F(leave, words)
 {
 	struct nl_session *ns = &self->ns;
 	struct peer_session *s = &ns->s;
+	int victim, picked = s->dev.index;
 	const char *words[2] = {};
 	char text[128];
-	int victim;
 
+	/* A device that nothing was logged about yet: of the other, no more may be for a while. */
+	nl_use(ns, NEW_INDEX);
+	ns->cflags = NBD_CFLAG_DESTROY_ON_DISCONNECT;
 	s->npeers = 2;
 	begin(_metadata, ns, PEER_HELD);
 	victim = s->victim;
@@ -738,6 +743,8 @@ TEST_F(leave, words)
 	words[0] = " lost: ";
 	EXPECT_FALSE(logged(self->log, &s->dev, words));
 	EXPECT_TRUE(last_error(&s->dev, victim, SAYS));
+	EXPECT_EQ(0, nl_disconnect(s->dev.index));
+	nl_use(ns, picked);
 }
 
 /* There is no such request: that is a broken server. */
