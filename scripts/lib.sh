@@ -97,6 +97,22 @@ check() {
 	fi
 }
 
+# build_nbdctl: build nbdctl and set NBD_CTL, or NBD_CTL_MISSING to the reason why there is none: without a network there
+# may be no crates. That it cannot be built is a failure.
+build_nbdctl() {
+	local output
+	say "==> building nbdctl"
+	if output=$("$TOP/scripts/nbdctl" fetch 2>&1); then
+		"$TOP/scripts/nbdctl" build || die "nbdctl was not built"
+		NBD_CTL=$("$TOP/scripts/nbdctl" path)
+		export NBD_CTL
+	else
+		say "$output"
+		NBD_CTL_MISSING=$(tail -n 1 <<<"$output")
+		export NBD_CTL_MISSING
+	fi
+}
+
 # other_kernel_runs CONSEQUENCE: says so in a line if the kernel that runs is not the one that the cache is for.
 other_kernel_runs() {
 	local stock
