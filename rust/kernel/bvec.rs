@@ -24,11 +24,19 @@ use crate::{
     },
     ffi,
     mm::NoReclaim,
-    page::{Page, PAGE_SHIFT, PAGE_SIZE},
+    page::{
+        Page,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     transmute::AsBytes, //
 };
-use core::{marker::PhantomData, mem::MaybeUninit, slice};
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    slice, //
+};
 
 /// Up to `N` pieces for one transfer, to be kept on the stack.
 ///
@@ -421,7 +429,10 @@ impl<'a, const N: usize> BvecDest<'a, N> {
 mod tests {
     use super::*;
     use crate::page::BorrowedPage;
-    use core::ptr::{self, NonNull};
+    use core::ptr::{
+        self,
+        NonNull, //
+    };
 
     const LEN: usize = 28;
 

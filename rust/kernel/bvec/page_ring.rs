@@ -5,7 +5,10 @@
 use super::BvecSource;
 use crate::{
     bindings,
-    page::{Page, PAGE_SIZE},
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
     prelude::*, //
 };
 

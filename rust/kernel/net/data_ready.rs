@@ -14,15 +14,35 @@ use crate::{
     new_wait_queue,
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Full, Relaxed},
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed, //
+        },
         barrier::smp_mb,
         rcu,
-        wait::{WaitMode, WaitQueue, FOR_EVER},
-        Arc, ArcBorrow, Mutex,
+        wait::{
+            WaitMode,
+            WaitQueue,
+            FOR_EVER, //
+        },
+        Arc,
+        ArcBorrow,
+        Mutex, //
     },
-    types::{NotThreadSafe, Opaque}, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
-use core::{ffi::c_void, marker::PhantomData, mem, ptr, ptr::NonNull};
+use core::{
+    ffi::c_void,
+    marker::PhantomData,
+    mem,
+    ptr,
+    ptr::NonNull, //
+};
 
 /// The callback for a socket.
 pub trait DataReady: Send + Sync {

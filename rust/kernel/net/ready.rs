@@ -10,10 +10,17 @@ use crate::{
     net::socket::Socket,
     new_mutex,
     prelude::*,
-    sync::{Arc, ArcBorrow, Mutex},
+    sync::{
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
     types::Opaque, //
 };
-use core::{ffi::c_void, marker::PhantomData};
+use core::{
+    ffi::c_void,
+    marker::PhantomData, //
+};
 
 /// The events that concern a reader.
 const EVENTS: u32 =

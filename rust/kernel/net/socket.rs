@@ -6,16 +6,30 @@
 
 use crate::{
     bindings,
-    bvec::{BvecDest, BvecSource, RingSource},
+    bvec::{
+        BvecDest,
+        BvecSource,
+        RingSource, //
+    },
     error::to_result,
     ffi,
-    fs::file::{File, LocalFile},
+    fs::file::{
+        File,
+        LocalFile, //
+    },
     net::addr::SocketAddr,
     new_mutex,
     prelude::*,
-    sync::{aref::ARef, Mutex}, //
+    sync::{
+        aref::ARef,
+        Mutex, //
+    }, //
 };
-use core::{mem::MaybeUninit, ops::Deref, ptr::NonNull};
+use core::{
+    mem::MaybeUninit,
+    ops::Deref,
+    ptr::NonNull, //
+};
 
 /// How long a call may wait for the peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
