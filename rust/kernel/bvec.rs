@@ -148,6 +148,7 @@ fn uncounted(piece: &bindings::bio_vec) -> Option<*mut ffi::c_void> {
 
 /// Room for the headers of a transfer: a page, since a socket may keep references to the pages that
 /// it sends from for longer than the call. It does not use the bytes in them after the call.
+/// [`BvecSource`] has an example.
 ///
 /// Context: any, when it is dropped.
 pub struct Headers(Page);
@@ -207,6 +208,26 @@ impl HeaderSlots<'_> {
 }
 
 /// Up to `N` pieces to be sent, in order.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::bvec::{
+///     BvecSource,
+///     Headers, //
+/// };
+///
+/// let mut headers = Headers::new()?;
+/// let mut slots = headers.slots();
+/// let mut source = BvecSource::<2>::new(usize::MAX);
+/// // Of this header a socket has sent 20 bytes before.
+/// assert!(source.push_header(&mut slots, &[1u8; 28], 20));
+/// assert!(source.push_header(&mut slots, &[2u8; 28], 0));
+/// assert_eq!(source.bytes(), 36);
+/// // Two pieces are all that there is room for.
+/// assert!(!source.push_header(&mut slots, &[3u8; 28], 0));
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -345,6 +366,19 @@ impl<'a, const N: usize> BvecSource<'a, N> {
 }
 
 /// Up to `N` pieces to be filled, in order.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::bvec::BvecDest;
+///
+/// let mut room = KVec::<u8>::from_elem(0, 16, GFP_KERNEL)?;
+/// let mut dest = BvecDest::<1>::new(usize::MAX);
+/// assert!(dest.push_bytes(&mut room));
+/// assert_eq!(dest.fill(b"example"), 7);
+/// assert!(room.starts_with(b"example\0"));
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

@@ -22,6 +22,29 @@ use crate::{
 ///
 /// Context: any, when it is dropped.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     bvec::{
+///         BvecSource,
+///         PageRing, //
+///     },
+///     net::socket::{
+///         Socket,
+///         Wait, //
+///     }, //
+/// };
+///
+/// fn send(socket: &Socket, ring: &mut PageRing, source: &BvecSource<'_, 4>) -> Result<usize> {
+///     match ring.copy(source, source.bytes()) {
+///         Some(copy) => socket.send_pages(&copy, Wait::All),
+///         // All pages are in use.
+///         None => socket.send(source, Wait::All),
+///     }
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// Only `self` writes the pages, and only those to which it has the only reference.

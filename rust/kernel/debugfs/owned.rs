@@ -31,7 +31,7 @@ use core::{
 /// Context: may sleep. The removal of the file waits for it.
 pub type Print<T> = fn(&T, &mut fmt::Formatter<'_>) -> fmt::Result;
 
-/// A directory in the root of debugfs. Dropping the value removes it.
+/// A directory in the root of debugfs. Dropping the value removes it. [`Dir`] has an example.
 ///
 /// Context: may sleep, when it is dropped.
 ///
@@ -89,6 +89,42 @@ impl<T> fmt::Display for File<T> {
 ///
 /// Context: may sleep, when it is dropped. The drop waits for readers, so that it must not hold a
 /// lock that a [`Print`] function takes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     debugfs::owned::{
+///         Dir,
+///         Print,
+///         Root, //
+///     },
+///     fmt,
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc, //
+///     }, //
+/// };
+///
+/// type Count = Arc<Atomic<u32>>;
+///
+/// fn print(count: &Count, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+///     writeln!(f, "{}", count.load(Relaxed))
+/// }
+///
+/// const FILES: [(&CStr, Print<Count>); 1] = [(c"count", print)];
+///
+/// let root = Root::new(c"example-owned")?;
+/// let count = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+/// let dir = Dir::<_, crate::LocalModule>::new(&root, c"first", &count, &FILES)?;
+/// // Whoever reads `example-owned/first/count` sees this.
+/// count.store(1, Relaxed);
+/// drop(dir);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

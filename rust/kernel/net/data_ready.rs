@@ -44,7 +44,7 @@ use core::{
     ptr::NonNull, //
 };
 
-/// The callback for a socket.
+/// The callback for a socket. [`DataReadyHook`] has an example.
 pub trait DataReady: Send + Sync {
     /// The module of the implementation, which stays loaded while a socket has the callback.
     type Module: crate::module::ModuleMetadata;
@@ -267,6 +267,55 @@ enum Stage<M: crate::module::ModuleMetadata> {
 ///
 /// Context: may sleep, when it is dropped, too. It must be dropped before the exit of the module
 /// returns, and not by [`DataReady::data_ready`].
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     net::{
+///         data_ready::{
+///             Arrived,
+///             CallbackBarrier,
+///             DataReady,
+///             DataReadyHook, //
+///         },
+///         socket::Socket, //
+///     },
+///     sync::{
+///         Arc,
+///         ArcBorrow, //
+///     }, //
+/// };
+///
+/// /// Logs what comes over TCP.
+/// struct Log;
+///
+/// impl DataReady for Log {
+///     type Module = crate::LocalModule;
+///
+///     fn data_ready(_log: ArcBorrow<'_, Self>, arrived: Arrived<'_>) -> bool {
+///         arrived.read(|bytes| {
+///             let mut start = [0; 16];
+///             while bytes.copy_to(&mut start) > 0 {
+///                 pr_info!("{:?}\n", start);
+///             }
+///         })
+///     }
+///
+///     fn data_ready_unlocked(_log: ArcBorrow<'_, Self>) -> bool {
+///         false
+///     }
+/// }
+///
+/// fn log(
+///     socket: &Socket,
+///     barrier: &Arc<CallbackBarrier>,
+/// ) -> Result<Pin<KBox<DataReadyHook<Log>>>> {
+///     let hook = KBox::pin_init(DataReadyHook::new(barrier), GFP_KERNEL)?;
+///     hook.attach(socket, Arc::new(Log, GFP_KERNEL)?);
+///     Ok(hook)
+/// }
+/// ```
 ///
 /// # Invariants
 ///

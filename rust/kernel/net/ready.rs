@@ -26,7 +26,7 @@ use core::{
 const EVENTS: u32 =
     bindings::EPOLLIN | bindings::EPOLLHUP | bindings::EPOLLRDHUP | bindings::EPOLLERR;
 
-/// The callback for a socket.
+/// The callback for a socket. [`ReadyHook`] has an example.
 pub trait ReadReady: Send + Sync {
     /// Called when the socket may have something to read, or has reached its end.
     ///
@@ -38,6 +38,43 @@ pub trait ReadReady: Send + Sync {
 ///
 /// Context: may sleep, when it is dropped, too. It must not be dropped by
 /// [`ReadReady::read_ready`].
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     net::{
+///         ready::{
+///             ReadReady,
+///             ReadyHook, //
+///         },
+///         socket::Socket, //
+///     },
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         Arc,
+///         ArcBorrow, //
+///     }, //
+/// };
+///
+/// struct Flag(Atomic<bool>);
+///
+/// impl ReadReady for Flag {
+///     fn read_ready(flag: ArcBorrow<'_, Self>) {
+///         flag.0.store(true, Relaxed);
+///     }
+/// }
+///
+/// /// Sets the flag whenever there may be something to read, until the result is dropped.
+/// fn watch(socket: &Socket, flag: Arc<Flag>) -> Result<Pin<KBox<ReadyHook<Flag>>>> {
+///     let hook = KBox::pin_init(ReadyHook::new(), GFP_KERNEL)?;
+///     hook.attach(socket, flag);
+///     Ok(hook)
+/// }
+/// ```
 ///
 /// # Invariants
 ///

@@ -31,7 +31,7 @@ use core::{
     ptr::NonNull, //
 };
 
-/// How long a call may wait for the peer.
+/// How long a call may wait for the peer. [`Socket`] has an example.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// The call does not wait: it transfers what it can, or fails with `EAGAIN`.
@@ -49,6 +49,34 @@ pub enum Wait {
 /// C struct: `struct socket`.
 ///
 /// Context: any, when it is dropped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     bvec::BvecDest,
+///     net::socket::{
+///         Socket,
+///         Wait, //
+///     }, //
+/// };
+///
+/// /// Asks the server behind descriptor `fd`, and returns its answer.
+/// fn ask(fd: u32, question: &[u8]) -> Result<KVec<u8>> {
+///     let socket = Socket::from_fd(fd)?;
+///     socket.set_receive_timeout(1000);
+///     socket.send_bytes(question, Wait::All)?;
+///     let mut answer = KVec::from_elem(0, 64, GFP_KERNEL)?;
+///     let mut dest = BvecDest::<1>::new(usize::MAX);
+///     // What is as small as this is in a slab.
+///     assert!(dest.push_bytes(&mut answer));
+///     let bytes = socket.receive(&mut dest, Wait::Some)?;
+///     answer.truncate(bytes);
+///     Ok(answer)
+/// }
+///
+/// assert_eq!(ask(u32::MAX, b"?").err(), Some(EBADF));
+/// ```
 ///
 /// # Invariants
 ///
@@ -380,6 +408,19 @@ impl Socket {
 /// [`Self::give_back`] and the drop of the value restore the settings of the socket's user.
 ///
 /// Context: the drop has the context of [`Self::give_back`].
+///
+/// # Examples
+///
+/// ```
+/// use kernel::net::socket::{
+///     BlockSocket,
+///     Socket, //
+/// };
+///
+/// fn carry_block_io(fd: u32) -> Result<Pin<KBox<BlockSocket>>> {
+///     KBox::pin_init(BlockSocket::new(Socket::from_fd(fd)?), GFP_KERNEL)
+/// }
+/// ```
 #[pin_data(PinnedDrop)]
 pub struct BlockSocket {
     socket: Socket,
