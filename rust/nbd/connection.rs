@@ -4,6 +4,7 @@
 //! that it had before may drain: they get no new requests, and their servers may still answer.
 
 use crate::{
+    driver::Cookies,
     error::LinkError,
     link::{
         Broken,
@@ -157,6 +158,7 @@ struct Links {
     draining: KVec<Draining>,
     /// The link that was current when the session began to end.
     last: Option<Arc<Link>>,
+    cookies: Cookies,
 }
 
 impl Links {
@@ -262,6 +264,7 @@ impl Connection {
                     lost: None,
                     draining,
                     last: None,
+                    cookies: Cookies::new(),
                 }),
             }),
             GFP_KERNEL,
@@ -409,17 +412,16 @@ impl Connection {
     /// caller has to call [`Self::flush`] later.
     ///
     /// Context: may sleep, but never for the peer.
-    pub(crate) fn push(
-        &self,
-        rq: OwnedRequest<Queue>,
-        cookie: u32,
-        last: bool,
-    ) -> Result<Sent, PushError> {
+    pub(crate) fn push(&self, rq: OwnedRequest<Queue>, last: bool) -> Result<Sent, PushError> {
         let (link, sender) = {
-            let links = self.links.lock();
-            let Some(link) = links.current() else {
+            let mut links = self.links.lock();
+            let Links {
+                current, cookies, ..
+            } = &mut *links;
+            let Some(link) = current.link() else {
                 return Err(PushError::Closed(rq));
             };
+            let cookie = cookies.take(link.info());
             // The lock is held, so that a task that takes the link out finds the request published.
             match link.queue(rq, cookie, last) {
                 Ok(Some(sender)) => (link.clone(), sender),

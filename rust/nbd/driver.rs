@@ -234,7 +234,34 @@ pub(crate) struct DeviceInfo {
     #[pin]
     log: LogLimits,
     links_made: Atomic<u64>,
-    requests_sent: Atomic<u32>,
+    cookies_taken: Atomic<u32>,
+}
+
+/// The cookies that a connection has taken. It takes many at a time, so that connections of different
+/// processors do not write the same word for each request.
+pub(crate) struct Cookies {
+    next: u32,
+    left: u32,
+}
+
+impl Cookies {
+    const COUNT: u32 = 1024;
+
+    pub(crate) fn new() -> Self {
+        Self { next: 0, left: 0 }
+    }
+
+    /// Returns a number that no request of the device had before, until 2^32 have been taken.
+    pub(crate) fn take(&mut self, info: &DeviceInfo) -> u32 {
+        if self.left == 0 {
+            self.next = info.cookies_taken.fetch_add(Self::COUNT, Relaxed);
+            self.left = Self::COUNT;
+        }
+        let cookie = self.next;
+        self.next = cookie.wrapping_add(1);
+        self.left -= 1;
+        cookie
+    }
 }
 
 impl DeviceInfo {
@@ -246,7 +273,7 @@ impl DeviceInfo {
                 driver: driver.clone(),
                 log <- LogLimits::new(),
                 links_made: Atomic::new(0),
-                requests_sent: Atomic::new(0),
+                cookies_taken: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -263,11 +290,6 @@ impl DeviceInfo {
     /// Returns a number that no other link of the device ever has.
     pub(crate) fn new_generation(&self) -> u64 {
         self.links_made.fetch_add(1, Relaxed).wrapping_add(1)
-    }
-
-    /// Returns a number that none of the last 2^32 requests of the device had.
-    pub(crate) fn new_cookie(&self) -> u32 {
-        self.requests_sent.fetch_add(1, Relaxed)
     }
 
     /// Whether another message may be logged now. Context: does not sleep.

@@ -69,8 +69,7 @@ impl Session {
             };
             let pushed = match chosen {
                 Some(connection) => {
-                    let cookie = self.info.new_cookie();
-                    self.pushed(connection.push(rq, cookie, last && own == 1))
+                    self.pushed(connection.push(rq, last && own == 1))
                 }
                 None => Err(rq),
             };
@@ -108,7 +107,7 @@ impl Session {
         let turn = self.fallback.fetch_add(1, Relaxed);
         for connection in self.places.in_turn(turn, &|c| c.is_open()) {
             // The end of a batch is announced only to the connections of the own queue.
-            match self.pushed(connection.push(rq, self.info.new_cookie(), true)) {
+            match self.pushed(connection.push(rq, true)) {
                 Ok(()) => return,
                 Err(back) => rq = back,
             }
