@@ -256,19 +256,22 @@ impl Link {
     /// link, is being transferred, or was not read yet may take any time while the link moves
     /// bytes. Context: does not sleep; only the timeout of requests calls it.
     pub(crate) fn patience(&self, rq: &Request<Queue>, limit: Jiffies) -> Jiffies {
-        let read = self.stats.set_unread(self.socket.unread());
-        let idle = self.stats.idle_for();
         let data = rq.data();
-        if rq.is_in_use() {
-            return limit.saturating_sub(idle);
-        }
+        let read = self.stats.read(self.socket.unread());
         if data.end() <= read {
-            return limit.saturating_sub(data.sent_for());
+            let taken = if rq.is_in_use() {
+                self.stats.idle_for()
+            } else {
+                data.sent_for()
+            };
+            return limit.saturating_sub(taken);
         }
         data.set_unread();
-        // The server's time begins when this finds the request read, which has to be soon after
-        // the server has done so.
-        limit.saturating_sub(idle).min(limit.div_ceil(4))
+        if self.stats.reads_on(read, limit) {
+            // Only the next look tells whether it still does.
+            return limit.div_ceil(4);
+        }
+        limit.saturating_sub(self.stats.idle_for())
     }
 
     /// Starts the receiver. Context: may sleep, under `Session::inner`.

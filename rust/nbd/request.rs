@@ -35,8 +35,8 @@ pub(crate) struct RequestData {
     /// is written before the sender lets go of the request, so that a task that finds the request
     /// unused reads this value.
     sent: Atomic<Jiffies>,
-    /// The bytes that the link had sent when it had sent the request whole. It is written as `sent`
-    /// is.
+    /// The bytes that the link had sent when it had sent the request whole, or [`u64::MAX`] before
+    /// that. It is written as `sent` is.
     end: Atomic<u64>,
     /// When the link got the request and when it had sent it, in nanoseconds of the link's
     /// age. 0 if no trace event needs that.
@@ -55,8 +55,10 @@ impl RequestData {
         }
     }
 
+    /// Records that the request is pushed to the link of this generation, and was not sent.
     pub(crate) fn set_generation(&self, generation: u64) {
         self.link.store(generation, Relaxed);
+        self.end.store(u64::MAX, Relaxed);
     }
 
     /// Returns the generation of the link that the request was last pushed to.
@@ -91,7 +93,8 @@ impl RequestData {
         (since(self.sent_at.load(Relaxed)), since(age))
     }
 
-    /// Returns the argument of the last [`Self::set_sent`].
+    /// Returns how many bytes the link had sent when it had sent the request whole. There are never
+    /// so many before that.
     pub(crate) fn end(&self) -> u64 {
         self.end.load(Relaxed)
     }

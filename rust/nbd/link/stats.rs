@@ -24,8 +24,10 @@ pub(crate) struct LinkStats {
     replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
-    /// The bytes that the server was last found to have. Only the timeout of requests writes it.
+    /// The bytes that the server was last found to have, and when it was asked for, in jiffies. Only
+    /// the timeout of requests writes them.
     read: Atomic<u64>,
+    asked: Atomic<Jiffies>,
     /// When bytes were last moved, in jiffies. All that count bytes write it, and each value is
     /// right.
     moved: Atomic<Jiffies>,
@@ -40,6 +42,7 @@ impl LinkStats {
             sent: Atomic::new(0),
             received: Atomic::new(0),
             read: Atomic::new(0),
+            asked: Atomic::new(jiffies()),
             moved: Atomic::new(jiffies()),
         }
     }
@@ -87,15 +90,25 @@ impl LinkStats {
         self.moved.store(jiffies(), Relaxed);
     }
 
-    /// Counts what the server has read, if it does not have the last `unread` of the bytes that
-    /// were sent. Returns the number of bytes that it has.
-    pub(super) fn set_unread(&self, unread: usize) -> u64 {
-        let read = self.sent().saturating_sub(unread as u64);
-        if read > self.read.load(Relaxed) {
+    /// Returns how many of the bytes that were sent the server has, if it does not have the last
+    /// `unread` of them.
+    pub(super) fn read(&self, unread: usize) -> u64 {
+        self.sent().saturating_sub(unread as u64)
+    }
+
+    /// Whether the server has read more than when this was last asked, if it has `read` bytes now.
+    /// That counts as a move of bytes if the last time is not much longer ago than `limit`, in
+    /// jiffies: otherwise it may have happened at any time since.
+    pub(super) fn reads_on(&self, read: u64, limit: Jiffies) -> bool {
+        let reads = read > self.read.load(Relaxed);
+        if reads {
+            if jiffies_since(self.asked.load(Relaxed)) <= limit.saturating_mul(2) {
+                self.moved.store(jiffies(), Relaxed);
+            }
             self.read.store(read, Relaxed);
-            self.moved.store(jiffies(), Relaxed);
         }
-        read
+        self.asked.store(jiffies(), Relaxed);
+        reads
     }
 
     /// Returns how long no byte has moved, in jiffies.
@@ -120,31 +133,45 @@ impl LinkStats {
 mod tests {
     use super::*;
 
+    const LIMIT: Jiffies = 1000;
+
+    fn ago(jiffies_ago: Jiffies) -> Jiffies {
+        jiffies().wrapping_sub(jiffies_ago)
+    }
+
     #[test]
     fn what_is_unread_was_not_read() {
         let stats = LinkStats::new();
-        assert_eq!(stats.set_unread(0), 0);
+        assert_eq!(stats.read(0), 0);
         stats.add_sent(100);
-        assert_eq!(stats.set_unread(100), 0);
-        assert_eq!(stats.set_unread(30), 70);
+        assert_eq!(stats.read(100), 0);
+        assert_eq!(stats.read(30), 70);
         // A protocol above may add bytes of its own.
-        assert_eq!(stats.set_unread(130), 0);
-        assert_eq!(stats.set_unread(0), 100);
+        assert_eq!(stats.read(130), 0);
     }
 
     #[test]
     fn reading_is_moving() {
         let stats = LinkStats::new();
-        let long_ago = jiffies().wrapping_sub(1000);
-        stats.add_sent(100);
-        assert_eq!(stats.set_unread(60), 40);
-        stats.moved.store(long_ago, Relaxed);
-        // Nothing was read since.
-        for unread in [60, 80] {
-            stats.set_unread(unread);
-            assert!(stats.idle_for() >= 1000);
+        assert!(stats.reads_on(40, LIMIT));
+        stats.moved.store(ago(LIMIT), Relaxed);
+        for read in [40, 20] {
+            assert!(!stats.reads_on(read, LIMIT));
+            assert!(stats.idle_for() >= LIMIT);
         }
-        stats.set_unread(59);
-        assert!(stats.idle_for() < 1000);
+        assert!(stats.reads_on(41, LIMIT));
+        assert!(stats.idle_for() < LIMIT);
+    }
+
+    #[test]
+    fn reading_since_long_ago_is_not_moving() {
+        let stats = LinkStats::new();
+        stats.moved.store(ago(2 * LIMIT), Relaxed);
+        stats.asked.store(ago(3 * LIMIT), Relaxed);
+        assert!(stats.reads_on(40, LIMIT));
+        assert!(stats.idle_for() >= 2 * LIMIT);
+        // The next look knows since when.
+        assert!(stats.reads_on(41, LIMIT));
+        assert!(stats.idle_for() < LIMIT);
     }
 }
