@@ -149,6 +149,8 @@ TEST_F_TIMEOUT(lies, in_all_sessions, 60)
 		  .sndbuf = 8192, .tcp = true, .work = true, .end = END_CLEAR },
 		{ .name = "to an ioctl session", .ioctl = true, .conns = 2, .lies = 1,
 		  .sndbuf = 8192, .end = END_SERVERS },
+		{ .name = "while it is replaced", .conns = 1, .dead = 10, .lies = 4, .sndbuf = 8192,
+		  .replace = true, .end = END_NETLINK },
 		/* The session is ended while the lie is looked at. */
 		{ .name = "and then CLEAR_SOCK", .conns = 2, .dead = 10, .lies = 1,
 		  .sndbuf = 8192, .abrupt = true, .end = END_CLEAR },
@@ -197,8 +199,10 @@ FIXTURE_TEARDOWN(slow)
 TEST_F_TIMEOUT(slow, times_out, 60)
 {
 	static const struct lies_plan plans[] = {
-		{ .name = "with netlink", .conns = 2, .dead = 10, .lies = 2, .timeout = 1,
+		{ .name = "with netlink", .conns = 2, .dead = 10, .lies = 1, .timeout = 1,
 		  .sndbuf = 8192, .end = END_NETLINK },
+		{ .name = "while it is replaced", .conns = 1, .dead = 10, .lies = 1, .timeout = 1,
+		  .sndbuf = 8192, .replace = true, .end = END_NETLINK },
 		{ .name = "with ioctls", .ioctl = true, .conns = 1, .lies = 1, .timeout = 1,
 		  .sndbuf = 8192, .end = END_DISCONNECT },
 	};
@@ -243,11 +247,13 @@ static struct lies_plan random_plan(struct liar *l)
 		.ioctl = !pick(l, 4), .tcp = !pick(l, 6), .conns = 1 + pick(l, CONN_MAX),
 		.dead = pick(l, 4) ? 10 : 0, .timeout = pick(l, 12) ? 0 : 1,
 		.sndbuf = sndbuf[pick(l, ARRAY_SIZE(sndbuf))], .fine = !pick(l, 4),
-		.work = !pick(l, 4),
+		.work = !pick(l, 4), .replace = !pick(l, 3),
 		.abrupt = pick(l, 2), .at_disconnect = !pick(l, 16), .end = pick(l, ENDINGS),
 	};
 
 	plan.lies = pick(l, 4) ? 1 + pick(l, 400) : 1 + pick(l, 8);
+	if (plan.ioctl)
+		plan.replace = false;
 	if (!plan.ioctl && plan.end == END_SIGNAL)
 		plan.end = END_CLEAR;
 	if (plan.ioctl && plan.end == END_NETLINK)
@@ -272,11 +278,15 @@ static void random_lies(struct nbd_dev *dev, unsigned long seed, unsigned long f
 		l->plan = random_plan(l);
 		l->lies = 0;
 		l->ios = 0;
+		l->replaced = 0;
+		l->drained = 0;
 		lies_session(l);
 		lies += l->lies;
 		fuzz->count[0] += l->lies;
 		fuzz->count[1]++;
 		fuzz->count[2] += l->ios;
+		fuzz->count[3] += l->replaced;
+		fuzz->count[4] += l->drained;
 		if (fuzz->failed)
 			fuzz_say("again: NBD_SEED=%lu:%lu", seed, i);
 	}
@@ -294,7 +304,7 @@ TEST_F_TIMEOUT(many, random, 1500)
 	long long start = now_ms();
 	pid_t pid[WORKERS];
 	bool alone = s && strchr(s, ':');
-	int i, n = alone ? 1 : WORKERS;
+	int i, j, n = alone ? 1 : WORKERS;
 
 	if (alone)
 		session = strtoul(strchr(s, ':') + 1, NULL, 0);
@@ -315,16 +325,22 @@ TEST_F_TIMEOUT(many, random, 1500)
 		wrong = fuzz_watch(pid[i], 5000, false);
 		EXPECT_NULL(wrong) TH_LOG("%s; seed %lu", wrong, seed);
 		if (i) {
-			of[0]->count[0] += fuzz->count[0];
-			of[0]->count[1] += fuzz->count[1];
-			of[0]->count[2] += fuzz->count[2];
+			for (j = 0; j < 5; j++)
+				of[0]->count[j] += fuzz->count[j];
 			EXPECT_TRUE(give_device(&self->more[i]));
 		}
 	}
 	fuzz = of[0];
 	TH_LOG("%ld lies in %ld sessions with %ld I/Os, %lld ms", fuzz->count[0], fuzz->count[1],
 	       fuzz->count[2], now_ms() - start);
+	TH_LOG("%ld links were replaced, and %ld lies came from one that surely was",
+	       fuzz->count[3], fuzz->count[4]);
 	report_count(fuzz->count[0], "lies");
+	/* A few sessions may have none. */
+	if (count >= LIES_DEFAULT / 2) {
+		EXPECT_LE(fuzz->count[0] / 100, fuzz->count[3]);
+		EXPECT_LE(fuzz->count[0] / 1000, fuzz->count[4]);
+	}
 	EXPECT_LE((long)count / n * n, fuzz->count[0]);
 }
 

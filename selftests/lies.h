@@ -49,6 +49,7 @@ struct conn {
 	long long until;		/* the driver (doomed) or the server (stalled) closes it */
 	const char *told;		/* the last lie */
 	bool deaf, excused, served, disc;
+	bool replaced;			/* another link has its place, for sure */
 	int early;			/* the write being read was answered */
 	struct nbd_request h;
 	size_t have, left, pos;		/* of the header, of the payload, and where it belongs */
@@ -83,6 +84,7 @@ struct lies_plan {
 	int sndbuf;			/* of the driver's sockets, or 0 */
 	bool fine;			/* requests are read header by header */
 	bool work;			/* no reply is received in a callback of the socket */
+	bool replace;			/* at times the driver gets a new link before a lie */
 	const struct lie *only;		/* no other */
 	long lies;			/* to be told; then nothing but the truth */
 	bool at_disconnect;		/* only once the driver has sent NBD_CMD_DISC */
@@ -110,6 +112,7 @@ struct liar {
 	long long lenient;		/* until then any I/O may fail */
 	long long crowd;		/* since when there are too many open connections */
 	long lies, ios, good_ios;
+	long replaced, drained;		/* links, and lies on such links */
 	long long told_at;
 	int ios_after;
 	const char *last;
@@ -148,6 +151,7 @@ extern const struct lie closes_at_each_byte;
 /* Receiving */
 
 bool lies_wants(struct liar *l, struct conn *c);
+void lies_replace(struct liar *l, struct conn *c);
 bool conn_read(struct liar *l, struct conn *c);
 void conn_ended(struct liar *l, struct conn *c);
 void conn_serve(struct liar *l, struct conn *c, bool idle);
@@ -165,6 +169,7 @@ void *lies_do_it(void *arg);
 void *lies_end(void *arg);
 int lies_connected(struct liar *l);
 int lies_sockets(struct liar *l, int cmd, int n);
+int lies_place(struct liar *l, int index);
 
 /* Sessions */
 

@@ -162,6 +162,7 @@ void lie_told(struct liar *l, struct conn *c, const struct lie *lie, enum outcom
 	l->last = lie->name;
 	l->told++;
 	l->lies++;
+	l->drained += c->replaced;
 	l->told_at = now_ms();
 	l->ios_after = 0;
 	fuzz_doing("served on after the lie %s, the session's %d.", lie->name, l->told);
@@ -194,6 +195,27 @@ void lie_told(struct liar *l, struct conn *c, const struct lie *lie, enum outcom
 	if (l->plan.ioctl && !conns_good(l)) {
 		l->may_fail = true;
 		all_may_fail(l);
+	}
+}
+
+/*
+ * Before a lie is told, the driver gets another link in the place of this one, or of another: the
+ * lie comes while it waits for what it has sent, and the next one to the new link.
+ */
+void lies_replace(struct liar *l, struct conn *c)
+{
+	int ret;
+
+	if (!l->plan.replace || l->ending || conns_in(l, CONN_OPEN) > l->plan.conns ||
+	    !conns_in(l, CONN_NONE) || pick(l, 2))
+		return;
+	ret = lies_place(l, pick(l, l->plan.conns));
+	if (!ret) {
+		l->replaced++;
+		c->replaced = l->plan.conns == 1;
+	} else if (ret != -EBUSY) {
+		/* Links that earlier lies were told to may still have requests. */
+		fuzz_fail("replacing: %s, after the lie %s", strerror(-ret), l->last);
 	}
 }
 
@@ -309,6 +331,7 @@ void conn_serve(struct liar *l, struct conn *c, bool idle)
 	if (!c->nheld || c->left || (!idle && pick(l, 3)))
 		return;
 	if (lies_wants(l, c) && pick(l, 4)) {
+		lies_replace(l, c);
 		lies_tell(l, c);
 		return;
 	}

@@ -160,6 +160,23 @@ int lies_connected(struct liar *l)
 	return answer.dev[0].connected;
 }
 
+/* Give this connection of the driver's a new socket, whatever it has; how it takes that. */
+int lies_place(struct liar *l, int index)
+{
+	struct nl_answer answer;
+	int fd = conn_new(l);
+	struct nl_msg m;
+
+	if (fd < 0)
+		return -ENOSPC;
+	fuzz_doing("replacing connection %d, after the lie %s", index, l->last);
+	nl_begin(&m, NBD_CMD_RECONFIGURE, l->dev->index);
+	nl_conns(&m, &index, &fd, 1);
+	fuzz_ask(&l->genl, &m, &answer);
+	close(fd);
+	return answer.ret;
+}
+
 /* Give the driver n new sockets; how it takes them. */
 int lies_sockets(struct liar *l, int cmd, int n)
 {

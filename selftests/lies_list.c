@@ -140,7 +140,8 @@ static enum outcome shuts_down(struct liar *l, struct conn *c, struct held *h)
 		conn_forget(c, &c->held[0]);
 	}
 	l->eio = true;
-	return LEAVE;
+	/* A link that was replaced has no such limit. Its server ends, as servers do. */
+	return l->plan.replace ? STALL : LEAVE;
 }
 
 static enum outcome error_with_data(struct liar *l, struct conn *c, struct held *h)
@@ -500,6 +501,7 @@ void lies_early(struct liar *l, struct conn *c)
 
 	if ((lie != once && lie != again) || !lies_wants(l, c) || pick(l, 4))
 		return;
+	lies_replace(l, c);
 	put_reply(l, c, cookie, 0);
 	c->early = 1;
 	if (lie == again)

@@ -279,9 +279,9 @@ static void lies_explain(struct liar *l)
 	struct sockaddr_in in;
 	int i;
 
-	fuzz_say("session %s: %s, %d connections%s%s, %d lies", l->plan.name ?: "",
+	fuzz_say("session %s: %s, %d connections%s%s%s, %d lies", l->plan.name ?: "",
 		 l->plan.ioctl ? "ioctl" : "netlink", l->plan.conns, l->plan.tcp ? ", TCP" : "",
-		 l->plan.work ? ", work item" : "", l->told);
+		 l->plan.work ? ", work item" : "", l->plan.replace ? ", replaced" : "", l->told);
 	fuzz_say("dead_conn_timeout %d, timeout %d, sndbuf %d, end %d", l->plan.dead,
 		 l->plan.timeout, l->plan.sndbuf, l->plan.end);
 	for (i = 0; i < CONNS; i++) {
@@ -294,10 +294,11 @@ static void lies_explain(struct liar *l)
 		in.sin_port = 0;
 		getsockname(c->fd, (struct sockaddr *)&in, &len);
 		ioctl(c->fd, FIONREAD, &unread);
-		fuzz_say("server %d (port %d): %s, told %s, %d held, %zu + %zu due, %d unread%s%s",
+		fuzz_say("server %d (port %d): %s, told %s, %d held, %zu + %zu due, %d unread%s%s%s",
 			 i, in.sin_family == AF_INET ? ntohs(in.sin_port) : 0, name[c->state],
 			 c->told ?: "no lie", c->nheld, c->have, c->left, unread,
-			 c->excused ? ", excused" : "", c->deaf ? ", deaf" : "");
+			 c->excused ? ", excused" : "", c->deaf ? ", deaf" : "",
+			 c->replaced ? ", replaced" : "");
 		close(c->fd);
 	}
 }
