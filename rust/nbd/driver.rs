@@ -237,8 +237,8 @@ pub(crate) struct DeviceInfo {
     cookies_taken: Atomic<u32>,
 }
 
-/// The cookies that a connection has taken. It takes many at a time, so that connections of different
-/// processors do not write the same word for each request.
+/// The cookies that a connection has taken. It takes many at a time, so that connections of
+/// different processors do not write the same word for each request.
 pub(crate) struct Cookies {
     next: u32,
     left: u32,

@@ -24,8 +24,8 @@ pub(crate) struct LinkStats {
     replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
-    /// The bytes that the server was last found to have, and when it was asked for, in jiffies. Only
-    /// the timeout of requests writes them.
+    /// The bytes that the server was last found to have, and when that was asked for, in jiffies.
+    /// Only the timeout of requests writes them.
     read: Atomic<u64>,
     asked: Atomic<Jiffies>,
     /// When bytes were last moved, in jiffies. All that count bytes write it, and each value is
