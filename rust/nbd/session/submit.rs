@@ -68,9 +68,7 @@ impl Session {
                 _ => connections.nth(pick.saturating_sub(1)),
             };
             let pushed = match chosen {
-                Some(connection) => {
-                    self.pushed(connection.push(rq, last && own == 1))
-                }
+                Some(connection) => self.pushed(connection.push(rq, last && own == 1)),
                 None => Err(rq),
             };
             match pushed {
