@@ -20,7 +20,7 @@ use crate::{
 ///
 /// assert!(BlkStatus::from_error(EIO) == BlkStatus::IOERR);
 /// // A number that no status stands for.
-/// assert!(BlkStatus::from_error(EINVAL) == BlkStatus::IOERR);
+/// assert!(BlkStatus::from_error(ENOTTY) == BlkStatus::IOERR);
 /// assert!(BlkStatus::from_error(ENOSPC) != BlkStatus::IOERR);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
