@@ -97,8 +97,8 @@ check() {
 	fi
 }
 
-# build_nbdctl: build nbdctl and set NBD_CTL, or NBD_CTL_MISSING to the reason why there is none: without a network there
-# may be no crates. That it cannot be built is a failure.
+# build_nbdctl: build nbdctl and set NBD_CTL, or NBD_CTL_MISSING to the reason why there is none: without a network
+# there may be no crates. That it cannot be built is a failure.
 build_nbdctl() {
 	local output
 	say "==> building nbdctl"

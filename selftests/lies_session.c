@@ -294,7 +294,7 @@ static void lies_explain(struct liar *l)
 		in.sin_port = 0;
 		getsockname(c->fd, (struct sockaddr *)&in, &len);
 		ioctl(c->fd, FIONREAD, &unread);
-		fuzz_say("server %d (port %d): %s, told %s, %d held, %zu + %zu due, %d unread%s%s%s",
+		fuzz_say("server %d, port %d: %s, told %s, %d held, %zu + %zu due, %d unread%s%s%s",
 			 i, in.sin_family == AF_INET ? ntohs(in.sin_port) : 0, name[c->state],
 			 c->told ?: "no lie", c->nheld, c->have, c->left, unread,
 			 c->excused ? ", excused" : "", c->deaf ? ", deaf" : "",
