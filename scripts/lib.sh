@@ -113,6 +113,21 @@ build_nbdctl() {
 	fi
 }
 
+# fetch_nbd_server: sets NBD_SERVER to the program nbd-server, unless that is set. The root has none; it is small, and
+# runs with the root's libraries.
+fetch_nbd_server() {
+	local tools=$NBD_CACHE/bench-tools
+	[ -z "${NBD_SERVER:-}" ] || return 0
+	export NBD_SERVER=/usr/bin/nbd-server
+	[ ! -x "$ROOT$NBD_SERVER" ] || return 0
+	NBD_SERVER=$tools$NBD_SERVER
+	[ ! -x "$NBD_SERVER" ] || return 0
+	mkdir -p "$tools.$$" "$TOP/build"
+	(cd "$tools.$$" && in_root apt-get -q download nbd-server && in_root sh -c 'dpkg -x nbd-server_*.deb .') \
+		>"$TOP/build/bench-tools.log" 2>&1 || say "    nbd-server cannot be had: build/bench-tools.log"
+	mv -T "$tools.$$" "$tools" 2>/dev/null || rm -rf "$tools.$$"
+}
+
 # other_kernel_runs CONSEQUENCE: says so in a line if the kernel that runs is not the one that the cache is for.
 other_kernel_runs() {
 	local stock
