@@ -73,10 +73,10 @@ keep_ends() {
 
 # keep_load SEED: verified I/O in the background, until it is told to end, or an error.
 keep_load() {
-	local before
+	local before seconds=$(((300 + ${NBD_KEEP_SECONDS:-0}) * NBD_TIME_SCALE))
 	before=$(io_requests)
 	fio --filename="$NBD_DEV" --thread --output="$NBD_TMP/fio.log" --name=load --rw=randrw --bs=16k --size=8m \
-		--ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=$((300 * NBD_TIME_SCALE)) \
+		--ioengine=libaio --iodepth=16 --direct=1 --time_based --runtime=$seconds \
 		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --serialize_overlap=1 \
 		--randseed="$1" </dev/null &
 	IO_JOB=$!
