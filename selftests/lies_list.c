@@ -140,8 +140,7 @@ static enum outcome shuts_down(struct liar *l, struct conn *c, struct held *h)
 		conn_forget(c, &c->held[0]);
 	}
 	l->eio = true;
-	/* A link that was replaced has no such limit. Its server ends, as servers do. */
-	return l->plan.replace ? STALL : LEAVE;
+	return LEAVE;
 }
 
 static enum outcome error_with_data(struct liar *l, struct conn *c, struct held *h)

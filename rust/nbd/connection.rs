@@ -50,7 +50,7 @@ struct Draining {
     /// `None` once the link is closed.
     link: Option<Arc<Link>>,
     /// When its last [`DRAIN_MS`] have begun. `None` while requests are in flight on a link that
-    /// was replaced: it may drain until one of them times out.
+    /// was replaced, and its server is not shutting down: it may drain until one of them times out.
     since: Option<Instant<Monotonic>>,
     /// When the link was created, if its link error was not reported yet.
     unreported: Option<Instant<Monotonic>>,
@@ -497,6 +497,16 @@ impl Connection {
         };
         *self.last_error.lock() = Some(LinkError::ShuttingDown);
         Some(left)
+    }
+
+    /// Limits the time of a link that drains because it was replaced or removed, as its server is
+    /// shutting down. Returns whether the connection has it. Context: does not sleep.
+    pub(crate) fn limit_drain(&self, link: &Link) -> bool {
+        let mut links = self.links.lock();
+        let mut draining = links.draining.iter_mut();
+        let one = draining.find(|one| one.has(link.generation()));
+        one.map(|one| one.since.get_or_insert_with(Instant::now))
+            .is_some()
     }
 
     /// Records that `link` has finished draining. Context: does not sleep.

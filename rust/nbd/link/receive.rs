@@ -247,12 +247,12 @@ impl Receiver {
             return Err(ReceiveError::Unexpected { tag: cookie.tag });
         };
         let status = match reply.result {
+            Err(Failure::ShuttingDown) => return Ok(Parsed::Whole(Received::Refused(claim))),
             // Another server may succeed where one that is shutting down has failed.
             Err(_) if link.is_draining() => {
                 link.requeue(claim);
                 return Ok(Parsed::Whole(Received::Reply { long: false }));
             }
-            Err(Failure::ShuttingDown) => return Ok(Parsed::Whole(Received::Refused(claim))),
             // The block layer takes a flush that is not supported for a successful one.
             Err(Failure::Status(BlkStatus::NOTSUPP)) if claim.op() == Op::Flush => BlkStatus::IOERR,
             Err(Failure::Status(status)) => status,

@@ -130,6 +130,11 @@ impl Session {
                 .connections()
                 .find_map(|one| Some((one, one.start_drain(link)?)));
             let Some((connection, left)) = left else {
+                let limited = self.connections().any(|one| one.limit_drain(link));
+                drop(inner);
+                if limited {
+                    self.start_clock();
+                }
                 return;
             };
             // This comes before the session can end, which spares the requests of a link that
