@@ -257,7 +257,8 @@ impl Link {
     /// bytes. Context: does not sleep; only the timeout of requests calls it.
     pub(crate) fn patience(&self, rq: &Request<Queue>, limit: Jiffies) -> Jiffies {
         let data = rq.data();
-        let read = self.stats.read(self.socket.unread());
+        let unread = self.socket.unread();
+        let read = self.stats.read(unread);
         if data.end() <= read {
             let taken = if rq.is_in_use() {
                 self.stats.idle_for()
@@ -267,7 +268,8 @@ impl Link {
             return limit.saturating_sub(taken);
         }
         data.set_unread();
-        if self.stats.reads_on(read, limit) {
+        // If the server has read everything, it is not what the link waits for.
+        if unread > 0 && self.stats.reads_on(read, limit) {
             // Only the next look tells whether it still does.
             return limit.div_ceil(4);
         }
