@@ -258,8 +258,7 @@ impl Link {
     pub(crate) fn patience(&self, rq: &Request<Queue>, limit: Jiffies) -> Jiffies {
         let data = rq.data();
         let unread = self.socket.unread();
-        let read = self.stats.read(unread);
-        if data.end() <= read {
+        if data.end() <= self.stats.read(unread) {
             let taken = if rq.is_in_use() {
                 self.stats.idle_for()
             } else {
@@ -269,7 +268,7 @@ impl Link {
         }
         data.set_unread();
         // If the server has read everything, it is not what the link waits for.
-        if unread > 0 && self.stats.reads_on(read, limit) {
+        if unread > 0 && self.stats.reads_on(self.socket.outq(), limit) {
             // Only the next look tells whether it still does.
             return limit.div_ceil(4);
         }

@@ -24,8 +24,9 @@ pub(crate) struct LinkStats {
     replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
-    /// The bytes that the server was last found to have, and when that was asked for, in jiffies.
-    /// Only the timeout of requests writes them.
+    /// The bytes that the server was last found to have read, by what the socket had, and when that
+    /// was, in jiffies. The sender and the timeout of requests write them, and either value is
+    /// right.
     read: Atomic<u64>,
     asked: Atomic<Jiffies>,
     /// When bytes were last moved, in jiffies. All that count bytes write it, and each value is
@@ -96,18 +97,22 @@ impl LinkStats {
         self.sent().saturating_sub(unread as u64)
     }
 
-    /// Whether the server has read more than when this was last asked, if it has `read` bytes now.
-    /// That counts as a move of bytes if the last time is not much longer ago than `limit`, in
-    /// jiffies: otherwise it may have happened at any time since.
-    pub(super) fn reads_on(&self, read: u64, limit: Jiffies) -> bool {
-        let reads = read > self.read.load(Relaxed);
-        if reads {
-            if jiffies_since(self.asked.load(Relaxed)) <= limit.saturating_mul(2) {
-                self.moved.store(jiffies(), Relaxed);
-            }
-            self.read.store(read, Relaxed);
-        }
+    /// Notes what the server has read, if the socket still has `outq` bytes for it. Called after a
+    /// send, so that the next [`Self::reads_on`] knows whether the server has read since.
+    pub(super) fn set_outq(&self, outq: usize) {
+        self.read.store(self.read(outq), Relaxed);
         self.asked.store(jiffies(), Relaxed);
+    }
+
+    /// Whether the server has read since the last call or send, if the socket has `outq` bytes for
+    /// it now. That counts as a move of bytes if the last time is less than `limit` jiffies ago:
+    /// otherwise it may have happened at any time since.
+    pub(super) fn reads_on(&self, outq: usize, limit: Jiffies) -> bool {
+        let reads = self.read(outq) > self.read.load(Relaxed);
+        if reads && jiffies_since(self.asked.load(Relaxed)) < limit {
+            self.moved.store(jiffies(), Relaxed);
+        }
+        self.set_outq(outq);
         reads
     }
 
@@ -153,25 +158,28 @@ mod tests {
     #[test]
     fn reading_is_moving() {
         let stats = LinkStats::new();
-        assert!(stats.reads_on(40, LIMIT));
+        stats.add_sent(100);
+        stats.set_outq(60);
         stats.moved.store(ago(LIMIT), Relaxed);
-        for read in [40, 20] {
-            assert!(!stats.reads_on(read, LIMIT));
+        for outq in [60, 80, 80] {
+            assert!(!stats.reads_on(outq, LIMIT));
             assert!(stats.idle_for() >= LIMIT);
         }
-        assert!(stats.reads_on(41, LIMIT));
+        assert!(stats.reads_on(79, LIMIT));
         assert!(stats.idle_for() < LIMIT);
     }
 
     #[test]
     fn reading_since_long_ago_is_not_moving() {
         let stats = LinkStats::new();
+        stats.add_sent(100);
+        stats.set_outq(100);
         stats.moved.store(ago(2 * LIMIT), Relaxed);
-        stats.asked.store(ago(3 * LIMIT), Relaxed);
-        assert!(stats.reads_on(40, LIMIT));
+        stats.asked.store(ago(LIMIT), Relaxed);
+        assert!(stats.reads_on(60, LIMIT));
         assert!(stats.idle_for() >= 2 * LIMIT);
         // The next look knows since when.
-        assert!(stats.reads_on(41, LIMIT));
+        assert!(stats.reads_on(59, LIMIT));
         assert!(stats.idle_for() < LIMIT);
     }
 }
