@@ -130,6 +130,12 @@ enum Current {
 }
 
 impl Current {
+    /// Makes `link`, which is not in use yet, the link of the connection of this number.
+    fn new(link: Arc<Link>, index: u32) -> Self {
+        link.set_connection(index);
+        Self::Link(link)
+    }
+
     fn link(&self) -> Option<&Arc<Link>> {
         match self {
             Self::Link(link) => Some(link),
@@ -239,7 +245,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Creates a connection with a link. Context: may sleep.
     pub(crate) fn new(index: u32, link: Arc<Link>) -> Result<Arc<Self>> {
-        Self::with(index, Current::Link(link))
+        Self::with(index, Current::new(link, index))
     }
 
     /// Creates a connection that is not part of the session before [`Self::replace`]. Context: may
@@ -249,9 +255,6 @@ impl Connection {
     }
 
     fn with(index: u32, current: Current) -> Result<Arc<Self>> {
-        if let Some(link) = current.link() {
-            link.set_connection(index);
-        }
         let draining = KVec::with_capacity(MAX_DRAINING, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
@@ -387,8 +390,7 @@ impl Connection {
         if !matches!(links.current, Current::Vacant) {
             return Err(link);
         }
-        link.set_connection(self.index);
-        links.current = Current::Link(link);
+        links.current = Current::new(link, self.index);
         self.pending_up.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -397,8 +399,8 @@ impl Connection {
     /// drains: the caller calls [`Link::drain`]. The caller has asked [`Self::can_drain`], under
     /// `Session::inner`, with which this is called, too.
     pub(crate) fn replace(&self, link: Arc<Link>) -> Option<Arc<Link>> {
-        link.set_connection(self.index);
-        let previous = self.links.lock().retire(Current::Link(link), None, None);
+        let current = Current::new(link, self.index);
+        let previous = self.links.lock().retire(current, None, None);
         self.pending_up.fetch_add(1, Relaxed);
         previous
     }
