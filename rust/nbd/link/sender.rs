@@ -274,8 +274,7 @@ impl Sender {
 
     /// Releases the requests that are sent whole after `bytes` more were sent.
     fn advance(&mut self, out: &Output<'_, impl Fn() -> bool>, bytes: usize) {
-        out.stats.add_sent(bytes);
-        out.stats.set_outq(out.socket.outq());
+        out.stats.add_sent(bytes, out.socket.outq());
         let mut before = self.sent;
         self.sent.advance(bytes);
         let mut whole = 0;

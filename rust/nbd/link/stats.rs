@@ -79,9 +79,11 @@ impl LinkStats {
         self.requests.load(Relaxed) == self.replies.load(Relaxed)
     }
 
-    /// Counts bytes that were sent.
-    pub(crate) fn add_sent(&self, bytes: usize) {
+    /// Counts bytes that were sent. The socket has `outq` bytes for the server then, by which the
+    /// next [`Self::reads_on`] knows whether the server has read since.
+    pub(super) fn add_sent(&self, bytes: usize, outq: usize) {
         Self::add(&self.sent, bytes);
+        self.note_read(outq);
         self.moved.store(jiffies(), Relaxed);
     }
 
@@ -97,9 +99,8 @@ impl LinkStats {
         self.sent().saturating_sub(unread as u64)
     }
 
-    /// Notes what the server has read, if the socket still has `outq` bytes for it. Called after a
-    /// send, so that the next [`Self::reads_on`] knows whether the server has read since.
-    pub(super) fn set_outq(&self, outq: usize) {
+    /// Notes what the server has read, if the socket has `outq` bytes for it now.
+    fn note_read(&self, outq: usize) {
         self.read.store(self.read(outq), Relaxed);
         self.asked.store(jiffies(), Relaxed);
     }
@@ -112,7 +113,7 @@ impl LinkStats {
         if reads && jiffies_since(self.asked.load(Relaxed)) < limit {
             self.moved.store(jiffies(), Relaxed);
         }
-        self.set_outq(outq);
+        self.note_read(outq);
         reads
     }
 
@@ -148,7 +149,7 @@ mod tests {
     fn what_is_unread_was_not_read() {
         let stats = LinkStats::new();
         assert_eq!(stats.read(0), 0);
-        stats.add_sent(100);
+        stats.add_sent(100, 100);
         assert_eq!(stats.read(100), 0);
         assert_eq!(stats.read(30), 70);
         // A protocol above may add bytes of its own.
@@ -158,8 +159,7 @@ mod tests {
     #[test]
     fn reading_is_moving() {
         let stats = LinkStats::new();
-        stats.add_sent(100);
-        stats.set_outq(60);
+        stats.add_sent(100, 60);
         stats.moved.store(ago(LIMIT), Relaxed);
         for outq in [60, 80, 80] {
             assert!(!stats.reads_on(outq, LIMIT));
@@ -172,8 +172,7 @@ mod tests {
     #[test]
     fn reading_since_long_ago_is_not_moving() {
         let stats = LinkStats::new();
-        stats.add_sent(100);
-        stats.set_outq(100);
+        stats.add_sent(100, 100);
         stats.moved.store(ago(2 * LIMIT), Relaxed);
         stats.asked.store(ago(LIMIT), Relaxed);
         assert!(stats.reads_on(60, LIMIT));
