@@ -2,6 +2,7 @@
 
 #include <linux/lockdep.h>
 #include <linux/net.h>
+#include <linux/sizes.h>
 #include <linux/uio.h>
 #include <net/af_unix.h>
 #include <net/inet_connection_sock.h>
