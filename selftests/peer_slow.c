@@ -106,6 +106,20 @@ static int pump_read(struct peer_session *s)
 	return pump(s, false, 1, LEN);
 }
 
+/* A session with so much room in its sockets, which has served a request; or why there is none. */
+static const char *begin(struct __test_metadata *_metadata, struct peer_session *s, int room)
+{
+	const char *why = peer_init(s, 1, PEER_GOOD);
+
+	if (why)
+		return why;
+	s->timeout = scaled(2);
+	s->room = room;
+	ASSERT_EQ(0, peer_start(s)) TH_LOG("%s", strerror(errno));
+	ASSERT_EQ(0, other_wait(other_run(s, read_block), BOUNDED));
+	return NULL;
+}
+
 FIXTURE(slow)
 {
 	struct peer_session s;
@@ -113,13 +127,10 @@ FIXTURE(slow)
 
 FIXTURE_SETUP(slow)
 {
-	const char *why = peer_init(&self->s, 1, PEER_GOOD);
+	const char *why = begin(_metadata, &self->s, 0);
 
 	if (why)
 		SKIP(return, "%s", why);
-	self->s.timeout = scaled(2);
-	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
-	ASSERT_EQ(0, other_wait(other_run(&self->s, read_block), BOUNDED));
 	/* A request takes 1.28 s, all take nearly four times the timeout. */
 	self->s.sh->slow_ms = scaled(80);
 }
@@ -136,6 +147,17 @@ static void goes_through(struct __test_metadata *_metadata, struct peer_session 
 	EXPECT_EQ(0, other_wait(other_run(s, io), ms));
 	EXPECT_EQ(1, s->sh->client_stage);
 	EXPECT_EQ(0, s->sh->eof[0]);
+}
+
+/* This I/O fails, and the session ends, when the timeout is over. */
+static void times_out(struct __test_metadata *_metadata, struct peer_session *s,
+		      int (*io)(struct peer_session *s))
+{
+	pid_t pid = other_run(s, io);
+
+	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(8000)));
+	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
+	EXPECT_LT(0, other_wait(pid, BOUNDED));
 }
 
 /* The last write waits for its turn for longer than the timeout. */
@@ -188,15 +210,11 @@ TEST_F_TIMEOUT(slow, payload_takes_its_time, 120)
 TEST_F_TIMEOUT(slow, payload_that_stops, 120)
 {
 	struct peer_session *s = &self->s;
-	pid_t io;
 
 	s->sh->slow_ms = 0;
 	s->sh->kind[0] = PEER_HALF_PAYLOAD;
 	s->sh->go[0] = 1;
-	io = other_run(s, pump_read);
-	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(8000)));
-	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
-	EXPECT_LT(0, other_wait(io, BOUNDED));
+	times_out(_metadata, s, pump_read);
 }
 
 /* A socket that has room for all of a write: what the server has not read has not reached it. */
@@ -207,14 +225,10 @@ FIXTURE(roomy)
 
 FIXTURE_SETUP(roomy)
 {
-	const char *why = peer_init(&self->s, 1, PEER_GOOD);
+	const char *why = begin(_metadata, &self->s, -1);
 
 	if (why)
 		SKIP(return, "%s", why);
-	self->s.timeout = scaled(2);
-	self->s.room = -1;
-	ASSERT_EQ(0, peer_start(&self->s)) TH_LOG("%s", strerror(errno));
-	ASSERT_EQ(0, other_wait(other_run(&self->s, read_block), BOUNDED));
 }
 
 FIXTURE_TEARDOWN(roomy)
@@ -238,15 +252,11 @@ TEST_F_TIMEOUT(roomy, many_writes_wait_for_their_turn, 120)
 TEST_F_TIMEOUT(roomy, write_that_nobody_reads, 120)
 {
 	struct peer_session *s = &self->s;
-	pid_t io;
 
 	s->sh->kind[0] = PEER_DEAF;
 	s->sh->go[0] = 1;
 	/* It stops reading with the first request that it gets now. */
-	io = other_run(s, pump_short_writes);
-	EXPECT_TRUE(WAIT_UNTIL(s->sh->client_stage == 2, scaled(8000)));
-	EXPECT_EQ(ETIMEDOUT, s->sh->client_errno);
-	EXPECT_LT(0, other_wait(io, BOUNDED));
+	times_out(_metadata, s, pump_short_writes);
 }
 
 FIXTURE(options)
