@@ -93,7 +93,7 @@ static int long_read(struct peer_session *s)
 
 static int short_write(struct peer_session *s)
 {
-	return pump(s, true, 1, LEN / 4);
+	return pump(s, true, 1, LEN / 2);
 }
 
 static int short_read(struct peer_session *s)
@@ -189,13 +189,13 @@ TEST_F_TIMEOUT(slow, one_long_read, 120)
 /* Of so little a second a call of the socket must not wait for much. */
 TEST_F_TIMEOUT(slow, trickling_write, 120)
 {
-	self->s.sh->slow_ms = scaled(1200);
+	self->s.sh->slow_ms = scaled(1500);
 	goes_through(_metadata, &self->s, short_write, scaled(20000));
 }
 
 TEST_F_TIMEOUT(slow, trickling_read, 120)
 {
-	self->s.sh->slow_ms = scaled(1200);
+	self->s.sh->slow_ms = scaled(1500);
 	goes_through(_metadata, &self->s, short_read, scaled(20000));
 }
 
@@ -238,7 +238,7 @@ FIXTURE_TEARDOWN(roomy)
 
 TEST_F_TIMEOUT(roomy, trickling_write, 120)
 {
-	self->s.sh->slow_ms = scaled(1200);
+	self->s.sh->slow_ms = scaled(1500);
 	goes_through(_metadata, &self->s, short_write, scaled(20000));
 }
 

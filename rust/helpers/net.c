@@ -82,16 +82,6 @@ __rust_helper int rust_helper_sock_splice_room(struct socket *sock)
 	return max(READ_ONCE(sk->sk_sndbuf) - sk_wmem_alloc_get(sk), 0);
 }
 
-/* How many bytes the socket has for its peer; an AF_UNIX socket counts whole buffers. */
-__rust_helper unsigned int rust_helper_sock_outq(struct socket *sock)
-{
-	struct sock *sk = sock->sk;
-
-	if (sk_is_tcp(sk))
-		return READ_ONCE(tcp_sk(sk)->write_seq) - READ_ONCE(tcp_sk(sk)->snd_una);
-	return sk_wmem_alloc_get(sk);
-}
-
 /*
  * How many bytes of what was sent the peer does not have: those that it has not
  * acknowledged, or that wait in the queue of an AF_UNIX peer.
@@ -102,7 +92,7 @@ __rust_helper unsigned int rust_helper_sock_unread(struct socket *sock)
 	unsigned int unread;
 
 	if (sk_is_tcp(sk))
-		return rust_helper_sock_outq(sock);
+		return READ_ONCE(tcp_sk(sk)->write_seq) - READ_ONCE(tcp_sk(sk)->snd_una);
 	/* With the lock the peer stays. */
 	unix_state_lock(sk);
 	peer = unix_peer(sk);

@@ -257,8 +257,10 @@ impl Link {
     /// bytes. Context: does not sleep; only the timeout of requests calls it.
     pub(crate) fn patience(&self, rq: &Request<Queue>, limit: Jiffies) -> Jiffies {
         let data = rq.data();
-        let unread = self.socket.unread();
-        if data.end() <= self.stats.read(unread) {
+        // What is sent after the first question may be unread by the second, and is not counted.
+        let sent = self.stats.sent();
+        let read = sent.saturating_sub(self.socket.unread() as u64);
+        if data.end() <= read {
             let taken = if rq.is_in_use() {
                 self.stats.idle_for()
             } else {
@@ -268,7 +270,7 @@ impl Link {
         }
         data.set_unread();
         // If the server has read everything, it is not what the link waits for.
-        if unread > 0 && self.stats.reads_on(self.socket.outq(), limit) {
+        if read < sent && self.stats.reads_on(read) {
             // Only the next look tells whether it still does.
             return limit.div_ceil(4);
         }

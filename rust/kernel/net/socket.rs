@@ -278,18 +278,6 @@ impl Socket {
         unsafe { bindings::sock_unread(self.as_raw()) as usize }
     }
 
-    /// Returns how many bytes the socket has for its peer. An `AF_UNIX` socket counts whole
-    /// buffers, with what they take in addition to their data, and so says more than
-    /// [`Self::unread`]. The answer may be out of date at once.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn outq(&self) -> usize {
-        // SAFETY: The socket is valid, since it lives as long as its file, and has a `struct sock`.
-        // The function reads words of that, for which it needs no lock.
-        unsafe { bindings::sock_outq(self.as_raw()) as usize }
-    }
-
     /// Returns how many bytes [`Self::send_pages`] can send without waiting, or [`None`] if it
     /// would copy them. The answer may be out of date at once.
     ///

@@ -274,7 +274,7 @@ impl Sender {
 
     /// Releases the requests that are sent whole after `bytes` more were sent.
     fn advance(&mut self, out: &Output<'_, impl Fn() -> bool>, bytes: usize) {
-        out.stats.add_sent(bytes, out.socket.outq());
+        out.stats.add_sent(bytes, out.socket.unread());
         let mut before = self.sent;
         self.sent.advance(bytes);
         let mut whole = 0;

@@ -4,6 +4,7 @@
 
 use kernel::{
     sync::atomic::{
+        Acquire,
         Atomic,
         Relaxed, //
     },
@@ -24,11 +25,9 @@ pub(crate) struct LinkStats {
     replies: Atomic<u64>,
     sent: Atomic<u64>,
     received: Atomic<u64>,
-    /// The bytes that the server was last found to have read, by what the socket had, and when that
-    /// was, in jiffies. The sender and the timeout of requests write them, and either value is
-    /// right.
+    /// The bytes that the server was last found to have read. The sender and the timeout of
+    /// requests write it, and either value is right.
     read: Atomic<u64>,
-    asked: Atomic<Jiffies>,
     /// When bytes were last moved, in jiffies. All that count bytes write it, and each value is
     /// right.
     moved: Atomic<Jiffies>,
@@ -43,7 +42,6 @@ impl LinkStats {
             sent: Atomic::new(0),
             received: Atomic::new(0),
             read: Atomic::new(0),
-            asked: Atomic::new(jiffies()),
             moved: Atomic::new(jiffies()),
         }
     }
@@ -79,11 +77,12 @@ impl LinkStats {
         self.requests.load(Relaxed) == self.replies.load(Relaxed)
     }
 
-    /// Counts bytes that were sent. The socket has `outq` bytes for the server then, by which the
-    /// next [`Self::reads_on`] knows whether the server has read since.
-    pub(super) fn add_sent(&self, bytes: usize, outq: usize) {
+    /// Counts bytes that were sent. The server does not have the last `unread` bytes then, by which
+    /// the next [`Self::reads_on`] knows whether it has read since.
+    pub(super) fn add_sent(&self, bytes: usize, unread: usize) {
         Self::add(&self.sent, bytes);
-        self.note_read(outq);
+        let read = self.sent().saturating_sub(unread as u64);
+        self.read.store(read, Relaxed);
         self.moved.store(jiffies(), Relaxed);
     }
 
@@ -93,27 +92,15 @@ impl LinkStats {
         self.moved.store(jiffies(), Relaxed);
     }
 
-    /// Returns how many of the bytes that were sent the server has, if it does not have the last
-    /// `unread` of them.
-    pub(super) fn read(&self, unread: usize) -> u64 {
-        self.sent().saturating_sub(unread as u64)
-    }
-
-    /// Notes what the server has read, if the socket has `outq` bytes for it now.
-    fn note_read(&self, outq: usize) {
-        self.read.store(self.read(outq), Relaxed);
-        self.asked.store(jiffies(), Relaxed);
-    }
-
-    /// Whether the server has read since the last call or send, if the socket has `outq` bytes for
-    /// it now. That counts as a move of bytes if the last time is less than `limit` jiffies ago:
-    /// otherwise it may have happened at any time since.
-    pub(super) fn reads_on(&self, outq: usize, limit: Jiffies) -> bool {
-        let reads = self.read(outq) > self.read.load(Relaxed);
-        if reads && jiffies_since(self.asked.load(Relaxed)) < limit {
+    /// Whether the server has read since the last call or send, if it has the first `read` bytes
+    /// now. That counts as a move of bytes at this time, since nothing tells when it happened: with
+    /// an earlier time a server that reads might be given up.
+    pub(super) fn reads_on(&self, read: u64) -> bool {
+        let reads = read > self.read.load(Relaxed);
+        if reads {
             self.moved.store(jiffies(), Relaxed);
         }
-        self.note_read(outq);
+        self.read.store(read, Relaxed);
         reads
     }
 
@@ -126,8 +113,9 @@ impl LinkStats {
         self.requests.load(Relaxed)
     }
 
+    /// Returns the bytes that were sent. What the socket is asked afterwards covers all of them.
     pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Relaxed)
+        self.sent.load(Acquire)
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -146,39 +134,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unread_was_not_read() {
-        let stats = LinkStats::new();
-        assert_eq!(stats.read(0), 0);
-        stats.add_sent(100, 100);
-        assert_eq!(stats.read(100), 0);
-        assert_eq!(stats.read(30), 70);
-        // A protocol above may add bytes of its own.
-        assert_eq!(stats.read(130), 0);
-    }
-
-    #[test]
     fn reading_is_moving() {
         let stats = LinkStats::new();
         stats.add_sent(100, 60);
         stats.moved.store(ago(LIMIT), Relaxed);
-        for outq in [60, 80, 80] {
-            assert!(!stats.reads_on(outq, LIMIT));
+        for read in [40, 20, 20] {
+            assert!(!stats.reads_on(read));
             assert!(stats.idle_for() >= LIMIT);
         }
-        assert!(stats.reads_on(79, LIMIT));
+        assert!(stats.reads_on(21));
         assert!(stats.idle_for() < LIMIT);
+        // The next look finds nothing new.
+        assert!(!stats.reads_on(21));
     }
 
     #[test]
-    fn reading_since_long_ago_is_not_moving() {
+    fn what_was_read_before_a_send_is_no_news() {
         let stats = LinkStats::new();
         stats.add_sent(100, 100);
-        stats.moved.store(ago(2 * LIMIT), Relaxed);
-        stats.asked.store(ago(LIMIT), Relaxed);
-        assert!(stats.reads_on(60, LIMIT));
-        assert!(stats.idle_for() >= 2 * LIMIT);
-        // The next look knows since when.
-        assert!(stats.reads_on(59, LIMIT));
-        assert!(stats.idle_for() < LIMIT);
+        stats.add_sent(100, 150);
+        assert!(!stats.reads_on(50));
+        // A protocol above the socket's may add bytes of its own.
+        stats.add_sent(100, 1000);
+        assert!(!stats.reads_on(0));
     }
 }
