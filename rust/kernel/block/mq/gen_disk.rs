@@ -22,19 +22,11 @@ use crate::{
     prelude::*,
     sync::{
         aref::AlwaysRefCounted,
-        atomic::{
-            Acquire,
-            Atomic,
-            Full, //
-        },
         Arc,
         ArcBorrow, //
     },
     time::Jiffies,
-    types::{
-        NotThreadSafe,
-        Opaque, //
-    }, //
+    types::Opaque, //
 };
 use core::{
     marker::PhantomData,
@@ -46,12 +38,17 @@ use core::{
 
 mod builder;
 mod operations;
+mod queue_data;
+mod queue_guard;
+
+use queue_data::QueueDataSlot;
 
 pub use builder::{
     GenDiskBuilder,
     RegisteredDisk, //
 };
 pub use operations::DiskOperations;
+pub use queue_guard::QueueGuard;
 
 /// The data that a disk's `private_data` points to.
 struct DiskData<T: DiskOperations> {
@@ -78,58 +75,6 @@ impl<T: DiskOperations> DiskData<T> {
 }
 
 type QueueData<T> = <<T as DiskOperations>::Queue as Operations>::QueueData;
-
-/// A slot for the data that the queue functions of a disk get.
-///
-/// # Invariants
-///
-/// The pointer is null, or one from [`Arc::into_raw`] for a reference that the value owns.
-struct QueueDataSlot<Q>(Atomic<*mut Q>);
-
-impl<Q> QueueDataSlot<Q> {
-    fn new() -> Self {
-        // INVARIANT: The pointer is null.
-        Self(Atomic::new(ptr::null_mut()))
-    }
-
-    /// # Safety
-    ///
-    /// Data that is taken out of the slot during `'a` must stay referenced for `'a`.
-    #[inline]
-    unsafe fn get<'a>(&self) -> Option<ArcBorrow<'a, Q>> {
-        let data = self.0.load(Acquire);
-        // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, of a reference that
-        // the slot owned at the load. By the safety requirements that or another one exists for
-        // `'a`, and the slot gives out no mutable access to the data.
-        (!data.is_null()).then(|| unsafe { ArcBorrow::from_raw(data) })
-    }
-
-    fn set(&self, data: Arc<Q>) -> Result<(), Arc<Q>> {
-        let new = Arc::into_raw(data).cast_mut();
-        // INVARIANT: If the exchange succeeds, the pointer is from `Arc::into_raw` and the slot
-        // owns its reference.
-        match self.0.cmpxchg(ptr::null_mut(), new, Full) {
-            Ok(_) => Ok(()),
-            // SAFETY: The pointer is from the `Arc::into_raw` above. The failed exchange has not
-            // stored it, so that its reference is still this function's.
-            Err(_) => Err(unsafe { Arc::from_raw(new) }),
-        }
-    }
-
-    fn take(&self) -> Option<Arc<Q>> {
-        // INVARIANT: The pointer is null now, and the reference has moved to this function.
-        let data = self.0.xchg(ptr::null_mut(), Full);
-        // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, of a reference that
-        // the slot owned until the exchange.
-        (!data.is_null()).then(|| unsafe { Arc::from_raw(data) })
-    }
-}
-
-impl<Q> Drop for QueueDataSlot<Q> {
-    fn drop(&mut self) {
-        drop(self.take());
-    }
-}
 
 /// A disk of `T`, with its request queue.
 ///
@@ -556,104 +501,8 @@ impl<T: DiskOperations> GenDisk<T> {
     /// queue is frozen or dead, so that no request can be in flight.
     ///
     /// Context: any. A freeze of the queue waits until the guard is dropped.
-    pub fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
-        // SAFETY: The queue is valid, since its disk is borrowed.
-        if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
-            return None;
-        }
-        // SAFETY: The tag set is allocated.
-        let tags = unsafe { bindings::blk_mq_tags_read_lock(self.tag_set().as_raw()) };
-        // INVARIANT: This function has taken the count and the lock, whose index is `tags`.
-        Some(QueueGuard {
-            disk: self,
-            tags,
-            _not_send: NotThreadSafe,
-        })
-    }
-}
-
-/// A guard that keeps the requests of a disk allocated.
-///
-/// # Invariants
-///
-/// The value owns one count of the queue's usage counter, and holds the read side of the tag set's
-/// SRCU, with the index `tags`.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::block::mq::{
-///     DiskOperations,
-///     GenDisk, //
-/// };
-///
-/// /// The tag may be any number.
-/// fn is_in_flight<T: DiskOperations>(disk: &GenDisk<T>, unique_tag: u32) -> bool {
-///     disk.hold_requests()
-///         .is_some_and(|requests| requests.request(unique_tag).is_some())
-/// }
-/// ```
-pub struct QueueGuard<'a, T: DiskOperations> {
-    disk: &'a GenDisk<T>,
-    tags: ffi::c_int,
-    _not_send: NotThreadSafe,
-}
-
-impl<T: DiskOperations> QueueGuard<'_, T> {
-    /// Returns the request that is started under `unique_tag`, as [`unique_tag`] returns it. Any
-    /// value is allowed, since it may come from an untrusted peer; [`None`] if there is no such tag
-    /// or no request is started under it. The request may have finished since.
-    ///
-    /// Context: any.
-    ///
-    /// [`unique_tag`]: super::StartedRequest::unique_tag
-    pub fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
-        let set = self.disk.tag_set().as_raw();
-        // SAFETY: The tag set is allocated. Its number of queues and its array of tags change only
-        // while its queues are frozen, which the guard's usage count prevents. The index of the
-        // hardware queue is checked here, and the tag by `blk_mq_tag_to_rq`.
-        let rq = unsafe {
-            let hwq = usize::from(bindings::blk_mq_unique_tag_to_hwq(unique_tag));
-            if hwq >= (*set).nr_hw_queues as usize {
-                return None;
-            }
-            let tags = *(*set).tags.add(hwq);
-            if tags.is_null() {
-                return None;
-            }
-            let tag = bindings::blk_mq_unique_tag_to_tag(unique_tag);
-            NonNull::new(bindings::blk_mq_tag_to_rq(tags, tag.into()))?.as_ptr()
-        };
-        // SAFETY: A request that is found by its tag was allocated by this tag set. Its memory is
-        // freed after a grace period of the set's SRCU, whose read side the guard holds, or with
-        // the tag set. Other tasks may write the words; volatile reads of words do not tear.
-        let (queue, state) = unsafe {
-            (
-                (&raw const (*rq).q).read_volatile(),
-                (&raw const (*rq).state).read_volatile(),
-            )
-        };
-        // An I/O scheduler that is gone leaves requests behind, which are not started, and whose
-        // data is dropped. A tag set may have other disks.
-        if queue != self.disk.queue() || state == bindings::mq_rq_state_MQ_RQ_IDLE {
-            return None;
-        }
-        // SAFETY: The request was allocated by a tag set of `T::Queue`. The state was read after
-        // the guard had taken its usage count, by the full barrier of the SRCU's read side, so that
-        // the request was in flight meanwhile. It is freed and its data dropped only after the
-        // queue is frozen, and a freeze waits for the guard.
-        Some(unsafe { Request::from_raw(rq) })
-    }
-}
-
-impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
     #[inline]
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the value holds the read side under the index `tags` and
-        // owns one usage count; both are given back once, here.
-        unsafe {
-            bindings::blk_mq_tags_read_unlock(self.disk.tag_set().as_raw(), self.tags);
-            bindings::blk_queue_usage_put(self.disk.queue());
-        }
+    pub fn hold_requests(&self) -> Option<QueueGuard<'_, T>> {
+        QueueGuard::new(self)
     }
 }
