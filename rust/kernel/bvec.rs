@@ -179,7 +179,7 @@ impl Headers {
     }
 }
 
-/// The room that is left for the headers of a transfer.
+/// The room that is left for the headers of a transfer. [`BvecSource`] has an example.
 ///
 /// # Invariants
 ///

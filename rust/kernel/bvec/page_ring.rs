@@ -139,7 +139,7 @@ impl PageRing {
     }
 }
 
-/// Pieces of a [`PageRing`], which a socket may keep.
+/// Pieces of a [`PageRing`], which a socket may keep. [`PageRing`] has an example.
 ///
 /// # Invariants
 ///

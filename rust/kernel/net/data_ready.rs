@@ -69,7 +69,7 @@ pub trait DataReady: Send + Sync {
 
 /// Keeps the code of callbacks loaded for tasks that have read the address of one from a socket,
 /// but have not called it yet, or not returned from it. The module drops the value after all hooks
-/// and before its exit returns; a hook keeps a reference.
+/// and before its exit returns; a hook keeps a reference. [`DataReadyHook`] has an example.
 ///
 /// Context: may sleep, for more than a grace period of RCU, when it is dropped.
 pub struct CallbackBarrier {
@@ -98,7 +98,7 @@ impl Drop for CallbackBarrier {
     }
 }
 
-/// The right to read what has arrived on a TCP socket.
+/// The right to read what has arrived on a TCP socket. [`DataReadyHook`] has an example.
 ///
 /// # Invariants
 ///
@@ -145,7 +145,7 @@ impl Arrived<'_> {
     }
 }
 
-/// Bytes in a socket buffer that are read from the first one on.
+/// Bytes in a socket buffer that are read from the first one on. [`DataReadyHook`] has an example.
 ///
 /// # Invariants
 ///

@@ -28,7 +28,7 @@ use core::{
 /// The time limit of a wait that has none.
 pub const FOR_EVER: Jiffies = ffi::c_long::MAX as Jiffies;
 
-/// What may interrupt a wait, apart from its time limit.
+/// What may interrupt a wait, apart from its time limit. [`WaitQueue`] has an example.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum WaitMode {
     /// Nothing interrupts the wait, and the task does not count as load. For kernel threads.
@@ -44,6 +44,22 @@ pub enum WaitMode {
 }
 
 /// The reason for which a wait has ended.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::sync::wait::Waited;
+///
+/// fn to_result(waited: Waited) -> Result {
+///     match waited {
+///         Waited::Done => Ok(()),
+///         Waited::TimedOut => Err(ETIMEDOUT),
+///         Waited::Signal => Err(ERESTARTSYS),
+///     }
+/// }
+///
+/// assert_eq!(to_result(Waited::TimedOut), Err(ETIMEDOUT));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
     /// The condition of the wait is true.

@@ -241,6 +241,21 @@ fn acts_on(signal: u32, handler: usize) -> bool {
 
 /// The command name of a task, in any encoding. Its `Display` implementation escapes bytes that are
 /// not printable ASCII.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     str::CString,
+///     task::Comm, //
+/// };
+///
+/// let mut name = [0; 16];
+/// name[..4].copy_from_slice(b"a\x01b!");
+/// let shown = CString::try_from_fmt(fmt!("{}", Comm::from(name)))?;
+/// assert_eq!(shown.to_bytes(), b"a\\x01b!");
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct Comm([u8; COMM_LEN]);
 

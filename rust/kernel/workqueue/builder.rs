@@ -16,7 +16,8 @@ use core::{
     ptr::NonNull, //
 };
 
-/// What a new workqueue is to be like. [`Queue::new_unbound`] creates the value.
+/// What a new workqueue is to be like. [`Queue::new_unbound`] creates the value, and has an
+/// example.
 ///
 /// # Invariants
 ///

@@ -127,6 +127,23 @@ impl<A: Attribute> Content<A> {
 /// Context: may sleep, when it is dropped, too. The drop waits for readers, so that it must not
 /// hold a lock that [`Attribute::show`] takes.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     Attribute,
+///     AttributeFile,
+///     DiskOperations, //
+/// };
+///
+/// /// Tells the tasks that poll the file of a change, if there is a file.
+/// fn changed<T: DiskOperations, A: Attribute>(file: Option<&AttributeFile<T, A>>) {
+///     if let Some(file) = file {
+///         file.notify();
+///     }
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The file exists, with the attribute of `content`.

@@ -137,7 +137,7 @@ impl DataPosition {
     }
 }
 
-/// A value that keeps a request started.
+/// A value that keeps a request started. [`RequestCursor`] has an example.
 ///
 /// # Safety
 ///

@@ -70,6 +70,83 @@ pub enum TimerReturn {
 /// A driver for requests.
 ///
 /// C struct: `struct blk_mq_ops`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::{
+///         mq::{
+///             DiskOperations,
+///             GenDisk,
+///             IdleRequest,
+///             Operations,
+///             OwnedRequest,
+///             Rejected,
+///             Request,
+///             TimerReturn, //
+///         },
+///         BlkStatus, //
+///     },
+///     sync::{
+///         atomic::{
+///             Atomic,
+///             Relaxed, //
+///         },
+///         ArcBorrow, //
+///     }, //
+/// };
+///
+/// struct Queue;
+///
+/// #[vtable]
+/// impl Operations for Queue {
+///     /// How often the request was handed to the driver.
+///     type RequestData = Atomic<u32>;
+///     type Disk = Disk;
+///     /// How many requests the driver may still start.
+///     type QueueData = Atomic<i32>;
+///
+///     fn new_request_data() -> impl PinInit<Atomic<u32>> {
+///         Atomic::new(0)
+///     }
+///
+///     fn queue_rq(
+///         room: Option<ArcBorrow<'_, Atomic<i32>>>,
+///         _hctx: u32,
+///         rq: IdleRequest<Self>,
+///         _is_last: bool,
+///     ) -> Result<(), Rejected<Self>> {
+///         let Some(room) = room else {
+///             return Err(rq.reject(EIO));
+///         };
+///         if room.fetch_sub(1, Relaxed) <= 0 {
+///             room.fetch_add(1, Relaxed);
+///             return Err(rq.reject(ENOMEM));
+///         }
+///         let rq = rq.start();
+///         rq.data().fetch_add(1, Relaxed);
+///         rq.complete();
+///         Ok(())
+///     }
+///
+///     fn complete(rq: OwnedRequest<Self>) {
+///         rq.end(BlkStatus::OK);
+///     }
+///
+///     fn timeout(_disk: &GenDisk<Disk>, _rq: &Request<Self>) -> TimerReturn {
+///         TimerReturn::ResetTimer
+///     }
+/// }
+///
+/// struct Disk;
+///
+/// #[vtable]
+/// impl DiskOperations for Disk {
+///     type Data = ();
+///     type Queue = Queue;
+/// }
+/// ```
 #[vtable]
 pub trait Operations: Sized + 'static {
     /// The driver's own data in each request, from its allocation until it is freed.

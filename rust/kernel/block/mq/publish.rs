@@ -298,6 +298,24 @@ impl<T: Publish> OwnedRequest<T> {
 ///
 /// Context: any.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     ActiveRequest,
+///     Publish, //
+/// };
+///
+/// /// Sends what was not sent before. A reply may come meanwhile: the request does not finish
+/// /// before the value is dropped.
+/// fn send_on<T: Publish>(
+///     rq: ActiveRequest<T>,
+///     send: impl FnOnce(u32, &T::Header) -> Result,
+/// ) -> Result {
+///     send(rq.cookie(), rq.header())
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The request is live, and the value owns one count of its users.

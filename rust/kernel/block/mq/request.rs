@@ -34,6 +34,29 @@ pub use flag::{
 ///
 /// C struct: `struct request`.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         Operations,
+///         Request,
+///         TimerReturn, //
+///     },
+///     sync::atomic::{
+///         Atomic,
+///         Relaxed, //
+///     }, //
+/// };
+///
+/// /// For `Operations::timeout`. The data counts how often it was called for the request.
+/// fn timed_out<T: Operations<RequestData = Atomic<u32>>>(rq: &Request<T>) -> TimerReturn {
+///     let timeouts = rq.data().fetch_add(1, Relaxed) + 1;
+///     pr_warn!("a request has waited for {timeouts} timeouts\n");
+///     TimerReturn::ResetTimer
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The request was allocated by a tag set of `T`. For as long as the reference lives, the request
@@ -92,6 +115,18 @@ pub(super) unsafe fn set_timeout(rq: *mut bindings::request, jiffies: ffi::c_uin
 }
 
 /// The operation of a request.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::Op;
+///
+/// fn has_payload(op: Op) -> bool {
+///     matches!(op, Op::Read | Op::Write)
+/// }
+///
+/// assert!(has_payload(Op::Read) && !has_payload(Op::Discard));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// Read from the disk into the request's segments.
@@ -110,6 +145,25 @@ pub enum Op {
 
 /// A request that the driver has started. The block layer does not change it, so that it can be
 /// read.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     Operations,
+///     StartedRequest, //
+/// };
+///
+/// /// Whether a device that takes `max` segments at a time can transfer the request at once.
+/// fn fits<T: Operations>(rq: &StartedRequest<T>, max: usize) -> bool {
+///     let mut left = max;
+///     rq.for_each_segment(|_| {
+///         let fits = left > 0;
+///         left = left.saturating_sub(1);
+///         fits
+///     })
+/// }
+/// ```
 ///
 /// # Invariants
 ///
@@ -344,6 +398,27 @@ impl<T: Operations> Drop for IdleRequest<T> {
 }
 
 /// A request that the driver has refused, and the reason.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     IdleRequest,
+///     Operations,
+///     Rejected, //
+/// };
+///
+/// /// For `Operations::queue_rq`: everything fails once the device is gone.
+/// fn refuse_if_gone<T: Operations>(
+///     is_gone: bool,
+///     rq: IdleRequest<T>,
+/// ) -> Result<IdleRequest<T>, Rejected<T>> {
+///     if is_gone {
+///         return Err(rq.reject(ENODEV));
+///     }
+///     Ok(rq)
+/// }
+/// ```
 pub struct Rejected<T: Operations> {
     rq: IdleRequest<T>,
     status: BlkStatus,

@@ -241,6 +241,20 @@ impl<'a> Attr<'a> {
 
 /// An iterator over the attributes in another one.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::net::netlink::Attr;
+///
+/// const NAME: c_int = 2;
+///
+/// /// Returns the first name in `list` that is not empty.
+/// fn first_name<'a>(list: Attr<'a>) -> Option<&'a [u8]> {
+///     let mut names = list.items().filter(|attr| attr.kind() == NAME);
+///     names.find_map(|attr| Some(attr.string()).filter(|name| !name.is_empty()))
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The slice starts at an address with the alignment of attributes, or is empty. It is not written
@@ -266,6 +280,22 @@ impl<'a> Iterator for Items<'a> {
 }
 
 /// The attributes in another one, by their numbers.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::net::netlink::Parsed;
+///
+/// const FIRST: c_int = 1;
+/// const COUNT: c_int = 2;
+///
+/// /// Returns the range that the attributes say; one of them may be missing.
+/// fn range(parsed: &Parsed<'_, 3>) -> Result<(u32, u32)> {
+///     let first = parsed.attr(FIRST).map_or(Ok(0), |attr| attr.u32())?;
+///     let count = parsed.attr(COUNT).map_or(Ok(1), |attr| attr.u32())?;
+///     Ok((first, count))
+/// }
+/// ```
 ///
 /// # Invariants
 ///

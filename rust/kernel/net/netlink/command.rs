@@ -59,7 +59,7 @@ pub trait Commands: Sized + 'static {
 
 /// A command of a family.
 ///
-/// C struct: `struct genl_small_ops`.
+/// C struct: `struct genl_small_ops`. [`Family::with_commands`] has an example.
 #[repr(transparent)]
 pub struct Operation<T: Commands>(bindings::genl_small_ops, PhantomData<fn(T)>);
 
@@ -92,7 +92,7 @@ const REGISTERED: u32 = 2;
 
 /// A generic netlink family with commands, for a `static`: a [`Family`], of which
 /// [`Family::with_commands`] makes it, and what its commands work on. The commands run in parallel,
-/// and in all network namespaces.
+/// and in all network namespaces. [`Family::with_commands`] has an example.
 ///
 /// # Invariants
 ///
@@ -329,7 +329,7 @@ impl<T: Commands> CommandFamily<T> {
 }
 
 /// The registration of a family. Dropping it unregisters the family and drops the reference to the
-/// context.
+/// context. [`Family::with_commands`] has an example.
 ///
 /// Context: may sleep, until the commands that run have returned. It must not be dropped by a
 /// command, nor with a lock held that a command takes.
@@ -360,6 +360,28 @@ impl<T: Commands> Drop for CommandRegistration<T> {
 /// A command as the user has sent it.
 ///
 /// C struct: `struct genl_info`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::net::netlink::Info;
+///
+/// const SIZE: c_int = 1;
+///
+/// /// The answer to a user names the attribute at fault, and says what is wrong with it.
+/// fn size(info: &Info<'_>) -> Result<u64> {
+///     if !info.is_admin() {
+///         return Err(EPERM);
+///     }
+///     let attr = info.require(SIZE)?;
+///     let size = attr.u64()?;
+///     if size % 512 != 0 {
+///         info.refuse(Some(attr), fmt!("{size} is no multiple of 512"));
+///         return Err(EINVAL);
+///     }
+///     Ok(size)
+/// }
+/// ```
 ///
 /// # Invariants
 ///

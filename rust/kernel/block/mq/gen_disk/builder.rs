@@ -281,6 +281,21 @@ impl GenDiskBuilder {
 /// `disk->open_mutex`: it must not run in a callback of the disk, nor with a lock held that a
 /// callback takes.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::block::mq::{
+///     DiskOperations,
+///     RegisteredDisk, //
+/// };
+///
+/// /// Removes a disk whose device is gone. File systems on it learn that at once.
+/// fn remove<T: DiskOperations>(disk: RegisteredDisk<T>) {
+///     disk.force_media_change();
+///     drop(disk);
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The disk was added and not deleted.

@@ -28,6 +28,44 @@ use core::marker::PhantomData;
 /// C struct: `struct block_device_operations`.
 ///
 /// The module that implements this stays loaded while the disk is open.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::{
+///         DiskOperations,
+///         GenDisk,
+///         Operations, //
+///     },
+///     sync::atomic::{
+///         Atomic,
+///         Relaxed, //
+///     }, //
+/// };
+///
+/// /// The requests are served by `Q`.
+/// struct Disk<Q>(core::marker::PhantomData<Q>);
+///
+/// #[vtable]
+/// impl<Q: Operations<Disk = Self>> DiskOperations for Disk<Q> {
+///     /// How often the disk was opened.
+///     type Data = Atomic<u32>;
+///     type Queue = Q;
+///
+///     fn open(disk: &GenDisk<Self>) -> Result {
+///         disk.data().fetch_add(1, Relaxed);
+///         Ok(())
+///     }
+///
+///     fn ioctl(disk: &GenDisk<Self>, cmd: u32, _arg: usize) -> Result<i32> {
+///         match cmd {
+///             0xab00 => Ok(disk.data().load(Relaxed) as i32),
+///             _ => Err(ENOTTY),
+///         }
+///     }
+/// }
+/// ```
 #[vtable]
 pub trait DiskOperations: Sized + 'static {
     /// The driver's data of a disk, which every callback can reach.
