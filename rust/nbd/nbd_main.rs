@@ -4,9 +4,9 @@
 //!
 //! There are three paths through the driver:
 //!
-//! - submit: [`block`] → [`session`] → [`connection`] → [`link`]
-//! - complete: [`link`] → request by tag → completion
-//! - configure: [`ioctl`] or [`netlink`] → [`device`] → [`state`] → [`session`]
+//! - submit: `block` → `session` → `connection` → `link`
+//! - complete: `link` → request by tag → completion
+//! - configure: `ioctl` or `netlink` → `device` → `state` → `session`
 //!
 //! `Documentation/block/nbd.rst` describes the design.
 
