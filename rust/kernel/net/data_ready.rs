@@ -347,7 +347,8 @@ pub struct DataReadyHook<T: DataReady> {
 // SAFETY: The target is not bound to a thread: it is written under the mutex before any callback
 // can find it, and only read then. The value owns an `Arc<T>` and a `Socket`, which are `Send`.
 unsafe impl<T: DataReady> Send for DataReadyHook<T> {}
-// SAFETY: As for `Send`. `T`, which callbacks use on any CPU, is `Sync`.
+// SAFETY: Threads that share the value attach and detach under the mutex, and else use atomics and
+// a wait queue. `T`, which callbacks use on any CPU, is `Sync`.
 unsafe impl<T: DataReady> Sync for DataReadyHook<T> {}
 
 impl<T: DataReady> DataReadyHook<T> {
@@ -464,7 +465,7 @@ impl<T: DataReady> DataReadyHook<T> {
             self.left
                 .wait_until(WaitMode::Idle, FOR_EVER, || self.inside.load(Acquire) == 0);
             // The last callback wakes this task in a critical section.
-            // SAFETY: As above.
+            // SAFETY: The function has no requirements but its context, which may sleep.
             unsafe { bindings::synchronize_rcu_expedited() };
         }
         if self.removed.load(Relaxed) {
@@ -520,7 +521,8 @@ impl<T: DataReady> DataReadyHook<T> {
         // SAFETY: By the type invariant this is a hook, whose target is initialised. `detach` waits
         // for the guard before the target or the hook are freed.
         let hook = unsafe { &*hook };
-        // SAFETY: As above.
+        // SAFETY: The target was initialised before the socket had the hook, and is not written
+        // while it has it.
         let target = unsafe { &*hook.target.get() };
         // SAFETY: By the safety requirements the socket is valid.
         let callback = unsafe { Self::callback(sk) };

@@ -205,7 +205,7 @@ impl Family {
         while i < operations.len() {
             let command = operations[i].0.cmd;
             assert!(command < u8::MAX);
-            // SAFETY: As above.
+            // SAFETY: The value is owned, and its C family is initialised.
             unsafe {
                 if (*family).resv_start_op <= command {
                     (*family).resv_start_op = command + 1;
