@@ -11,11 +11,13 @@
 . "$(dirname "$0")/test_io_common.sh"
 . "$(dirname "$0")/test_mem_common.sh"
 
-# A slow kernel does less, and one that watches over memory needs more of it at once.
+# A slow kernel does less, and one that watches over memory needs more of it at once. fio itself takes
+# 10 MiB. If the group has room for few dirty pages besides, the kernel may kill for memory before
+# they are written.
 if [ "$NBD_TIME_SCALE" -gt 1 ]; then
 	LIMIT=24 FLOOR=64 SIZE=12
 else
-	LIMIT=24	# MiB that the group may have, and
+	LIMIT=32	# MiB that the group may have, and
 	FLOOR=32	# that are available in all of the machine, for
 	SIZE=16		# in each of three files.
 fi
