@@ -122,18 +122,24 @@ impl ClientFlags {
     }
 }
 
+/// Puts `field` at the start of `room`, and returns what follows it.
+fn put<const N: usize>(room: &mut [u8], field: [u8; N]) -> &mut [u8] {
+    match room.split_first_chunk_mut() {
+        Some((start, rest)) => {
+            *start = field;
+            rest
+        }
+        None => &mut [],
+    }
+}
+
 fn encode(kind: u32, cookie: u64, from: u64, len: u32) -> [u8; REQUEST_LEN] {
     let mut header = [0; REQUEST_LEN];
-    let fields: [&[u8]; 5] = [
-        &REQUEST_MAGIC.to_be_bytes(),
-        &kind.to_be_bytes(),
-        &cookie.to_be_bytes(),
-        &from.to_be_bytes(),
-        &len.to_be_bytes(),
-    ];
-    for (to, from) in header.iter_mut().zip(fields.into_iter().flatten()) {
-        *to = *from;
-    }
+    let room = put(&mut header, REQUEST_MAGIC.to_be_bytes());
+    let room = put(room, kind.to_be_bytes());
+    let room = put(room, cookie.to_be_bytes());
+    let room = put(room, from.to_be_bytes());
+    put(room, len.to_be_bytes());
     header
 }
 
@@ -288,14 +294,9 @@ mod tests {
 
     fn reply(magic: u32, error: u32, cookie: u64) -> [u8; REPLY_LEN] {
         let mut header = [0; REPLY_LEN];
-        let fields: [&[u8]; 3] = [
-            &magic.to_be_bytes(),
-            &error.to_be_bytes(),
-            &cookie.to_be_bytes(),
-        ];
-        for (to, from) in header.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
+        let room = put(&mut header, magic.to_be_bytes());
+        let room = put(room, error.to_be_bytes());
+        put(room, cookie.to_be_bytes());
         header
     }
 

@@ -174,7 +174,8 @@ impl Sender {
             let result = match &mut self.headers {
                 Some(headers) => {
                     let slots = headers.slots();
-                    let source = Self::pieces(slots, first, &self.batch, self.sent, limit);
+                    let mut source = BvecSource::<MAX_PIECES>::new(limit);
+                    Self::add_pieces(&mut source, slots, first, &self.batch, self.sent);
                     out.socket.send(&source, &mut self.ring, wait)
                 }
                 None => Self::send_part(&mut self.ring, first, self.sent, out, limit, wait),
@@ -188,15 +189,14 @@ impl Sender {
         Ok(Progress::Done)
     }
 
-    /// Returns `first` from the position `sent` on and `batch`, or as much as has room.
-    fn pieces<'a>(
+    /// Adds `first` from the position `sent` on and `batch`, or as much as has room.
+    fn add_pieces<'a>(
+        source: &mut BvecSource<'a, MAX_PIECES>,
         mut slots: HeaderSlots<'a>,
         first: &'a RequestCursor<ActiveRequest<Queue>>,
         batch: &'a RequestList<Queue>,
         sent: Position,
-        limit: usize,
-    ) -> BvecSource<'a, MAX_PIECES> {
-        let mut source = BvecSource::new(limit);
+    ) {
         let mut room = source.push_header(&mut slots, first.header(), sent.in_header())
             && source.push_rest(first);
         for rq in batch.iter() {
@@ -205,7 +205,6 @@ impl Sender {
             }
             room = source.push_header(&mut slots, rq.header(), 0) && source.push_request(rq);
         }
-        source
     }
 
     /// Sends the rest of the header of `first`, or of its payload. Without memory for headers the
