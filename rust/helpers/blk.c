@@ -19,17 +19,10 @@ __rust_helper enum req_op rust_helper_req_op(const struct request *rq)
 	return req_op(rq);
 }
 
-__rust_helper struct bio_vec
-rust_helper_mp_bvec_iter_bvec(const struct bio_vec *bvec, struct bvec_iter iter)
+__rust_helper bool rust_helper_bvec_iter_advance(const struct bio_vec *bv,
+						 struct bvec_iter *iter, unsigned int bytes)
 {
-	return mp_bvec_iter_bvec(bvec, iter);
-}
-
-__rust_helper void
-rust_helper_bvec_iter_advance_single(const struct bio_vec *bvec,
-				     struct bvec_iter *iter, unsigned int bytes)
-{
-	bvec_iter_advance_single(bvec, iter, bytes);
+	return bvec_iter_advance(bv, iter, bytes);
 }
 
 __rust_helper u16 rust_helper_blk_mq_unique_tag_to_hwq(u32 tag)

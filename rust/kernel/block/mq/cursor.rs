@@ -24,7 +24,8 @@ use core::{
 /// # Invariants
 ///
 /// `bio` is null or a bio of the request, and `iter` is the iterator of that bio, advanced by the
-/// bytes of it that are before the position.
+/// bytes of it that are before the position. If no byte of the bio is left, only `bi_size` of the
+/// iterator is used.
 #[derive(Clone, Copy)]
 pub(super) struct DataPosition {
     bio: *mut bindings::bio,
@@ -69,31 +70,32 @@ impl DataPosition {
     unsafe fn segment(&mut self) -> Option<bindings::bio_vec> {
         loop {
             let bio = NonNull::new(self.bio)?;
-            if self.iter.bi_size > 0 {
+            let (left, passed) = (self.iter.bi_size, self.iter.bi_offset);
+            if left > 0 {
                 // SAFETY: By the type invariant this is a bio of the request, which is started by
                 // the safety requirements, so that the bio and its vectors stay allocated. `iter`
-                // is a copy of its iterator and has bytes left.
-                return Some(unsafe {
-                    bindings::mp_bvec_iter_bvec((*bio.as_ptr()).bi_io_vec, self.iter)
-                });
+                // has bytes left, so that its index is that of one of the vectors.
+                let mut segment =
+                    unsafe { *(*bio.as_ptr()).bi_io_vec.add(self.iter.bi_idx as usize) };
+                segment.bv_offset += passed;
+                segment.bv_len = left.min(segment.bv_len - passed);
+                return Some(segment);
             }
-            // SAFETY: The bio and those behind it stay allocated while the request is started.
+            // SAFETY: The bio and those behind it in its list stay allocated while the request is
+            // started, which it is by the safety requirements.
             // INVARIANT: The next bio is one of the request, and the position is at its start.
             *self = unsafe { Self::start_of_bio((*bio.as_ptr()).bi_next) };
         }
     }
 
-    /// Moves the position forward within the segment that follows it.
-    ///
-    /// # Safety
-    ///
-    /// [`Self::segment`] must have returned a segment of `bytes` bytes at least, for this position.
+    /// Moves the position behind `segment`, which [`Self::segment`] has returned for it.
     #[inline]
-    unsafe fn pass(&mut self, bytes: u32) {
-        // SAFETY: By the safety requirements there is a bio, which is valid since the request is
-        // started, and `bytes` do not go beyond the vector that `iter` is in.
-        // INVARIANT: The iterator is advanced by the bytes that the position passes.
-        unsafe { bindings::bvec_iter_advance_single((*self.bio).bi_io_vec, &mut self.iter, bytes) };
+    fn pass(&mut self, segment: &bindings::bio_vec) {
+        // INVARIANT: A segment ends where its vector ends, so that the next byte is the first of
+        // the next vector, or it ends where the bio does, so that no byte is left.
+        self.iter.bi_size -= segment.bv_len;
+        self.iter.bi_idx += 1;
+        self.iter.bi_offset = 0;
     }
 
     /// Calls `f` with each physically contiguous segment from the position on, until it returns
@@ -112,8 +114,7 @@ impl DataPosition {
             if !f(segment) {
                 return false;
             }
-            // SAFETY: The segment was returned for this position just above.
-            unsafe { self.pass(segment.bv_len) };
+            self.pass(&segment);
         }
         true
     }
@@ -125,14 +126,29 @@ impl DataPosition {
     /// The request that the position is in must be started.
     unsafe fn advance(&mut self, mut bytes: usize) {
         while bytes > 0 {
-            // SAFETY: By the safety requirements the request is started.
-            let Some(segment) = (unsafe { self.segment() }) else {
+            let Some(bio) = NonNull::new(self.bio) else {
                 return;
             };
-            let step = bytes.min(segment.bv_len as usize);
-            // SAFETY: The segment was returned for this position just above, and is not shorter.
-            unsafe { self.pass(step as u32) };
-            bytes -= step;
+            let left = self.iter.bi_size;
+            if bytes < left as usize {
+                // SAFETY: By the type invariant this is a bio of the request, which is started by
+                // the safety requirements, so that the bio and its vectors stay allocated. The
+                // bytes are fewer than those that the iterator of the bio has left.
+                // INVARIANT: The iterator is advanced by the bytes that the position passes.
+                unsafe {
+                    bindings::bvec_iter_advance(
+                        (*bio.as_ptr()).bi_io_vec,
+                        &mut self.iter,
+                        bytes as u32,
+                    )
+                };
+                return;
+            }
+            bytes -= left as usize;
+            // SAFETY: By the type invariant this is a bio of the request, which is started by the
+            // safety requirements, so that it and those behind it in its list are valid.
+            // INVARIANT: The next bio is one of the request, and the position is at its start.
+            *self = unsafe { Self::start_of_bio((*bio.as_ptr()).bi_next) };
         }
     }
 }
@@ -234,5 +250,105 @@ impl<R: HoldsRequest> Deref for RequestCursor<R> {
     #[inline]
     fn deref(&self) -> &Self::Target {
         &self.rq
+    }
+}
+
+#[crate::macros::kunit_tests(rust_block_mq_cursor)]
+mod tests {
+    use super::*;
+
+    /// The offset and the length of the segments of [`with_bios`], in bytes.
+    const SEGMENTS: [(u32, u32); 4] = [
+        (100, 412),
+        (0x10000, 4096),
+        (0x20000, 1000),
+        (0x30000, 8192),
+    ];
+
+    const TOTAL: u32 = 412 + 4096 + 1000 + 8192;
+
+    fn vec(bv_offset: u32, bv_len: u32) -> bindings::bio_vec {
+        bindings::bio_vec {
+            bv_page: ptr::null_mut(),
+            bv_len,
+            bv_offset,
+        }
+    }
+
+    /// Creates a bio of `size` bytes that begins `offset` bytes into its first vector.
+    fn bio(
+        vecs: &mut [bindings::bio_vec],
+        offset: u32,
+        size: u32,
+        next: *mut bindings::bio,
+    ) -> bindings::bio {
+        let mut bio = bindings::bio {
+            bi_io_vec: vecs.as_mut_ptr(),
+            bi_next: next,
+            ..bindings::bio::default()
+        };
+        bio.bi_iter.bi_offset = offset;
+        bio.bi_iter.bi_size = size;
+        bio
+    }
+
+    /// Calls `f` with the start of three bios. The first is cut out of its vectors at both ends, as
+    /// one that was split, and the second is empty.
+    fn with_bios(f: impl FnOnce(DataPosition)) {
+        let mut first = [vec(0, 512), vec(0x10000, 4096), vec(0x20000, 1024)];
+        let mut last = [vec(0x30000, 8192)];
+        let mut last = bio(&mut last, 0, 8192, ptr::null_mut());
+        let mut empty = bio(&mut [], 0, 0, &mut last);
+        let mut first = bio(&mut first, 100, 412 + 4096 + 1000, &mut empty);
+        // SAFETY: The bio is valid, and stays so with those behind it while `f` is called.
+        f(unsafe { DataPosition::start_of_bio(&mut first) });
+    }
+
+    /// Whether the segments from `position` on are those behind the first `at` bytes.
+    fn is_at(position: DataPosition, at: u32) -> bool {
+        let mut left = at;
+        let mut expected = SEGMENTS.iter().filter_map(|(offset, len)| {
+            let passed = left.min(*len);
+            left -= passed;
+            (passed < *len).then(|| (offset + passed, len - passed))
+        });
+        // SAFETY: The bios of the position are there while `with_bios` runs, which has called this.
+        let same = unsafe {
+            position.for_each_segment(|segment| {
+                expected.next() == Some((segment.bv_offset, segment.bv_len))
+            })
+        };
+        same && expected.next().is_none()
+    }
+
+    #[test]
+    fn segments_follow_any_position() {
+        with_bios(|start| {
+            for at in 0..=TOTAL {
+                let mut position = start;
+                // SAFETY: The bios of the position are there while `with_bios` runs.
+                unsafe { position.advance(at as usize) };
+                assert!(is_at(position, at));
+            }
+        });
+    }
+
+    #[test]
+    fn advances_in_steps_to_the_end() {
+        with_bios(|start| {
+            for step in [1, 99, 412, 4096, 5508, TOTAL] {
+                let mut position = start;
+                let mut at = 0;
+                while at < TOTAL {
+                    // SAFETY: The bios of the position are there while `with_bios` runs.
+                    unsafe { position.advance(step as usize) };
+                    at += step;
+                    assert!(is_at(position, at));
+                }
+                // SAFETY: The bios of the position are there while `with_bios` runs.
+                unsafe { position.advance(1) };
+                assert!(is_at(position, TOTAL));
+            }
+        });
     }
 }
