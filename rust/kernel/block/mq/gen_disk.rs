@@ -42,6 +42,7 @@ mod queue_data;
 mod queue_guard;
 
 use queue_data::QueueDataSlot;
+use queue_guard::QueueUsage;
 
 pub use builder::{
     GenDiskBuilder,
@@ -450,24 +451,20 @@ impl<T: DiskOperations> GenDisk<T> {
             }
             true
         }
-        let data = (self.queue(), f);
-        // SAFETY: The queue is valid, since its disk is borrowed.
-        if !unsafe { bindings::blk_queue_usage_tryget(self.queue()) } {
-            // The queue is frozen or dead: no request is in flight.
+        let Some(_usage) = QueueUsage::try_get(self) else {
             return;
-        }
+        };
+        let data = (self.queue(), f);
         // SAFETY: The tag set is allocated. Its arrays are replaced only while the queue is frozen,
         // which the usage count prevents; blk-mq passes started requests only, and holds a
-        // reference to each. `data` lives during the call. The count that was taken above is given
-        // back once.
+        // reference to each. `data` lives during the call.
         unsafe {
             bindings::blk_mq_tagset_busy_iter(
                 self.tag_set().as_raw(),
                 Some(call::<T, F>),
                 ptr::from_ref(&data).cast_mut().cast(),
-            );
-            bindings::blk_queue_usage_put(self.queue());
-        }
+            )
+        };
     }
 
     /// Makes blk-mq dispatch the requests again that [`OwnedRequest::requeue_later`] has given

@@ -16,12 +16,38 @@ use crate::{
 };
 use core::ptr::NonNull;
 
+/// A guard that keeps the queue of a disk from being frozen.
+///
+/// # Invariants
+///
+/// The value owns one count of the usage counter of the disk's queue.
+pub(super) struct QueueUsage<'a, T: DiskOperations>(&'a GenDisk<T>);
+
+impl<'a, T: DiskOperations> QueueUsage<'a, T> {
+    /// Takes a count; [`None`] if the queue is frozen or dead.
+    #[inline]
+    pub(super) fn try_get(disk: &'a GenDisk<T>) -> Option<Self> {
+        // SAFETY: The queue is valid, since its disk is borrowed.
+        let taken = unsafe { bindings::blk_queue_usage_tryget(disk.queue()) };
+        // INVARIANT: The value is for the count that was taken just above.
+        taken.then(|| Self(disk))
+    }
+}
+
+impl<T: DiskOperations> Drop for QueueUsage<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: The queue is valid, since its disk is borrowed. By the type invariant the value
+        // owns a count, which is given back once, here.
+        unsafe { bindings::blk_queue_usage_put(self.0.queue()) };
+    }
+}
+
 /// A guard that keeps the requests of a disk allocated.
 ///
 /// # Invariants
 ///
-/// The value owns one count of the queue's usage counter, and holds the read side of the tag set's
-/// SRCU, with the index `tags`.
+/// The value holds the read side of the SRCU of the disk's tag set, with the index `tags`.
 ///
 /// # Examples
 ///
@@ -40,22 +66,22 @@ use core::ptr::NonNull;
 pub struct QueueGuard<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     tags: ffi::c_int,
+    /// Dropped after the read side has ended.
+    _usage: QueueUsage<'a, T>,
     _not_send: NotThreadSafe,
 }
 
 impl<'a, T: DiskOperations> QueueGuard<'a, T> {
     /// Holds the requests of `disk`; [`None`] if its queue is frozen or dead.
     pub(super) fn new(disk: &'a GenDisk<T>) -> Option<Self> {
-        // SAFETY: The queue is valid, since its disk is borrowed.
-        if !unsafe { bindings::blk_queue_usage_tryget(disk.queue()) } {
-            return None;
-        }
-        // SAFETY: The tag set is allocated.
+        let usage = QueueUsage::try_get(disk)?;
+        // SAFETY: The tag set is allocated, as it is while its disk is borrowed.
         let tags = unsafe { bindings::blk_mq_tags_read_lock(disk.tag_set().as_raw()) };
-        // INVARIANT: This function has taken the count and the lock, whose index is `tags`.
+        // INVARIANT: This function has just taken the lock, whose index is `tags`.
         Some(Self {
             disk,
             tags,
+            _usage: usage,
             _not_send: NotThreadSafe,
         })
     }
@@ -109,11 +135,8 @@ impl<'a, T: DiskOperations> QueueGuard<'a, T> {
 impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the value holds the read side under the index `tags` and
-        // owns one usage count; both are given back once, here.
-        unsafe {
-            bindings::blk_mq_tags_read_unlock(self.disk.tag_set().as_raw(), self.tags);
-            bindings::blk_queue_usage_put(self.disk.queue());
-        }
+        // SAFETY: By the type invariant the value holds the read side under the index `tags`, which
+        // ends once, here.
+        unsafe { bindings::blk_mq_tags_read_unlock(self.disk.tag_set().as_raw(), self.tags) };
     }
 }
