@@ -21,7 +21,9 @@ use core::ptr::NonNull;
 /// # Invariants
 ///
 /// The value owns one count of the usage counter of the disk's queue.
-pub(super) struct QueueUsage<'a, T: DiskOperations>(&'a GenDisk<T>);
+pub(super) struct QueueUsage<'a, T: DiskOperations> {
+    disk: &'a GenDisk<T>,
+}
 
 impl<'a, T: DiskOperations> QueueUsage<'a, T> {
     /// Takes a count; [`None`] if the queue is frozen or dead.
@@ -30,7 +32,7 @@ impl<'a, T: DiskOperations> QueueUsage<'a, T> {
         // SAFETY: The queue is valid, since its disk is borrowed.
         let taken = unsafe { bindings::blk_queue_usage_tryget(disk.queue()) };
         // INVARIANT: The value is for the count that was taken just above.
-        taken.then(|| Self(disk))
+        taken.then(|| Self { disk })
     }
 }
 
@@ -39,7 +41,7 @@ impl<T: DiskOperations> Drop for QueueUsage<'_, T> {
     fn drop(&mut self) {
         // SAFETY: The queue is valid, since its disk is borrowed. By the type invariant the value
         // owns a count, which is given back once, here.
-        unsafe { bindings::blk_queue_usage_put(self.0.queue()) };
+        unsafe { bindings::blk_queue_usage_put(self.disk.queue()) };
     }
 }
 
@@ -64,10 +66,9 @@ impl<T: DiskOperations> Drop for QueueUsage<'_, T> {
 /// }
 /// ```
 pub struct QueueGuard<'a, T: DiskOperations> {
-    disk: &'a GenDisk<T>,
-    tags: ffi::c_int,
     /// Dropped after the read side has ended.
-    _usage: QueueUsage<'a, T>,
+    usage: QueueUsage<'a, T>,
+    tags: ffi::c_int,
     _not_send: NotThreadSafe,
 }
 
@@ -79,9 +80,8 @@ impl<'a, T: DiskOperations> QueueGuard<'a, T> {
         let tags = unsafe { bindings::blk_mq_tags_read_lock(disk.tag_set().as_raw()) };
         // INVARIANT: This function has just taken the lock, whose index is `tags`.
         Some(Self {
-            disk,
+            usage,
             tags,
-            _usage: usage,
             _not_send: NotThreadSafe,
         })
     }
@@ -94,7 +94,7 @@ impl<'a, T: DiskOperations> QueueGuard<'a, T> {
     ///
     /// [`unique_tag`]: crate::block::mq::StartedRequest::unique_tag
     pub fn request(&self, unique_tag: u32) -> Option<&Request<T::Queue>> {
-        let set = self.disk.tag_set().as_raw();
+        let set = self.usage.disk.tag_set().as_raw();
         // SAFETY: The tag set is allocated. Its number of queues and its array of tags change only
         // while its queues are frozen, which the guard's usage count prevents. The index of the
         // hardware queue is checked here, and the tag by `blk_mq_tag_to_rq`.
@@ -121,7 +121,7 @@ impl<'a, T: DiskOperations> QueueGuard<'a, T> {
         };
         // An I/O scheduler that is gone leaves requests behind, which are not started, and whose
         // data is dropped. A tag set may have other disks.
-        if queue != self.disk.queue() || state == bindings::mq_rq_state_MQ_RQ_IDLE {
+        if queue != self.usage.disk.queue() || state == bindings::mq_rq_state_MQ_RQ_IDLE {
             return None;
         }
         // SAFETY: The request was allocated by a tag set of `T::Queue`. The state was read after
@@ -137,6 +137,6 @@ impl<T: DiskOperations> Drop for QueueGuard<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the value holds the read side under the index `tags`, which
         // ends once, here.
-        unsafe { bindings::blk_mq_tags_read_unlock(self.disk.tag_set().as_raw(), self.tags) };
+        unsafe { bindings::blk_mq_tags_read_unlock(self.usage.disk.tag_set().as_raw(), self.tags) };
     }
 }
