@@ -81,11 +81,23 @@ impl DataPosition {
                 segment.bv_len = left.min(segment.bv_len - passed);
                 return Some(segment);
             }
-            // SAFETY: The bio and those behind it in its list stay allocated while the request is
-            // started, which it is by the safety requirements.
-            // INVARIANT: The next bio is one of the request, and the position is at its start.
-            *self = unsafe { Self::start_of_bio((*bio.as_ptr()).bi_next) };
+            // SAFETY: By the type invariant this is a bio of the request, which is started by the
+            // safety requirements.
+            unsafe { self.next_bio(bio) };
         }
+    }
+
+    /// Moves the position to the start of the bio behind `bio`.
+    ///
+    /// # Safety
+    ///
+    /// `bio` must be a bio of the request, which must be started.
+    #[inline]
+    unsafe fn next_bio(&mut self, bio: NonNull<bindings::bio>) {
+        // SAFETY: By the safety requirements the bio is one of a started request, so that it and
+        // those behind it in its list are valid.
+        // INVARIANT: The next bio is one of the request, and the position is at its start.
+        *self = unsafe { Self::start_of_bio((*bio.as_ptr()).bi_next) };
     }
 
     /// Moves the position behind `segment`, which [`Self::segment`] has returned for it.
@@ -146,9 +158,8 @@ impl DataPosition {
             }
             bytes -= left as usize;
             // SAFETY: By the type invariant this is a bio of the request, which is started by the
-            // safety requirements, so that it and those behind it in its list are valid.
-            // INVARIANT: The next bio is one of the request, and the position is at its start.
-            *self = unsafe { Self::start_of_bio((*bio.as_ptr()).bi_next) };
+            // safety requirements.
+            unsafe { self.next_bio(bio) };
         }
     }
 }
