@@ -278,12 +278,13 @@ __rust_helper bool rust_helper_sk_has_ulp(const struct sock *sk)
 }
 
 /*
- * Whether the owner of a socket's lock has just disconnected it. What a network
- * card reports from an interrupt is not that.
+ * Whether the owner of a TCP socket's lock has just disconnected it. What a
+ * network card reports from an interrupt is not that.
  */
 __rust_helper bool rust_helper_sk_is_disconnected(const struct sock *sk)
 {
-	return READ_ONCE(sk->sk_state) == TCP_CLOSE && !in_hardirq() && !irqs_disabled();
+	return sk_is_tcp(sk) && READ_ONCE(sk->sk_state) == TCP_CLOSE && !in_hardirq() &&
+	       !irqs_disabled();
 }
 
 __rust_helper struct sock *rust_helper_sock_sk(struct socket *sock)

@@ -196,7 +196,8 @@ enum Stage<M: crate::module::ModuleMetadata> {
 /// that the value owns. `sk_user_data` of a socket is a `Self` only while that is so. Only a
 /// function that holds the mutex `stage` changes that.
 ///
-/// `inside` is the number of callbacks that use the target without a critical section of RCU.
+/// `inside` is the number of callbacks that use the hook without a critical section of RCU. As long
+/// as there are any, the socket has the hook. None begins after `detaching` was set.
 #[pin_data(PinnedDrop)]
 pub struct DataReadyHook<T: DataReady> {
     #[pin]
@@ -320,6 +321,11 @@ impl<T: DataReady> DataReadyHook<T> {
             return;
         };
         let target = self.target.get();
+        self.detaching.store(true, Relaxed);
+        // Either a callback that has counted itself sees that, or this function sees the count.
+        smp_mb(Full);
+        self.left
+            .wait_until(WaitMode::Idle, FOR_EVER, || self.inside.load(Acquire) == 0);
         let mut saved = false;
         // SAFETY: The socket is valid, since `socket` is. By the type invariant the target is
         // initialised, and it is not written any more.
@@ -327,19 +333,9 @@ impl<T: DataReady> DataReadyHook<T> {
         // SAFETY: The socket is valid, since `socket` is. Callbacks for arrived bytes hold its
         // lock.
         unsafe { bindings::sock_wait_unlocked(socket.as_raw()) };
-        // Other callbacks may have found the hook, and count themselves before they go on without
-        // the critical section.
+        // Other callbacks that have found the hook are in a critical section.
         // SAFETY: The function has no requirements but its context, which may sleep.
         unsafe { bindings::synchronize_rcu_expedited() };
-        self.detaching.store(true, Relaxed);
-        smp_mb(Full);
-        if self.inside.load(Acquire) != 0 {
-            self.left
-                .wait_until(WaitMode::Idle, FOR_EVER, || self.inside.load(Acquire) == 0);
-            // The last callback wakes this task in a critical section.
-            // SAFETY: The function has no requirements but its context, which may sleep.
-            unsafe { bindings::synchronize_rcu_expedited() };
-        }
         if self.removed.load(Relaxed) {
             saved = self.saved.load(Relaxed);
         }
@@ -458,36 +454,54 @@ impl<T: DataReady> DataReadyHook<T> {
         drop(rcu);
     }
 
+    /// Counts a callback that goes on without a critical section of RCU. Returns whether it may.
+    fn enter(&self, rcu: &rcu::Guard) -> bool {
+        // INVARIANT: This callback is counted.
+        // This is fully ordered: either it sees that `detach` waits, or that sees the count.
+        self.inside.fetch_add(1, Full);
+        let entered = !self.detaching.load(Relaxed);
+        if !entered {
+            self.leave(rcu);
+        }
+        entered
+    }
+
+    /// Takes the count back. `detach` waits for the critical section after that.
+    fn leave(&self, _rcu: &rcu::Guard) {
+        // INVARIANT: This callback does not use the hook after the critical section.
+        // This is fully ordered: either it sees that `detach` waits, or that sees the count.
+        if self.inside.fetch_sub(1, Full) == 1 && self.detaching.load(Relaxed) {
+            self.left.wake_all();
+        }
+    }
+
     /// # Safety
     ///
     /// `sk` must be a valid `AF_UNIX` socket, in a context that may sleep.
     unsafe extern "C" fn unix_data_ready(sk: *mut bindings::sock) {
         let rcu = rcu::read_lock();
         // SAFETY: By the safety requirements the socket is valid.
-        let Some((hook, target)) = (unsafe { Self::find(sk, &rcu) }) else {
+        let found = unsafe { Self::find(sk, &rcu) };
+        let before = found.map(|(_, target)| target.before.ready);
+        let entered = found.filter(|(hook, _)| hook.enter(&rcu));
+        let Some((hook, target)) = entered else {
             drop(rcu);
-            // SAFETY: By the safety requirements the socket is valid.
-            return unsafe { bindings::sock_wake_readers(sk) };
+            // SAFETY: The socket is valid and has called this function.
+            return unsafe { Self::pass_on(sk, before.flatten()) };
         };
-        // INVARIANT: This callback is counted until it does not use the target any more.
-        hook.inside.fetch_add(1, Relaxed);
+        // The critical section ends here, and the count goes on.
         let (hook, target) = (ptr::from_ref(hook), *target);
         drop(rcu);
         // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, for a reference that
         // is dropped only after `detach` has waited until no callback is counted.
-        let read = T::data_ready_unlocked(unsafe { ArcBorrow::from_raw(target.target.cast()) });
-        if !read {
+        let this = unsafe { ArcBorrow::from_raw(target.target.cast()) };
+        if !T::data_ready_unlocked(this) {
             // SAFETY: The socket is valid and has called this function.
             unsafe { Self::pass_on(sk, target.before.ready) };
         }
         let rcu = rcu::read_lock();
         // SAFETY: `detach` waits until this callback is not counted, and for the guard after that.
-        let hook = unsafe { &*hook };
-        // INVARIANT: This callback does not use the target any more.
-        // This is fully ordered: either it sees that `detach` waits, or that sees the count.
-        if hook.inside.fetch_sub(1, Full) == 1 && hook.detaching.load(Relaxed) {
-            hook.left.wake_all();
-        }
+        unsafe { &*hook }.leave(&rcu);
         drop(rcu);
     }
 
