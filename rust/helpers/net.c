@@ -322,8 +322,19 @@ __rust_helper bool rust_helper_sk_has_data(const struct sock *sk)
 	return !skb_queue_empty_lockless(&sk->sk_receive_queue);
 }
 
-/* Whether another task has the lock under which an AF_UNIX socket is read. */
-__rust_helper bool rust_helper_sk_unix_is_receiving(struct sock *sk)
+/*
+ * Has @actor take the next buffer that has arrived on an AF_UNIX socket, if there
+ * is one and no other task receives: that task may fault while it copies, and a
+ * user can delay that at will.
+ */
+__rust_helper void rust_helper_sock_read_skb(struct sock *sk, skb_read_actor_t actor)
 {
-	return sk->sk_family == AF_UNIX && mutex_is_locked(&unix_sk(sk)->iolock);
+	if (!skb_queue_empty_lockless(&sk->sk_receive_queue) &&
+	    !mutex_is_locked(&unix_sk(sk)->iolock))
+		READ_ONCE(sk->sk_socket->ops)->read_skb(sk, actor);
+}
+
+__rust_helper void rust_helper_skb_queue_head_init(struct sk_buff_head *list)
+{
+	skb_queue_head_init(list);
 }

@@ -40,7 +40,10 @@ use kernel::{
         RequestCursor, //
     },
     net::{
-        data_ready::DataReadyHook,
+        data_ready::{
+            DataReadyHook,
+            SkBuff, //
+        },
         ready::ReadyHook,
         socket::Socket, //
     },
@@ -81,6 +84,8 @@ use stats::LinkStats;
 struct Receiver {
     ahead: ReadAhead,
     partial: Option<Partial>,
+    /// What a callback has taken from the socket and left to the work. It comes after `ahead`.
+    taken: Option<SkBuff>,
 }
 
 impl Receiver {
@@ -88,6 +93,7 @@ impl Receiver {
         Self {
             ahead: ReadAhead::new(),
             partial: None,
+            taken: None,
         }
     }
 }

@@ -5,14 +5,20 @@
 //! C header: [`include/net/sock.h`](srctree/include/net/sock.h) (`sk_data_ready`)
 
 mod arrived;
+mod skbuff;
 
 pub use arrived::{
     Arrived,
+    ArrivedBuffers, //
+};
+pub use skbuff::{
+    SkBuff,
     SkbBytes, //
 };
 
 use crate::{
     bindings,
+    ffi,
     module::ModuleRef,
     net::socket::Socket,
     new_mutex,
@@ -38,6 +44,7 @@ use crate::{
     },
     types::Opaque, //
 };
+use arrived::SkbQueue;
 use core::{
     ffi::c_void,
     marker::PhantomData,
@@ -60,13 +67,12 @@ pub trait DataReady: Send + Sync {
     /// enabled.
     fn data_ready(this: ArcBorrow<'_, Self>, arrived: Arrived<'_>) -> bool;
 
-    /// As [`Self::data_ready`], for an `AF_UNIX` socket. [`Socket::receive`] reads from it.
+    /// As [`Self::data_ready`], for an `AF_UNIX` socket.
     ///
     /// Context: may sleep, in the task that sends to the socket, which may hold locks of its own,
-    /// such as those of pipes and io_uring. Several tasks may call this at the same time.
-    ///
-    /// [`Socket::receive`]: crate::net::socket::Socket::receive
-    fn data_ready_unlocked(this: ArcBorrow<'_, Self>) -> bool;
+    /// such as those of pipes and io_uring. Several tasks may call this at the same time, and each
+    /// may take any of the buffers.
+    fn data_ready_unlocked(this: ArcBorrow<'_, Self>, arrived: ArrivedBuffers<'_>) -> bool;
 }
 
 /// Keeps the code of callbacks loaded for tasks that have read the address of one from a socket,
@@ -147,9 +153,11 @@ enum Stage<M: crate::module::ModuleMetadata> {
 ///     net::{
 ///         data_ready::{
 ///             Arrived,
+///             ArrivedBuffers,
 ///             CallbackBarrier,
 ///             DataReady,
-///             DataReadyHook, //
+///             DataReadyHook,
+///             SkbBytes, //
 ///         },
 ///         socket::Socket, //
 ///     },
@@ -159,22 +167,28 @@ enum Stage<M: crate::module::ModuleMetadata> {
 ///     }, //
 /// };
 ///
-/// /// Logs what comes over TCP.
+/// /// Logs what comes.
 /// struct Log;
+///
+/// fn log_all(bytes: &mut SkbBytes<'_>) {
+///     let mut start = [0; 16];
+///     while bytes.copy_to(&mut start) > 0 {
+///         pr_info!("{:?}\n", start);
+///     }
+/// }
 ///
 /// impl DataReady for Log {
 ///     type Module = crate::LocalModule;
 ///
 ///     fn data_ready(_log: ArcBorrow<'_, Self>, arrived: Arrived<'_>) -> bool {
-///         arrived.read(|bytes| {
-///             let mut start = [0; 16];
-///             while bytes.copy_to(&mut start) > 0 {
-///                 pr_info!("{:?}\n", start);
-///             }
-///         })
+///         arrived.read(log_all)
 ///     }
 ///
-///     fn data_ready_unlocked(_log: ArcBorrow<'_, Self>) -> bool {
+///     fn data_ready_unlocked(_log: ArcBorrow<'_, Self>, mut arrived: ArrivedBuffers<'_>) -> bool {
+///         while let Some(mut buffer) = arrived.take() {
+///             buffer.read(log_all);
+///         }
+///         // Another task may read, so that there may be more.
 ///         false
 ///     }
 /// }
@@ -213,6 +227,9 @@ pub struct DataReadyHook<T: DataReady> {
     #[pin]
     left: WaitQueue,
     detaching: Atomic<bool>,
+    /// What callbacks have taken from an `AF_UNIX` socket.
+    #[pin]
+    taken: SkbQueue,
     barrier: Arc<CallbackBarrier>,
     _target: PhantomData<Arc<T>>,
 }
@@ -238,6 +255,7 @@ impl<T: DataReady> DataReadyHook<T> {
             inside: Atomic::new(0),
             left <- new_wait_queue!("DataReadyHook::left"),
             detaching: Atomic::new(false),
+            taken <- SkbQueue::new(),
             barrier: barrier.clone(),
             _target: PhantomData,
         })
@@ -492,10 +510,15 @@ impl<T: DataReady> DataReadyHook<T> {
         // The critical section ends here, and the count goes on.
         let (hook, target) = (ptr::from_ref(hook), *target);
         drop(rcu);
+        // SAFETY: `detach` waits until this callback is not counted any more, so that the hook and
+        // its queue live until then. By the type invariant the socket has the hook so long, so that
+        // `take` may be called for it. The hook keeps the file of the socket, which has the
+        // `struct socket`.
+        let arrived = unsafe { ArrivedBuffers::new(sk, Self::take, &(*hook).taken) };
         // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, for a reference that
         // is dropped only after `detach` has waited until no callback is counted.
         let this = unsafe { ArcBorrow::from_raw(target.target.cast()) };
-        if !T::data_ready_unlocked(this) {
+        if !T::data_ready_unlocked(this, arrived) {
             // SAFETY: The socket is valid and has called this function.
             unsafe { Self::pass_on(sk, target.before.ready) };
         }
@@ -503,6 +526,24 @@ impl<T: DataReady> DataReadyHook<T> {
         // SAFETY: `detach` waits until this callback is not counted, and for the guard after that.
         unsafe { &*hook }.leave(&rcu);
         drop(rcu);
+    }
+
+    /// Gets a buffer that was taken from `sk`, for the callback that has caused it.
+    ///
+    /// # Safety
+    ///
+    /// `sk` must be a valid `AF_UNIX` socket, for which a callback of a hook of this type is
+    /// counted. `skb` must be valid, in no list, and owned by the caller, who gives it away.
+    unsafe extern "C" fn take(sk: *mut bindings::sock, skb: *mut bindings::sk_buff) -> ffi::c_int {
+        let rcu = rcu::read_lock();
+        // SAFETY: By the safety requirements the socket is valid. By the type invariant it has the
+        // hook, so that this finds it.
+        if let Some((hook, _)) = unsafe { Self::find(sk, &rcu) } {
+            // SAFETY: By the safety requirements the buffer is valid, in no list, and given away.
+            unsafe { hook.taken.push(skb) };
+        }
+        drop(rcu);
+        0
     }
 
     /// Removes the callbacks from a socket that is disconnected. A TCP one may listen next. The

@@ -148,17 +148,6 @@ impl Socket {
         unsafe { bindings::sk_has_data(self.sk()) }
     }
 
-    /// Returns whether another task receives from an `AF_UNIX` socket, so that [`Self::receive`]
-    /// would wait for it. The answer may be out of date at once.
-    ///
-    /// Context: any.
-    #[inline]
-    pub fn is_receiving(&self) -> bool {
-        // SAFETY: The `struct sock` is valid, since it lives as long as the socket. The function
-        // reads words of it, for which it needs no lock.
-        unsafe { bindings::sk_unix_is_receiving(self.sk()) }
-    }
-
     /// Returns whether an upper layer protocol, such as TLS, is attached to the socket. User space
     /// can attach one at any time.
     ///

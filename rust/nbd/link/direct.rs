@@ -28,13 +28,11 @@ use kernel::{
         BlkStatus, //
     },
     bvec::BvecDest,
-    net::{
-        data_ready::{
-            Arrived,
-            DataReady,
-            SkbBytes, //
-        },
-        socket::Wait, //
+    net::data_ready::{
+        Arrived,
+        ArrivedBuffers,
+        DataReady,
+        SkbBytes, //
     },
     sync::{
         Arc,
@@ -51,13 +49,6 @@ type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 /// or in a thread of the server, while other threads of the server may send more.
 const MAX_REPLIES: u32 = 128;
 
-/// What has arrived.
-trait Source: Piece {
-    /// Moves bytes to `dest` until it is full or no byte is left. Returns their number, which is 0
-    /// if the bytes cannot be read here.
-    fn fill(&mut self, dest: Dest<'_>) -> usize;
-}
-
 impl Piece for SkbBytes<'_> {
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -65,41 +56,6 @@ impl Piece for SkbBytes<'_> {
 
     fn copy_to(&mut self, dest: &mut [u8]) -> usize {
         SkbBytes::copy_to(self, dest)
-    }
-}
-
-impl Source for SkbBytes<'_> {
-    fn fill(&mut self, dest: Dest<'_>) -> usize {
-        SkbBytes::fill(self, dest)
-    }
-}
-
-/// What the socket has, received by calls.
-struct Calls<'a> {
-    link: &'a Link,
-}
-
-impl Piece for Calls<'_> {
-    fn is_empty(&self) -> bool {
-        !self.link.socket().has_data()
-    }
-
-    fn copy_to(&mut self, bytes: &mut [u8]) -> usize {
-        let mut dest = Dest::new(bytes.len());
-        dest.push_bytes(bytes);
-        self.fill(dest)
-    }
-}
-
-impl Source for Calls<'_> {
-    fn fill(&mut self, mut dest: Dest<'_>) -> usize {
-        let socket = self.link.socket();
-        // The other task may fault while it copies, and a user can delay that at will.
-        if socket.is_receiving() {
-            return 0;
-        }
-        // The work finds out about the end of the stream and errors.
-        socket.receive(&mut dest, Wait::No).unwrap_or(0)
     }
 }
 
@@ -111,7 +67,7 @@ struct Direct<'a> {
     left: u32,
 }
 
-impl<S: Source> Replies<S> for Direct<'_> {
+impl Replies<SkbBytes<'_>> for Direct<'_> {
     type Partial = Partial;
 
     fn header(&mut self, header: &[u8; REPLY_LEN]) -> Follows<Partial> {
@@ -133,10 +89,10 @@ impl<S: Source> Replies<S> for Direct<'_> {
         Follows::Reply
     }
 
-    fn fill(&mut self, partial: &mut Partial, source: &mut S) -> usize {
+    fn fill(&mut self, partial: &mut Partial, bytes: &mut SkbBytes<'_>) -> usize {
         let mut dest = Dest::new(partial.left);
         dest.push_rest(&mut partial.claim);
-        let count = source.fill(dest);
+        let count = bytes.fill(dest);
         partial.advance(count);
         count
     }
@@ -163,8 +119,8 @@ impl<S: Source> Replies<S> for Direct<'_> {
 
 impl Receiver {
     /// Feeds what has arrived.
-    fn feed(&mut self, source: &mut impl Source, direct: &mut Direct<'_>) -> Fed {
-        feed(&mut self.ahead, &mut self.partial, source, direct)
+    fn feed(&mut self, bytes: &mut SkbBytes<'_>, direct: &mut Direct<'_>) -> Fed {
+        feed(&mut self.ahead, &mut self.partial, bytes, direct)
     }
 }
 
@@ -199,20 +155,28 @@ impl DataReady for Link {
     fn data_ready(this: ArcBorrow<'_, Self>, arrived: Arrived<'_>) -> bool {
         this.receive_here(|receiver, direct| {
             let mut fed = Fed::All;
-            let all = arrived.read(|piece| {
+            let all = arrived.read(|bytes| {
                 if fed == Fed::All {
-                    fed = receiver.feed(piece, direct);
+                    fed = receiver.feed(bytes, direct);
                 }
             });
             (all, fed)
         })
     }
 
-    fn data_ready_unlocked(this: ArcBorrow<'_, Self>) -> bool {
-        let mut calls = Calls { link: &this };
+    fn data_ready_unlocked(this: ArcBorrow<'_, Self>, mut arrived: ArrivedBuffers<'_>) -> bool {
         this.receive_here(|receiver, direct| {
-            let fed = receiver.feed(&mut calls, direct);
-            (fed == Fed::All, fed)
+            let mut fed = Fed::All;
+            while fed == Fed::All {
+                let Some(mut buffer) = arrived.take() else {
+                    break;
+                };
+                fed = buffer.read(|bytes| receiver.feed(bytes, direct));
+                if !buffer.is_empty() {
+                    receiver.taken = Some(buffer);
+                }
+            }
+            (fed == Fed::All && !direct.link.socket().has_data(), fed)
         })
     }
 }

@@ -32,7 +32,10 @@ use kernel::{
         BlkStatus, //
     },
     bvec::BvecDest,
-    net::socket::Wait,
+    net::{
+        data_ready::SkBuff,
+        socket::Wait, //
+    },
     prelude::*,
     sync::Arc,
     time::{
@@ -101,6 +104,7 @@ impl Link {
         let direct = self.is_direct();
         match receiver.run(self, direct, report) {
             Stop::Idle => {
+                // Nothing is left, so that no callback takes a buffer that was read in part.
                 let direct = direct && !receiver.is_long();
                 self.receive_side.lock().put_from_work(receiver, direct);
                 None
@@ -282,7 +286,7 @@ impl Receiver {
         while self.ahead.bytes().len() < REPLY_LEN {
             let mut dest = Dest::new(MAX_WAITING);
             dest.push_bytes(self.ahead.room());
-            match Self::receive_some(link, &mut dest, wait)? {
+            match Self::receive_some(&mut self.taken, link, dest, wait)? {
                 0 => return Ok(None),
                 bytes => self.ahead.add(bytes),
             }
@@ -322,7 +326,7 @@ impl Receiver {
             } else {
                 Wait::All
             };
-            match Self::receive_some(link, &mut dest, wait)? {
+            match Self::receive_some(&mut self.taken, link, dest, wait)? {
                 0 => return Ok(false),
                 bytes => {
                     self.ahead.add(bytes.saturating_sub(partial.left));
@@ -333,9 +337,22 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Receives once. Returns the number of bytes, or 0 if none arrived in time.
-    fn receive_some(link: &Link, dest: &mut Dest<'_>, wait: Wait) -> Result<usize, ReceiveError> {
-        match link.socket().receive(dest, wait) {
+    /// Receives once, from `taken` if there is something. Returns the number of bytes, or 0 if none
+    /// arrived in time.
+    fn receive_some(
+        taken: &mut Option<SkBuff>,
+        link: &Link,
+        mut dest: Dest<'_>,
+        wait: Wait,
+    ) -> Result<usize, ReceiveError> {
+        let received = match taken {
+            Some(buffer) => Ok(buffer.read(|bytes| bytes.fill(dest))),
+            None => link.socket().receive(&mut dest, wait),
+        };
+        if taken.as_ref().is_some_and(SkBuff::is_empty) {
+            *taken = None;
+        }
+        match received {
             Ok(0) => Err(ReceiveError::Closed),
             Ok(bytes) => {
                 link.stats().add_received(bytes);

@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What has arrived on a TCP socket, read from the buffers that it is in.
+//! What has arrived on a socket.
 //!
 //! C headers: [`include/net/tcp.h`](srctree/include/net/tcp.h) (`tcp_read_sock`),
-//! [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
+//! [`include/linux/net.h`](srctree/include/linux/net.h) (`read_skb`)
 
+use super::skbuff::{
+    SkBuff,
+    SkbBytes, //
+};
 use crate::{
     bindings,
-    bvec::BvecDest,
     ffi,
-    types::NotThreadSafe, //
+    prelude::*,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -63,15 +70,10 @@ impl Arrived<'_> {
         ) -> ffi::c_int {
             // SAFETY: By the safety requirements this is a valid `F`, which nothing else uses.
             let f = unsafe { &mut *(*desc).arg.data.cast::<F>() };
-            // INVARIANT: By the safety requirements the buffer has these bytes.
-            let mut bytes = SkbBytes {
-                skb,
-                offset: offset as usize,
-                len,
-                _skb: PhantomData,
-            };
+            // SAFETY: By the safety requirements the buffer is valid, and has these bytes.
+            let mut bytes = unsafe { SkbBytes::new(skb, offset as usize, len) };
             f(&mut bytes);
-            (len - bytes.len) as ffi::c_int
+            (len - bytes.len()) as ffi::c_int
         }
         // SAFETY: By the type invariant this is a TCP socket whose lock is held, and that nothing
         // else reads from. `f` is borrowed during the call, which passes it to `actor` only.
@@ -79,87 +81,116 @@ impl Arrived<'_> {
     }
 }
 
-/// Bytes in a socket buffer that are read from the first one on.
+/// Buffers that belong to no socket and to no reader.
+///
+/// # Invariants
+///
+/// `head` is an initialised list, whose lock protects it. The list owns the buffers that are in it.
+#[pin_data(PinnedDrop)]
+pub(super) struct SkbQueue {
+    #[pin]
+    head: Opaque<bindings::sk_buff_head>,
+}
+
+// SAFETY: The list and its buffers are bound to no thread.
+unsafe impl Send for SkbQueue {}
+// SAFETY: Threads that share the value change the list under its lock.
+unsafe impl Sync for SkbQueue {}
+
+impl SkbQueue {
+    pub(super) fn new() -> impl PinInit<Self> {
+        // INVARIANT: The list is initialised, and empty.
+        pin_init!(Self {
+            // SAFETY: The function initialises the list. It is pinned, as its address is in it.
+            head <- Opaque::ffi_init(|head| unsafe { bindings::skb_queue_head_init(head) }),
+        })
+    }
+
+    /// Adds a buffer at the end.
+    ///
+    /// # Safety
+    ///
+    /// `skb` must be valid, in no list, and owned by the caller, who gives it away.
+    #[inline]
+    pub(super) unsafe fn push(&self, skb: *mut bindings::sk_buff) {
+        // INVARIANT: The list owns the buffer from now on.
+        // SAFETY: By the type invariant the list is initialised, and by the safety requirements the
+        // buffer is valid and in no other list.
+        unsafe { bindings::skb_queue_tail(self.head.get(), skb) };
+    }
+
+    /// Takes the first buffer, which the caller owns then.
+    #[inline]
+    fn pop(&self) -> Option<NonNull<bindings::sk_buff>> {
+        // SAFETY: By the type invariant the list is initialised.
+        NonNull::new(unsafe { bindings::skb_dequeue(self.head.get()) })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for SkbQueue {
+    fn drop(self: Pin<&mut Self>) {
+        while let Some(skb) = self.pop() {
+            // SAFETY: The list has owned the buffer, and this function does now.
+            drop(unsafe { SkBuff::from_raw(skb) });
+        }
+    }
+}
+
+/// The right to take the buffers that have arrived on an `AF_UNIX` socket.
 ///
 /// [`DataReadyHook`](super::DataReadyHook) has an example.
 ///
 /// # Invariants
 ///
-/// `skb` is valid for `'a`, and has `len` bytes at `offset`.
-pub struct SkbBytes<'a> {
-    skb: *const bindings::sk_buff,
-    offset: usize,
-    len: usize,
-    _skb: PhantomData<&'a bindings::sk_buff>,
+/// `sk` is an `AF_UNIX` stream socket, which has a `struct socket` for `'a`. `actor` may be called
+/// by it for `'a`, and pushes the buffers that it gets to `taken`.
+pub struct ArrivedBuffers<'a> {
+    sk: *mut bindings::sock,
+    actor: SkbActor,
+    taken: &'a SkbQueue,
+    _not_send: NotThreadSafe,
 }
 
-impl SkbBytes<'_> {
-    /// Returns how many bytes are left.
+pub(super) type SkbActor =
+    unsafe extern "C" fn(sk: *mut bindings::sock, skb: *mut bindings::sk_buff) -> ffi::c_int;
+
+impl<'a> ArrivedBuffers<'a> {
+    /// # Safety
     ///
-    /// Context: any.
-    #[expect(clippy::len_without_is_empty)]
+    /// `sk` must be an `AF_UNIX` stream socket, which has a `struct socket` as long as the value
+    /// lives. So long `actor` must be one that it may call to push a buffer to `taken`.
     #[inline]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Removes `count` bytes, of which there are as many.
-    #[inline]
-    fn consume(&mut self, count: usize) {
-        // INVARIANT: What is left of the bytes is behind those that are removed.
-        self.offset += count;
-        self.len -= count;
-    }
-
-    /// Moves bytes to `dest` until it is full or no byte is left. Returns their number.
-    ///
-    /// Context: any.
-    pub fn copy_to(&mut self, dest: &mut [u8]) -> usize {
-        let count = self.len.min(dest.len());
-        // SAFETY: By the type invariant the buffer is valid and has these bytes, and `dest` is
-        // valid for writes of as many.
-        let result = unsafe {
-            bindings::skb_copy_bits(
-                self.skb,
-                self.offset as ffi::c_int,
-                dest.as_mut_ptr().cast(),
-                count as ffi::c_int,
-            )
-        };
-        // It only fails if the buffer has fewer bytes.
-        if result != 0 {
-            return 0;
+    pub(super) unsafe fn new(
+        sk: *mut bindings::sock,
+        actor: SkbActor,
+        taken: &'a SkbQueue,
+    ) -> Self {
+        // INVARIANT: By the safety requirements these are such a socket and such a function.
+        Self {
+            sk,
+            actor,
+            taken,
+            _not_send: NotThreadSafe,
         }
-        self.consume(count);
-        count
     }
 
-    /// Moves bytes to the pieces of `dest` until they are full or no byte is left. Returns their
-    /// number.
+    /// Takes the next buffer. It is whole, even if [`Socket::receive`] has read a part of it: who
+    /// uses both has to read until [`Socket::receive`] finds nothing.
     ///
-    /// Context: any.
-    pub fn fill<const N: usize>(&mut self, dest: BvecDest<'_, N>) -> usize {
-        // SAFETY: The iterator does not outlive the function, which owns `dest` and neither moves
-        // nor changes it meanwhile.
-        let mut iter = unsafe { dest.iter() };
-        // SAFETY: The iterator is initialised.
-        let count = self.len.min(unsafe { bindings::iov_iter_count(&iter) });
-        // SAFETY: By the type invariant the buffer is valid and has these bytes. The iterator over
-        // the pieces, which by the invariant of `dest` are valid for writes, is used while `dest`
-        // is there.
-        let result = unsafe {
-            bindings::skb_copy_datagram_iter(
-                self.skb,
-                self.offset as ffi::c_int,
-                &mut iter,
-                count as ffi::c_int,
-            )
-        };
-        // It only fails if the buffer has fewer bytes, or the pieces less room.
-        if result != 0 {
-            return 0;
-        }
-        self.consume(count);
-        count
+    /// Returns [`None`] if nothing is left, and also if another task is reading from the socket,
+    /// which may last. [`Socket::has_data`] tells which.
+    ///
+    /// Context: may sleep.
+    ///
+    /// [`Socket::receive`]: crate::net::socket::Socket::receive
+    /// [`Socket::has_data`]: crate::net::socket::Socket::has_data
+    pub fn take(&mut self) -> Option<SkBuff> {
+        // SAFETY: By the type invariant this is an `AF_UNIX` stream socket with a `struct socket`,
+        // which may call the function.
+        unsafe { bindings::sock_read_skb(self.sk, Some(self.actor)) };
+        let skb = self.taken.pop()?;
+        // SAFETY: The list has owned the buffer, and this function does now.
+        Some(unsafe { SkBuff::from_raw(skb) })
     }
 }
