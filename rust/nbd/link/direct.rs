@@ -10,6 +10,7 @@ use super::{
         Piece,
         Replies, //
     },
+    receive::LONG_PAYLOAD,
     receive_side::After,
     Link,
     Partial,
@@ -28,6 +29,7 @@ use kernel::{
         BlkStatus, //
     },
     bvec::BvecDest,
+    cpu::nr_cpu_ids,
     net::data_ready::{
         Arrived,
         ArrivedBuffers,
@@ -65,6 +67,8 @@ struct Direct<'a> {
     link: &'a Link,
     /// How many more replies may be handled.
     left: u32,
+    /// Of a payload of which more bytes are missing, the rest is left to the work.
+    longest: usize,
 }
 
 impl Replies<SkbBytes<'_>> for Direct<'_> {
@@ -111,7 +115,7 @@ impl Replies<SkbBytes<'_>> for Direct<'_> {
 
     fn goes_on(&self, partial: Option<&Partial>) -> bool {
         match partial {
-            Some(partial) => !partial.is_long(),
+            Some(partial) => partial.left <= self.longest,
             None => self.left > 0 && !self.link.is_watched(),
         }
     }
@@ -125,10 +129,12 @@ impl Receiver {
 }
 
 impl Link {
-    /// Has `read` receive, if nothing else does. It returns whether it has read everything, and
-    /// whether the rest is for the work. Returns whether there is nothing left to read.
+    /// Has `read` receive payloads of up to `longest` bytes, if nothing else receives. It returns
+    /// whether it has read everything, and whether the rest is for the work. Returns whether there
+    /// is nothing left to read.
     fn receive_here(
         self: ArcBorrow<'_, Self>,
+        longest: usize,
         read: impl FnOnce(&mut Receiver, &mut Direct<'_>) -> (bool, Fed),
     ) -> bool {
         let taken = self.receive_side.lock().take_for_callback();
@@ -138,6 +144,7 @@ impl Link {
         let mut direct = Direct {
             link: &self,
             left: MAX_REPLIES,
+            longest,
         };
         let (all, fed) = read(&mut receiver, &mut direct);
         let defer = !all || fed == Fed::Deferred;
@@ -153,7 +160,7 @@ impl DataReady for Link {
     type Module = NbdModule;
 
     fn data_ready(this: ArcBorrow<'_, Self>, arrived: Arrived<'_>) -> bool {
-        this.receive_here(|receiver, direct| {
+        this.receive_here(LONG_PAYLOAD, |receiver, direct| {
             let mut fed = Fed::All;
             let all = arrived.read(|bytes| {
                 if fed == Fed::All {
@@ -165,7 +172,13 @@ impl DataReady for Link {
     }
 
     fn data_ready_unlocked(this: ArcBorrow<'_, Self>, mut arrived: ArrivedBuffers<'_>) -> bool {
-        this.receive_here(|receiver, direct| {
+        // A single CPU cannot run the work while the server sends.
+        let longest = if nr_cpu_ids() > 1 {
+            LONG_PAYLOAD
+        } else {
+            usize::MAX
+        };
+        this.receive_here(longest, |receiver, direct| {
             let mut fed = Fed::All;
             while fed == Fed::All {
                 let Some(mut buffer) = arrived.take() else {

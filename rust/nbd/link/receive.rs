@@ -55,7 +55,7 @@ type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 const MAX_WAITING: usize = 128 << 10;
 
 /// What is left of a longer payload is received by the work, without reading ahead, in bytes.
-const LONG_PAYLOAD: usize = 32 << 10;
+pub(super) const LONG_PAYLOAD: usize = 32 << 10;
 
 /// How long a receiver may occupy its worker before other work gets its turn, in milliseconds.
 const MAX_RUN_MS: u32 = 250;
