@@ -9,7 +9,7 @@
 KUNIT=/sys/kernel/debug/kunit
 SUITES=(nbd_changes nbd_connections nbd_feed nbd_link_stats nbd_params nbd_protocol nbd_receive_side nbd_sender
 	nbd_session_state nbd_set_sock nbd_state nbd_transitions rust_block_mq rust_block_mq_cursor rust_block_mq_phase
-	rust_bvec rust_page_ring rust_task_process)
+	rust_bvec rust_net_skbuff rust_page_ring rust_task_process)
 
 RESULT='^    (not )?ok [0-9]+ '
 

@@ -44,7 +44,6 @@ use crate::{
     },
     types::Opaque, //
 };
-use arrived::SkbQueue;
 use core::{
     ffi::c_void,
     marker::PhantomData,
@@ -52,6 +51,7 @@ use core::{
     ptr,
     ptr::NonNull, //
 };
+use skbuff::SkbQueue;
 
 /// The callback for a socket. [`DataReadyHook`] has an example.
 pub trait DataReady: Send + Sync {
@@ -510,10 +510,9 @@ impl<T: DataReady> DataReadyHook<T> {
         // The critical section ends here, and the count goes on.
         let (hook, target) = (ptr::from_ref(hook), *target);
         drop(rcu);
-        // SAFETY: `detach` waits until this callback is not counted any more, so that the hook and
-        // its queue live until then. By the type invariant the socket has the hook so long, so that
-        // `take` may be called for it. The hook keeps the file of the socket, which has the
-        // `struct socket`.
+        // SAFETY: `detach` waits until this callback is not counted any more. Until then the hook
+        // and its queue live, the file of the socket is kept, and with it the `struct socket`, and
+        // by the type invariant the socket has the hook, so that it may call `take`.
         let arrived = unsafe { ArrivedBuffers::new(sk, Self::take, &(*hook).taken) };
         // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, for a reference that
         // is dropped only after `detach` has waited until no callback is counted.

@@ -7,16 +7,13 @@
 
 use super::skbuff::{
     SkBuff,
-    SkbBytes, //
+    SkbBytes,
+    SkbQueue, //
 };
 use crate::{
     bindings,
     ffi,
-    prelude::*,
-    types::{
-        NotThreadSafe,
-        Opaque, //
-    }, //
+    types::NotThreadSafe, //
 };
 use core::{
     marker::PhantomData,
@@ -81,62 +78,6 @@ impl Arrived<'_> {
     }
 }
 
-/// Buffers that belong to no socket and to no reader.
-///
-/// # Invariants
-///
-/// `head` is an initialised list, whose lock protects it. The list owns the buffers that are in it.
-#[pin_data(PinnedDrop)]
-pub(super) struct SkbQueue {
-    #[pin]
-    head: Opaque<bindings::sk_buff_head>,
-}
-
-// SAFETY: The list and its buffers are bound to no thread.
-unsafe impl Send for SkbQueue {}
-// SAFETY: Threads that share the value change the list under its lock.
-unsafe impl Sync for SkbQueue {}
-
-impl SkbQueue {
-    pub(super) fn new() -> impl PinInit<Self> {
-        // INVARIANT: The list is initialised, and empty.
-        pin_init!(Self {
-            // SAFETY: The function initialises the list. It is pinned, as its address is in it.
-            head <- Opaque::ffi_init(|head| unsafe { bindings::skb_queue_head_init(head) }),
-        })
-    }
-
-    /// Adds a buffer at the end.
-    ///
-    /// # Safety
-    ///
-    /// `skb` must be valid, in no list, and owned by the caller, who gives it away.
-    #[inline]
-    pub(super) unsafe fn push(&self, skb: *mut bindings::sk_buff) {
-        // INVARIANT: The list owns the buffer from now on.
-        // SAFETY: By the type invariant the list is initialised, and by the safety requirements the
-        // buffer is valid and in no other list.
-        unsafe { bindings::skb_queue_tail(self.head.get(), skb) };
-    }
-
-    /// Takes the first buffer, which the caller owns then.
-    #[inline]
-    fn pop(&self) -> Option<NonNull<bindings::sk_buff>> {
-        // SAFETY: By the type invariant the list is initialised.
-        NonNull::new(unsafe { bindings::skb_dequeue(self.head.get()) })
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for SkbQueue {
-    fn drop(self: Pin<&mut Self>) {
-        while let Some(skb) = self.pop() {
-            // SAFETY: The list has owned the buffer, and this function does now.
-            drop(unsafe { SkBuff::from_raw(skb) });
-        }
-    }
-}
-
 /// The right to take the buffers that have arrived on an `AF_UNIX` socket.
 ///
 /// [`DataReadyHook`](super::DataReadyHook) has an example.
@@ -189,8 +130,6 @@ impl<'a> ArrivedBuffers<'a> {
         // SAFETY: By the type invariant this is an `AF_UNIX` stream socket with a `struct socket`,
         // which may call the function.
         unsafe { bindings::sock_read_skb(self.sk, Some(self.actor)) };
-        let skb = self.taken.pop()?;
-        // SAFETY: The list has owned the buffer, and this function does now.
-        Some(unsafe { SkBuff::from_raw(skb) })
+        self.taken.pop()
     }
 }

@@ -7,13 +7,70 @@
 use crate::{
     bindings,
     bvec::BvecDest,
-    ffi, //
+    ffi,
+    prelude::*,
+    types::Opaque, //
 };
 use core::{
     marker::PhantomData,
     ptr,
     ptr::NonNull, //
 };
+
+/// Buffers that belong to no socket and to no reader.
+///
+/// # Invariants
+///
+/// `head` is an initialised list, whose lock protects it. The list owns the buffers that are in it.
+#[pin_data(PinnedDrop)]
+pub(super) struct SkbQueue {
+    #[pin]
+    head: Opaque<bindings::sk_buff_head>,
+}
+
+// SAFETY: The list and its buffers are bound to no thread.
+unsafe impl Send for SkbQueue {}
+// SAFETY: Threads that share the value change the list under its lock.
+unsafe impl Sync for SkbQueue {}
+
+impl SkbQueue {
+    pub(super) fn new() -> impl PinInit<Self> {
+        // INVARIANT: The list is initialised, and empty.
+        pin_init!(Self {
+            // SAFETY: The function initialises the list. It is pinned, as its address is in it.
+            head <- Opaque::ffi_init(|head| unsafe { bindings::skb_queue_head_init(head) }),
+        })
+    }
+
+    /// Adds a buffer at the end.
+    ///
+    /// # Safety
+    ///
+    /// `skb` must be valid, in no list, and owned by the caller, who gives it away.
+    #[inline]
+    pub(super) unsafe fn push(&self, skb: *mut bindings::sk_buff) {
+        // INVARIANT: The list owns the buffer from now on.
+        // SAFETY: By the type invariant the list is initialised, and by the safety requirements the
+        // buffer is valid and in no other list.
+        unsafe { bindings::skb_queue_tail(self.head.get(), skb) };
+    }
+
+    /// Takes the first buffer.
+    #[inline]
+    pub(super) fn pop(&self) -> Option<SkBuff> {
+        // SAFETY: By the type invariant the list is initialised.
+        let skb = NonNull::new(unsafe { bindings::skb_dequeue(self.head.get()) })?;
+        // SAFETY: The list has owned the buffer, and this function does now.
+        Some(unsafe { SkBuff::from_raw(skb) })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for SkbQueue {
+    fn drop(self: Pin<&mut Self>) {
+        while self.pop().is_some() {}
+    }
+}
 
 /// A socket buffer that its reader owns, with the bytes of it that were not read yet.
 ///
@@ -36,7 +93,7 @@ impl SkBuff {
     ///
     /// `skb` must be valid, in no list, and owned by the caller, who gives it away.
     #[inline]
-    pub(super) unsafe fn from_raw(skb: NonNull<bindings::sk_buff>) -> Self {
+    unsafe fn from_raw(skb: NonNull<bindings::sk_buff>) -> Self {
         // SAFETY: By the safety requirements the buffer is valid, and nobody else changes it.
         let len = unsafe { (*skb.as_ptr()).len };
         // INVARIANT: By the safety requirements the value owns the buffer, which has these bytes.
@@ -180,5 +237,66 @@ impl SkbBytes<'_> {
         }
         self.consume(count);
         count
+    }
+}
+
+#[crate::macros::kunit_tests(rust_net_skbuff)]
+mod tests {
+    use super::*;
+
+    /// Adds a buffer with `bytes`.
+    fn push(queue: &SkbQueue, bytes: &[u8]) -> Result {
+        let len = bytes.len();
+        // SAFETY: The function has no requirements but its context, which may sleep.
+        let skb = unsafe {
+            bindings::__alloc_skb(len as u32, bindings::GFP_KERNEL, 0, bindings::NUMA_NO_NODE)
+        };
+        if skb.is_null() {
+            return Err(ENOMEM);
+        }
+        // SAFETY: The buffer was allocated with room for the bytes, and belongs to this function.
+        // It is in no list, and given away.
+        unsafe {
+            let to = bindings::skb_put(skb, len as u32);
+            ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast(), len);
+            queue.push(skb);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn buffers_keep_their_order() -> Result {
+        let queue = KBox::pin_init(SkbQueue::new(), GFP_KERNEL)?;
+        assert!(queue.pop().is_none());
+        for number in 1..=4u8 {
+            push(&queue, &[number])?;
+        }
+        for number in 1..=2u8 {
+            let mut buffer = queue.pop().ok_or(EINVAL)?;
+            let mut byte = [0];
+            assert_eq!(buffer.read(|bytes| bytes.copy_to(&mut byte)), 1);
+            assert_eq!(byte, [number]);
+        }
+        // The others are freed with the list.
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_left_is_read_next() -> Result {
+        let queue = KBox::pin_init(SkbQueue::new(), GFP_KERNEL)?;
+        let sent: [u8; 40] = core::array::from_fn(|i| i as u8);
+        push(&queue, &sent)?;
+        let mut buffer = queue.pop().ok_or(EINVAL)?;
+        let mut header = [0; 16];
+        assert_eq!(buffer.read(|bytes| bytes.copy_to(&mut header)), 16);
+        assert!(sent.starts_with(&header));
+        assert!(!buffer.is_empty());
+        let mut payload = KVec::from_elem(0u8, 64, GFP_KERNEL)?;
+        let mut dest = BvecDest::<1>::new(usize::MAX);
+        assert!(dest.push_bytes(&mut payload));
+        assert_eq!(buffer.read(|bytes| bytes.fill(dest)), 24);
+        assert!(buffer.is_empty());
+        assert!(payload.get(..24) == sent.get(16..));
+        Ok(())
     }
 }
