@@ -210,8 +210,9 @@ enum Stage<M: crate::module::ModuleMetadata> {
 /// that the value owns. `sk_user_data` of a socket is a `Self` only while that is so. Only a
 /// function that holds the mutex `stage` changes that.
 ///
-/// `inside` is the number of callbacks that use the hook without a critical section of RCU. As long
-/// as there are any, the socket has the hook. None begins after `detaching` was set.
+/// `inside` counts the callbacks that use the hook without a critical section of RCU, and for a
+/// moment others that are in one. As long as there is one of the former, the socket has the hook.
+/// None of them begins after `detaching` was set.
 #[pin_data(PinnedDrop)]
 pub struct DataReadyHook<T: DataReady> {
     #[pin]
