@@ -48,8 +48,7 @@ use core::{
     ffi::c_void,
     marker::PhantomData,
     mem,
-    ptr,
-    ptr::NonNull, //
+    ptr, //
 };
 use skbuff::SkbQueue;
 
@@ -117,7 +116,6 @@ struct Before {
 
 /// What a callback finds from the socket. The first two fields tell a hook of the same type and for
 /// the same socket from other data.
-#[derive(Clone, Copy)]
 #[repr(C)]
 struct Target {
     callback: Callback,
@@ -453,9 +451,9 @@ impl<T: DataReady> DataReadyHook<T> {
         let rcu = rcu::read_lock();
         // SAFETY: By the safety requirements the socket is valid.
         let target = unsafe { Self::find(sk, &rcu) }.map(|(_, target)| target);
-        let read = match (target, NonNull::new(sk)) {
+        let read = match target {
             // SAFETY: By the safety requirements the socket is valid.
-            (Some(target), Some(sk)) if !unsafe { bindings::sk_has_ulp(sk.as_ptr()) } => {
+            Some(target) if !unsafe { bindings::sk_has_ulp(sk) } => {
                 // SAFETY: By the safety requirements this is a TCP socket whose lock is held, until
                 // the end of this function, and it has no upper layer protocol.
                 let arrived = unsafe { Arrived::new(sk) };
@@ -501,15 +499,15 @@ impl<T: DataReady> DataReadyHook<T> {
         let rcu = rcu::read_lock();
         // SAFETY: By the safety requirements the socket is valid.
         let found = unsafe { Self::find(sk, &rcu) };
-        let before = found.map(|(_, target)| target.before.ready);
+        let before = found.and_then(|(_, target)| target.before.ready);
         let entered = found.filter(|(hook, _)| hook.enter(&rcu));
         let Some((hook, target)) = entered else {
             drop(rcu);
             // SAFETY: The socket is valid and has called this function.
-            return unsafe { Self::pass_on(sk, before.flatten()) };
+            return unsafe { Self::pass_on(sk, before) };
         };
         // The critical section ends here, and the count goes on.
-        let (hook, target) = (ptr::from_ref(hook), *target);
+        let (hook, target) = (ptr::from_ref(hook), target.target);
         drop(rcu);
         // SAFETY: `detach` waits until this callback is not counted any more. Until then the hook
         // and its queue live, the file of the socket is kept, and with it the `struct socket`, and
@@ -517,10 +515,10 @@ impl<T: DataReady> DataReadyHook<T> {
         let arrived = unsafe { ArrivedBuffers::new(sk, Self::take, &(*hook).taken) };
         // SAFETY: By the type invariant the pointer is from `Arc::into_raw`, for a reference that
         // is dropped only after `detach` has waited until no callback is counted.
-        let this = unsafe { ArcBorrow::from_raw(target.target.cast()) };
+        let this = unsafe { ArcBorrow::from_raw(target.cast()) };
         if !T::data_ready_unlocked(this, arrived) {
             // SAFETY: The socket is valid and has called this function.
-            unsafe { Self::pass_on(sk, target.before.ready) };
+            unsafe { Self::pass_on(sk, before) };
         }
         let rcu = rcu::read_lock();
         // SAFETY: `detach` waits until this callback is not counted, and for the guard after that.

@@ -15,10 +15,7 @@ use crate::{
     ffi,
     types::NotThreadSafe, //
 };
-use core::{
-    marker::PhantomData,
-    ptr::NonNull, //
-};
+use core::marker::PhantomData;
 
 /// The right to read what has arrived on a TCP socket.
 ///
@@ -29,7 +26,7 @@ use core::{
 /// `sk` is a TCP socket without an upper layer protocol, whose lock is held for `'a` on behalf of
 /// the current context. Nothing else reads from it for `'a`.
 pub struct Arrived<'a> {
-    sk: NonNull<bindings::sock>,
+    sk: *mut bindings::sock,
     _lock: PhantomData<&'a ()>,
     _not_send: NotThreadSafe,
 }
@@ -40,7 +37,7 @@ impl Arrived<'_> {
     /// `sk` must be a TCP socket without an upper layer protocol. The current context must hold its
     /// lock, as all do that read from it, for as long as the value lives.
     #[inline]
-    pub(super) unsafe fn new(sk: NonNull<bindings::sock>) -> Self {
+    pub(super) unsafe fn new(sk: *mut bindings::sock) -> Self {
         // INVARIANT: By the safety requirements this is such a socket, whose lock is held.
         Self {
             sk,
@@ -74,7 +71,7 @@ impl Arrived<'_> {
         }
         // SAFETY: By the type invariant this is a TCP socket whose lock is held, and that nothing
         // else reads from. `f` is borrowed during the call, which passes it to `actor` only.
-        unsafe { bindings::tcp_read_sock(self.sk.as_ptr(), (&raw mut f).cast(), Some(actor::<F>)) }
+        unsafe { bindings::tcp_read_sock(self.sk, (&raw mut f).cast(), Some(actor::<F>)) }
     }
 }
 
