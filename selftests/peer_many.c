@@ -16,6 +16,9 @@
 #define MANY_SIZE	(64UL << 20)
 /* As many tags as a queue has. */
 #define DEPTH		128
+/* What a server works on of a connection, and a payload that others would wait for. */
+#define AT_ONCE		16
+#define LONG		(64 << 10)
 
 struct many_shared {
 	_Atomic int hold;			/* answers wait */
@@ -114,8 +117,8 @@ static void many_serve(struct many_shared *sh, int *fd)
 	_exit(0);
 }
 
-/* As many reads at once as a queue has room for, by way of one CPU's. */
-static void many_reads(struct _test_data_many *self, int cpu)
+/* So many reads at once, by way of one CPU's queue. */
+static void many_reads(struct _test_data_many *self, int cpu, int count, size_t len)
 {
 	struct iocb iocb[DEPTH], *list[DEPTH];
 	struct io_event event[DEPTH];
@@ -130,25 +133,25 @@ static void many_reads(struct _test_data_many *self, int cpu)
 	sched_setaffinity(0, sizeof(set), &set);
 	fd = open(self->dev.path, O_RDONLY | O_DIRECT | O_CLOEXEC);
 	if (fd < 0 || syscall(SYS_io_setup, DEPTH, &aio) ||
-	    posix_memalign((void **)&buf, 4096, DEPTH * 4096))
+	    posix_memalign((void **)&buf, 4096, count * len))
 		_exit(1);
-	for (i = 0; i < DEPTH; i++) {
+	for (i = 0; i < count; i++) {
 		iocb[i] = (struct iocb) {
 			.aio_lio_opcode = IOCB_CMD_PREAD,
 			.aio_fildes = fd,
-			.aio_buf = (uintptr_t)(buf + i * 4096),
-			.aio_nbytes = 4096,
+			.aio_buf = (uintptr_t)(buf + i * len),
+			.aio_nbytes = len,
 			/* Not adjacent, so that they are not merged. */
-			.aio_offset = (cpu * DEPTH + i) * 8192L,
+			.aio_offset = (cpu * DEPTH + i) * 2 * len,
 		};
 		list[i] = &iocb[i];
 	}
-	if (syscall(SYS_io_submit, aio, DEPTH, list) != DEPTH ||
-	    syscall(SYS_io_getevents, aio, DEPTH, DEPTH, event, NULL) != DEPTH)
+	if (syscall(SYS_io_submit, aio, count, list) != count ||
+	    syscall(SYS_io_getevents, aio, count, count, event, NULL) != count)
 		_exit(1);
-	for (i = 0; i < DEPTH; i++)
-		sh->io_errors += event[i].res != 4096;
-	sh->io_done += DEPTH;
+	for (i = 0; i < count; i++)
+		sh->io_errors += event[i].res != (long long)len;
+	sh->io_done += count;
 	_exit(0);
 }
 
@@ -236,30 +239,68 @@ static int many_read_block(struct peer_session *s)
 	return fd < 0 || pread(fd, buf, 4096, MANY_SIZE / 2) != 4096;
 }
 
-/* What is in flight on all of them at once is answered. */
-TEST_F_TIMEOUT(many, every_request_is_answered, 120)
+/*
+ * Two CPUs have so many reads each in flight at once. Returns how many connections of each have
+ * any, and in *most how many one connection has.
+ */
+static int many_in_flight(struct __test_metadata *_metadata, struct _test_data_many *self,
+			  int count, size_t len, int *most)
 {
 	struct peer_session s = { .dev = self->dev };
-	int cpus = sysconf(_SC_NPROCESSORS_ONLN), i, used = 0, before;
+	int cpus = sysconf(_SC_NPROCESSORS_ONLN) < 2 ? 1 : 2, i, used = 0, before[CONNECTIONS], all;
 	struct many_shared *sh = self->sh;
 
 	/* The first opener has the partition table read. */
-	ASSERT_EQ(0, other_wait(other_run(&s, many_read_block), BOUNDED));
-	cpus = cpus < 2 ? 1 : 2;
-	before = sh->all;
+	EXPECT_EQ(0, other_wait(other_run(&s, many_read_block), BOUNDED));
+	all = sh->all + cpus * count;
+	for (i = 0; i < CONNECTIONS; i++)
+		before[i] = sh->requests[i];
 	sh->hold = 1;
 	for (i = 0; i < cpus; i++)
 		if (!fork_quiet())
-			many_reads(self, i);
-	EXPECT_TRUE(WAIT_UNTIL(sh->all - before >= cpus * DEPTH, 2 * BOUNDED))
-		TH_LOG("%d of %d requests are sent", sh->all - before, cpus * DEPTH);
-	for (i = 0; i < CONNECTIONS; i++)
-		used += sh->requests[i] > 0;
+			many_reads(self, i, count, len);
+	EXPECT_TRUE(WAIT_UNTIL(sh->all >= all, 2 * BOUNDED))
+		TH_LOG("%d of %d requests are missing", all - sh->all, cpus * count);
+	*most = 0;
+	for (i = 0; i < CONNECTIONS; i++) {
+		int n = sh->requests[i] - before[i];
+
+		used += n > 0;
+		if (n > *most)
+			*most = n;
+	}
 	report_count(used, "connections used at once");
 	sh->hold = 0;
-	EXPECT_TRUE(WAIT_UNTIL(sh->io_done == cpus * DEPTH, 2 * BOUNDED))
-		TH_LOG("%d of %d requests have ended", sh->io_done, cpus * DEPTH);
+	EXPECT_TRUE(WAIT_UNTIL(sh->io_done == cpus * count, 2 * BOUNDED))
+		TH_LOG("%d of %d requests have ended", sh->io_done, cpus * count);
 	EXPECT_EQ(0, sh->io_errors);
+	return used / cpus;
+}
+
+/* What is in flight on all of them at once is answered. */
+TEST_F_TIMEOUT(many, every_request_is_answered, 120)
+{
+	int most;
+
+	many_in_flight(_metadata, self, DEPTH, LONG, &most);
+}
+
+/* A server works on some requests of a connection, so that these need no other one. */
+TEST_F_TIMEOUT(many, short_requests_fill_one_after_the_other, 120)
+{
+	int most;
+
+	EXPECT_EQ(4, many_in_flight(_metadata, self, 4 * AT_ONCE, 4096, &most));
+	EXPECT_EQ(AT_ONCE, most);
+}
+
+/* A long payload keeps its connection. */
+TEST_F_TIMEOUT(many, long_reads_have_one_each, 120)
+{
+	int most;
+
+	EXPECT_EQ(AT_ONCE, many_in_flight(_metadata, self, AT_ONCE, LONG, &most));
+	EXPECT_EQ(1, most);
 }
 
 /* Each connection has a receiver: what is no reply costs just this one, and at once. */

@@ -42,6 +42,10 @@ const DRAIN_MS: i64 = 1000;
 /// in this time.
 const MIN_REPORT_AGE_MS: i64 = 1000;
 
+/// The requests of a connection that its server works on at the same time. `nbdkit` has as many
+/// threads for each connection, and `qemu-nbd` takes no more from one.
+const MAX_AT_ONCE: u64 = 16;
+
 /// Links that drain, or drained until now.
 pub(crate) type DrainingLinks = [Option<Arc<Link>>; MAX_DRAINING];
 
@@ -319,10 +323,12 @@ impl Connection {
         self.links.lock().has_room()
     }
 
-    /// Whether the connection is open and the server has answered everything. This is a hint.
-    pub(crate) fn is_idle(&self) -> bool {
+    /// Whether there is a link, and its server may begin with another request at once. This is a
+    /// hint.
+    pub(crate) fn has_room(&self) -> bool {
         let links = self.links.lock();
-        links.current().is_some_and(|link| link.is_idle())
+        let unanswered = links.current().map(|link| link.stats().unanswered());
+        unanswered.is_some_and(|count| count < MAX_AT_ONCE)
     }
 
     /// Whether no request is in flight, and the server was told that no requests follow or there is

@@ -13,6 +13,7 @@ mod sender;
 mod socket;
 mod stats;
 
+pub(crate) use read_ahead::LONG_PAYLOAD;
 pub(crate) use send_side::{
     Broken,
     Sent, //

@@ -10,7 +10,7 @@ use super::{
         Piece,
         Replies, //
     },
-    receive::LONG_PAYLOAD,
+    read_ahead::LONG_PAYLOAD,
     receive_side::After,
     Link,
     Partial,

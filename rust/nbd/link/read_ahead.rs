@@ -8,6 +8,9 @@ use crate::protocol::REPLY_LEN;
 /// copied twice, so the buffer is small. A link takes 256 bytes with it.
 const SIZE: usize = 6 * REPLY_LEN;
 
+/// What is left of a longer payload is received by the work, without reading ahead, in bytes.
+pub(crate) const LONG_PAYLOAD: usize = 32 << 10;
+
 /// A buffer of bytes that were received and not parsed yet.
 pub(super) struct ReadAhead {
     bytes: [u8; SIZE],

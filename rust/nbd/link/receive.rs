@@ -3,6 +3,7 @@
 //! The receiver of a link, which reads replies and finishes their requests.
 
 use super::{
+    read_ahead::LONG_PAYLOAD,
     Link,
     Partial,
     Receiver,
@@ -53,9 +54,6 @@ type Dest<'a> = BvecDest<'a, MAX_PIECES>;
 
 /// The bytes that one receive may wait for.
 const MAX_WAITING: usize = 128 << 10;
-
-/// What is left of a longer payload is received by the work, without reading ahead, in bytes.
-pub(super) const LONG_PAYLOAD: usize = 32 << 10;
 
 /// How long a receiver may occupy its worker before other work gets its turn, in milliseconds.
 const MAX_RUN_MS: u32 = 250;

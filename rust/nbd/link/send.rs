@@ -39,11 +39,6 @@ impl Link {
         self.send_side.lock().is_open()
     }
 
-    /// Whether the link takes requests and the server has answered everything. This is a hint.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.send_side.lock().is_empty() && self.stats().all_replied()
-    }
-
     /// Whether the link drains: it takes no requests, and those in flight may still be answered.
     pub(crate) fn is_draining(&self) -> bool {
         self.send_side.lock().is_draining()
@@ -83,6 +78,7 @@ impl Link {
             });
             trace::nbd_send_request(&mut header, || self.info().index(), rq);
             rq.set_header(header);
+            self.stats().add_queued();
         })
     }
 

@@ -133,18 +133,6 @@ impl SendSide {
         self.stage() == Some(Stage::Open)
     }
 
-    /// Whether the link takes requests and has none to send.
-    pub(super) fn is_empty(&self) -> bool {
-        match self {
-            Self::Active(outbox) => {
-                outbox.stage == Stage::Open
-                    && outbox.queue.is_empty()
-                    && matches!(outbox.sender, SenderState::Idle(_))
-            }
-            _ => false,
-        }
-    }
-
     /// Whether the link takes no requests, and those in flight may still be answered.
     pub(super) fn is_draining(&self) -> bool {
         self.stage() == Some(Stage::Draining)

@@ -21,6 +21,8 @@ use kernel::{
 /// the receiver writes those of receiving.
 pub(crate) struct LinkStats {
     created: Instant<Monotonic>,
+    /// Only a task that holds the lock of the sending side writes it.
+    queued: Atomic<u64>,
     requests: Atomic<u64>,
     replies: Atomic<u64>,
     sent: Atomic<u64>,
@@ -37,6 +39,7 @@ impl LinkStats {
     pub(super) fn new() -> Self {
         Self {
             created: Instant::now(),
+            queued: Atomic::new(0),
             requests: Atomic::new(0),
             replies: Atomic::new(0),
             sent: Atomic::new(0),
@@ -61,6 +64,11 @@ impl LinkStats {
         counter.store(counter.load(Relaxed).wrapping_add(n as u64), Relaxed);
     }
 
+    /// Counts a request that was queued.
+    pub(super) fn add_queued(&self) {
+        Self::add(&self.queued, 1);
+    }
+
     /// Counts `n` requests that were sent whole.
     pub(crate) fn add_requests(&self, n: usize) {
         Self::add(&self.requests, n);
@@ -71,10 +79,11 @@ impl LinkStats {
         Self::add(&self.replies, 1);
     }
 
-    /// Whether every request that was sent has its reply. This is a hint, since both counters may
-    /// be late.
-    pub(crate) fn all_replied(&self) -> bool {
-        self.requests.load(Relaxed) == self.replies.load(Relaxed)
+    /// Returns how many requests the link has that were not answered. This is a hint, since both
+    /// counters may be late.
+    pub(crate) fn unanswered(&self) -> u64 {
+        let replies = self.replies.load(Relaxed);
+        self.queued.load(Relaxed).saturating_sub(replies)
     }
 
     /// Counts bytes that were sent. The server does not have the last `unread` bytes then, by which

@@ -13,7 +13,10 @@ use crate::{
         PushError, //
     },
     error::LinkError,
-    link::Sent,
+    link::{
+        Sent,
+        LONG_PAYLOAD, //
+    },
     log::Topic,
     protocol::is_supported,
     request::Queue, //
@@ -44,6 +47,24 @@ impl Session {
         self.places.of_queue(hctx, self.hw_queues)
     }
 
+    /// Returns the connection for a request, of the `own` ones of its hardware queue. It may have
+    /// no open link.
+    fn choose(&self, hctx: u32, own: usize, rq: &OwnedRequest<Queue>) -> Option<&Arc<Connection>> {
+        // Other replies wait for a long payload, so that these are distributed.
+        let is_long = rq.op() == Op::Read && rq.bytes() as usize > LONG_PAYLOAD;
+        // Each more connection that is in use costs the packets and the switches of another server
+        // thread. It gets requests when the server works on as many of those before it as it does.
+        let mut connections = self.of_queue(hctx);
+        let with_room = match own > 1 && !is_long {
+            true => connections.find(|one| one.has_room()),
+            false => None,
+        };
+        with_room.or_else(|| {
+            let pick = connections::pick(rq.unique_tag(), own);
+            self.of_queue(hctx).nth(pick)
+        })
+    }
+
     /// Hands a request to a connection of its hardware queue, or to another one that is open.
     /// Context: may sleep, but never for a peer.
     pub(crate) fn submit(
@@ -59,16 +80,8 @@ impl Session {
         if !is_supported(rq.op()) || (writes && self.flags.read_only()) {
             rq.end(BlkStatus::IOERR);
         } else {
-            let mut connections = self.of_queue(hctx);
-            let pick = connections::pick(rq.unique_tag(), own);
-            // A request that comes alone goes to the first connection, whose server and receiver
-            // are warm.
-            let chosen = match connections.next() {
-                Some(first) if pick == 0 || first.is_idle() => Some(first),
-                _ => connections.nth(pick.saturating_sub(1)),
-            };
-            let pushed = match chosen {
-                Some(connection) => self.pushed(connection.push(rq, last && own == 1)),
+            let pushed = match self.choose(hctx, own, &rq) {
+                Some(connection) => self.pushed(connection.push(rq, last)),
                 None => Err(rq),
             };
             match pushed {
