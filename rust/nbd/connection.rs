@@ -90,7 +90,7 @@ pub(crate) struct Due {
 }
 
 /// Whether a time limit of `limit` milliseconds from `since` is still pending. If so, lowers `next`
-/// to the milliseconds that are left, unless another limit comes previous.
+/// to the milliseconds that are left, unless another limit comes first.
 pub(crate) fn waits(next: &mut Option<i64>, since: Instant<Monotonic>, limit: i64) -> bool {
     let left = limit - since.elapsed().as_millis();
     if left > 0 {

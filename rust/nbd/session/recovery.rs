@@ -56,7 +56,7 @@ impl Session {
         let failure = {
             let mut inner = self.inner.lock();
             let connection = self.connections().find(|one| one.take_failed(link, error));
-            // If no connection has this link, it was given up before, or belongs to an previous
+            // If no connection has this link, it was given up before, or belongs to a previous
             // session. The end of that session has handled everything but what the receiver has
             // released since.
             connection.map(|one| {

@@ -50,10 +50,10 @@ impl Session {
     /// Returns the connection for a request, of the `own` ones of its hardware queue. It may have
     /// no open link.
     fn choose(&self, hctx: u32, own: usize, rq: &OwnedRequest<Queue>) -> Option<&Arc<Connection>> {
-        // Other replies wait for a long payload, so that these are distributed.
+        // Other replies of the connection wait for a long payload, so that these are distributed.
         let is_long = rq.op() == Op::Read && rq.bytes() as usize > LONG_PAYLOAD;
-        // Each more connection that is in use costs the packets and the switches of another server
-        // thread. It gets requests when the server works on as many of those before it as it does.
+        // Each further connection in use costs the packets and the wake-ups of another server
+        // thread. It gets requests when those before it have as many as their servers work on.
         let mut connections = self.of_queue(hctx);
         let with_room = match own > 1 && !is_long {
             true => connections.find(|one| one.has_room()),
