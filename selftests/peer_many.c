@@ -251,7 +251,7 @@ static int many_in_flight(struct __test_metadata *_metadata, struct _test_data_m
 	struct many_shared *sh = self->sh;
 
 	/* The first opener has the partition table read. */
-	EXPECT_EQ(0, other_wait(other_run(&s, many_read_block), BOUNDED));
+	ASSERT_EQ(0, other_wait(other_run(&s, many_read_block), BOUNDED));
 	all = sh->all + cpus * count;
 	for (i = 0; i < CONNECTIONS; i++)
 		before[i] = sh->requests[i];
