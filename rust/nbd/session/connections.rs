@@ -62,7 +62,8 @@ fn of_queue<T>(all: &[T], queue: u32, queues: u32) -> impl Iterator<Item = &T> {
     all.iter().skip(first).step_by(step)
 }
 
-/// Returns which of the `count` connections of its queue the request with this tag goes to.
+/// Returns which of the `count` connections of its queue the request with this tag goes to if the
+/// tag decides.
 pub(crate) fn pick(tag: u32, count: usize) -> usize {
     (tag as usize).checked_rem(count).unwrap_or(0)
 }

@@ -54,15 +54,13 @@ impl Session {
         let is_long = rq.op() == Op::Read && rq.bytes() as usize > LONG_PAYLOAD;
         // Each further connection in use costs the packets and the wake-ups of another server
         // thread. It gets requests when those before it have as many as their servers work on.
-        let mut connections = self.of_queue(hctx);
-        let with_room = match own > 1 && !is_long {
-            true => connections.find(|one| one.has_room()),
-            false => None,
-        };
-        with_room.or_else(|| {
-            let pick = connections::pick(rq.unique_tag(), own);
-            self.of_queue(hctx).nth(pick)
-        })
+        if own > 1 && !is_long {
+            if let Some(one) = self.of_queue(hctx).find(|one| one.has_room()) {
+                return Some(one);
+            }
+        }
+        let pick = connections::pick(rq.unique_tag(), own);
+        self.of_queue(hctx).nth(pick)
     }
 
     /// Hands a request to a connection of its hardware queue, or to another one that is open.
@@ -81,7 +79,7 @@ impl Session {
             rq.end(BlkStatus::IOERR);
         } else {
             let pushed = match self.choose(hctx, own, &rq) {
-                Some(connection) => self.pushed(connection.push(rq, last)),
+                Some(connection) => self.pushed(connection.push(rq, last && own == 1)),
                 None => Err(rq),
             };
             match pushed {
